@@ -1,0 +1,227 @@
+"""Folders of photos and data sets of the Hub as one `DatasetDict`: train, validation, test; columns image and label.
+
+The folder layout is that of `datasets`' imagefolder, without its traps: labels come from the folder below the split
+whatever the depth, class ids come from train alone, and what lies beside the splits (fast.ai's `sample/`) stays out.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+VALIDATION_FOLDERS = ("validation", "valid", "val")
+TEST_FOLDERS = ("test", "test1")
+UNLABELLED = -1
+LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
+
+
+def load_image_folder(
+    path: str | os.PathLike[str], *, validation_fraction: float = 0.2, seed: int = 42
+) -> DatasetDict:
+    """Read a folder of photos, one folder a class.
+
+    With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
+    or test1; without class folders it is unlabelled, all labels -1). Otherwise the folders in `path` are the classes.
+    Without a validation folder a share of each class is split off, and the log says so.
+
+    Args:
+        path (`str` or `PathLike`): the folder.
+        validation_fraction (`float`, *optional*, defaults to 0.2): share of each class for validation, where there is
+            no folder for it; between 0 and 1.
+        seed (`int`, *optional*, defaults to 42): for that split.
+
+    Returns:
+        `DatasetDict`: each split with the columns `image` (`datasets.Image`) and `label` (`datasets.ClassLabel`, the
+        names sorted, from train).
+
+    Raises:
+        FileNotFoundError: if `path` is not a folder.
+        ValueError: if it holds no photo, only one class, or a class that train lacks; or `validation_fraction` is off.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        beside = _names(root.parent) if root.parent.is_dir() else []
+        raise FileNotFoundError(
+            f"{root}: {'is a file, not a folder' if root.exists() else 'no such folder'}. "
+            f"{f'Beside it: {_few(beside)}. ' if beside else ''}{LAYOUT}"
+        )
+    check_fraction(validation_fraction)
+    train_root = root / "train"
+    validation_root = next((root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()), None)
+    if not train_root.is_dir():
+        if validation_root is not None:
+            raise ValueError(f"{root}: there is {validation_root.name}/ but no train/. {LAYOUT}")
+        train_root = root
+    train = _photos_by_class(train_root)
+    if len(train) < 2:
+        raise ValueError(_too_few_classes(train_root, train))
+    names = sorted(train)
+    splits = {"train": _to_dataset(train, names)}
+    if validation_root is not None:
+        validation = _photos_by_class(validation_root)
+        _check_classes(validation, names, validation_root)
+        splits["validation"] = _to_dataset(validation, names)
+    else:
+        splits["train"], splits["validation"] = stratified_split(splits["train"], validation_fraction, seed)
+    test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
+    if test_root is not None and (test := _test_split(test_root, names)) is not None:
+        splits["test"] = test
+    return DatasetDict(splits)
+
+
+def load_image_dataset(
+    name: str,
+    *,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    train_split_name: str = "train",
+    validation_split_name: str | None = None,
+    validation_fraction: float = 0.2,
+    seed: int = 42,
+) -> DatasetDict:
+    """Read a labelled image data set of the Hub, or a local folder that `datasets.load_dataset` reads.
+
+    Args:
+        name (`str`): what `datasets.load_dataset` takes.
+        image_column_name, label_column_name (`str`, *optional*): its columns; they become `image` and `label`.
+        train_split_name (`str`, *optional*, defaults to "train"): its training split.
+        validation_split_name (`str`, *optional*): its validation split; by default "validation", "valid", "val" or
+            "test", whichever there is, else a share of each class is split off.
+        validation_fraction (`float`, *optional*, defaults to 0.2): that share.
+        seed (`int`, *optional*, defaults to 42): for that split.
+
+    Raises:
+        ValueError: if a split or a column is not there, or the label is not a class.
+    """
+    check_fraction(validation_fraction)
+    loaded = load_dataset(name)
+    if validation_split_name is None:
+        validation_split_name = next((split for split in (*VALIDATION_FOLDERS, "test") if split in loaded), None)
+    splits = {"train": train_split_name, "validation": validation_split_name}
+    result = DatasetDict()
+    for split, given in splits.items():
+        if given is None:
+            continue
+        if given not in loaded:
+            raise ValueError(f"{name} has no split {given!r}: it has {_few(sorted(loaded))}. Use --{split}_split_name.")
+        result[split] = _two_columns(loaded[given], name, image_column_name, label_column_name)
+    if "validation" not in result:
+        result["train"], result["validation"] = stratified_split(result["train"], validation_fraction, seed)
+    return result
+
+
+def stratified_split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off a share of each class, at least one photo where a class has two; the order within each is kept."""
+    labels = np.asarray(dataset["label"])
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held_out[rng.permutation(members)[:count]] = True
+    logger.warning(
+        f"No validation photos given: {held_out.sum()} of {len(labels)} split off, {fraction:.0%} of each class "
+        f"(seed {seed})."
+    )
+    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise a ValueError unless a share lies between 0 and 1."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"validation_fraction={fraction!r}: give a share between 0 and 1, such as 0.2.")
+
+
+def photo_files(folder: Path) -> Iterator[Path]:
+    """All picture files below a folder, sorted; hidden ones are left out, links are followed but never in a circle."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS:
+                yield Path(parent, name)
+
+
+def _photos_by_class(root: Path) -> dict[str, list[str]]:
+    photos: dict[str, list[str]] = {}
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        files = [str(file.absolute()) for file in photo_files(folder)]
+        if files:
+            photos[folder.name] = files
+        else:
+            logger.warning(f"{folder}: no photo in it, so it is not a class.")
+    return photos
+
+
+def _to_dataset(photos: dict[str, list[str]], names: list[str]) -> Dataset:
+    rows = [(file, names.index(name)) for name, files in photos.items() for file in files]
+    return _rows_to_dataset(rows, names)
+
+
+def _rows_to_dataset(rows: list[tuple[str, int]], names: list[str]) -> Dataset:
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"image": [file for file, _ in rows], "label": [id_ for _, id_ in rows]}, features)
+
+
+def _test_split(root: Path, names: list[str]) -> Dataset | None:
+    by_class = _photos_by_class(root)
+    if set(by_class) & set(names):
+        _check_classes(by_class, names, root)
+        return _to_dataset(by_class, names)
+    files = [str(file.absolute()) for file in photo_files(root)]
+    return _rows_to_dataset([(file, UNLABELLED) for file in files], names) if files else None
+
+
+def _check_classes(photos: dict[str, list[str]], names: list[str], root: Path) -> None:
+    if not photos:
+        raise ValueError(f"{root}: no photo in class folders; it holds {_few(_names(root))}. {LAYOUT}")
+    unknown = sorted(set(photos) - set(names))
+    if unknown:
+        raise ValueError(
+            f"{root}: {_few(unknown)} not among the classes of train ({_few(names)}). "
+            "Add photos of it to train, or take the folder out."
+        )
+    missing = sorted(set(names) - set(photos))
+    if missing:
+        logger.warning(f"{root}: no photo of {_few(missing)}; its figures say nothing about it.")
+
+
+def _too_few_classes(root: Path, photos: dict[str, list[str]]) -> str:
+    kinds = Counter(file.suffix.lower() or "no ending" for file in root.rglob("*") if file.is_file())
+    found = f"one class only ({_few(list(photos))})" if photos else "no photo in class folders"
+    listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file at all"
+    return f"{root}: {found}; it holds {_few(_names(root))} ({listing}). At least two classes are needed. {LAYOUT}"
+
+
+def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: str) -> Dataset:
+    for column, flag in ((image_column, "image_column_name"), (label_column, "label_column_name")):
+        if column not in dataset.column_names:
+            raise ValueError(f"{name} has no column {column!r}: it has {_few(dataset.column_names)}. Use --{flag}.")
+    dataset = dataset.select_columns([image_column, label_column])
+    dataset = dataset.rename_columns(
+        {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
+    )
+    if not isinstance(dataset.features["image"], Image):
+        raise ValueError(f"{name}: column {image_column!r} holds {dataset.features['image']}, not images.")
+    return dataset if isinstance(dataset.features["label"], ClassLabel) else dataset.class_encode_column("label")
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+
+
+def _few(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return (shown or "nothing") + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,281 @@
+"""Layer groups: which parameters are early, middle and head; which of them are frozen; a rate for each.
+
+Works on any PyTorch training loop and on a stock `transformers.Trainer`. Frozen means still: no gradient, and
+batch-norm statistics that do not move, although the Trainer calls `model.train()` in every step.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models import group_parameters
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+# Normalisation layers of timm and transformers derive from these or carry "norm" in their class name.
+_NORM_CLASSES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class LayerGroups:
+    """Consecutive groups of a model's layers, from the input to the head.
+
+    Make one with [`LayerGroups.from_model`], or give the groups yourself.
+
+    Args:
+        model (`nn.Module`): the model; it is not copied.
+        groups (`dict[str, list[str]]`): for each group's name, in order from the input to the head, the names of its
+            parameters as in `model.named_parameters()`. Each parameter belongs to exactly one group.
+        head (`nn.Module`, *optional*): the last group's module, where it is one module: its input is what
+            precomputing stores.
+
+    Raises:
+        ValueError: if a parameter is in no group, in two, or not in the model.
+    """
+
+    def __init__(self, model: nn.Module, groups: dict[str, list[str]], head: nn.Module | None = None) -> None:
+        self.model = model
+        self.head = head
+        self.names = list(groups)
+        self._parameter_names = list(groups.values())
+        self._frozen = 0
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        given = [name for names in self._parameter_names for name in names]
+        expected = [name for name, _ in model.named_parameters()]
+        if sorted(given) != sorted(expected):
+            wrong = sorted(set(given) ^ set(expected)) or sorted({name for name in given if given.count(name) > 1})
+            raise ValueError(f"Each parameter of the model must be in exactly one layer group; look at {wrong[:5]}.")
+
+    @classmethod
+    def from_model(cls, model: nn.Module, n_groups: int = 3) -> "LayerGroups":
+        """Split a model into its head and `n_groups - 1` consecutive groups of body stages, the earlier the larger.
+
+        The stages are timm's own (`group_matcher(coarse=True)`) for timm models and for
+        `TimmWrapperForImageClassification`, and the blocks of the largest list of layers for models of transformers.
+        resnet34's three groups are fast.ai's: [conv1, bn1, layer1, layer2], [layer3, layer4], [fc].
+
+        Args:
+            model (`nn.Module`): a classifier of timm or transformers.
+            n_groups (`int`, *optional*, defaults to 3): at least 2; 3 are named early, middle and head.
+
+        Raises:
+            ValueError: if the model has no head that can be told from its body, or fewer stages than asked for.
+        """
+        if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 2:
+            raise ValueError(f"n_groups={n_groups!r}: give a whole number of at least 2, the head and its body.")
+        heads = _head_modules(model)
+        head_parameters = {id(parameter) for head in heads for parameter in head.parameters()}
+        body = [name for name, parameter in model.named_parameters() if id(parameter) not in head_parameters]
+        if not head_parameters or not body:
+            raise ValueError(
+                f"{type(model).__name__} cannot be split into layer groups: its head cannot be told from its body. "
+                "Give LayerGroups(model, groups) the parameter names of each group yourself."
+            )
+        stages = _stages(model, body)
+        if len(stages) < n_groups - 1:
+            raise ValueError(
+                f"n_groups={n_groups}: the body of {type(model).__name__} has {len(stages)} stages, "
+                f"so at most {len(stages) + 1} groups, the head among them, are possible."
+            )
+        chunks = [list(chunk) for chunk in np.array_split(np.arange(len(stages)), n_groups - 1)]
+        groups = {
+            name: [parameter for stage in chunk for parameter in stages[stage]]
+            for name, chunk in zip(_body_names(n_groups - 1), chunks, strict=True)
+        }
+        groups["head"] = [name for name, parameter in model.named_parameters() if id(parameter) in head_parameters]
+        return cls(model, groups, heads[0] if len(heads) == 1 else None)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        sizes = [sum(parameter.numel() for parameter in self.parameters(i)) for i in range(len(self))]
+        parts = [
+            f"{name}: {size:,}{' (frozen)' if i < self._frozen else ''}"
+            for i, (name, size) in enumerate(zip(self.names, sizes, strict=True))
+        ]
+        return f"LayerGroups({', '.join(parts)})"
+
+    @property
+    def frozen(self) -> int:
+        """How many groups, from the input on, are frozen."""
+        return self._frozen
+
+    def parameter_names(self, i: int) -> list[str]:
+        """The names of a group's parameters, as in `model.named_parameters()`."""
+        return list(self._parameter_names[i])
+
+    def parameters(self, i: int) -> list[nn.Parameter]:
+        """A group's parameters, in the model's order; `i` counts as in Python, so -1 is the head."""
+        return [self.model.get_parameter(name) for name in self._parameter_names[i]]
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze all groups before group `n` and train the rest; `n` counts as in Python, so -1 trains the head only.
+
+        Frozen parameters have `requires_grad` False and no gradient; the batch norms among them keep their statistics
+        under `model.train()`, by a forward pre-hook.
+
+        Raises:
+            ValueError: if there is no group `n`.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or not -len(self) <= n < len(self):
+            raise ValueError(
+                f"freeze_to({n!r}): there are {len(self)} layer groups ({', '.join(self.names)}), "
+                f"so give a whole number from {-len(self)} to {len(self) - 1}."
+            )
+        self._frozen = n % len(self)
+        for i in range(len(self)):
+            for parameter in self.parameters(i):
+                parameter.requires_grad_(i >= self._frozen)
+                if i < self._frozen:
+                    parameter.grad = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [norm.register_forward_pre_hook(_hold_still) for norm in self._frozen_batch_norms()]
+
+    def unfreeze(self) -> None:
+        """Train every group."""
+        self.freeze_to(0)
+
+    def learning_rates(self, lrs: float | Sequence[float] | slice) -> list[float]:
+        """One rate a group: a number serves all, `slice(a, b)` spreads geometrically from a to b, a list is checked.
+
+        Raises:
+            ValueError: if a list has another length than there are groups, or a rate is not a positive number.
+        """
+        if isinstance(lrs, slice):
+            if lrs.start is None or lrs.stop is None or lrs.step is not None:
+                raise ValueError(f"{lrs}: give slice(lowest, highest), both rates.")
+            rates = [float(rate) for rate in np.geomspace(lrs.start, lrs.stop, len(self))]
+        elif isinstance(lrs, int | float):
+            rates = [float(lrs)] * len(self)
+        else:
+            rates = [float(rate) for rate in lrs]
+        if len(rates) != len(self):
+            raise ValueError(
+                f"{len(rates)} learning rates for {len(self)} layer groups ({', '.join(self.names)}): "
+                "give one number for all of them, or one rate a group."
+            )
+        if not all(0 <= rate < float("inf") for rate in rates):
+            raise ValueError(f"Learning rates {rates}: each must be a finite number, zero or more.")
+        return rates
+
+    def param_groups(
+        self, lrs: float | Sequence[float] | slice, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer, in the order of the layer groups, each with its own rate.
+
+        All parameters are in, frozen ones too: they have no gradient, so no optimizer touches them, and a checkpoint
+        keeps its shape when more of the model is unfrozen. With weight decay each layer group gives two parameter
+        groups, of which the second, biases and normalisation weights, has none.
+
+        Args:
+            lrs (`float`, sequence of `float` or `slice`): see [`LayerGroups.learning_rates`].
+            weight_decay (`float`, *optional*, defaults to 0.0): for weights that are neither bias nor normalisation.
+        """
+        undecayed = self._undecayed_names() if weight_decay else set()
+        groups: list[dict[str, Any]] = []
+        for name, names, lr in zip(self.names, self._parameter_names, self.learning_rates(lrs), strict=True):
+            for decay, members in (
+                (weight_decay, [member for member in names if member not in undecayed]),
+                (0.0, [member for member in names if member in undecayed]),
+            ):
+                if members:
+                    parameters = [self.model.get_parameter(member) for member in members]
+                    groups.append({"params": parameters, "lr": lr, "weight_decay": decay, "name": name})
+        return groups
+
+    def _undecayed_names(self) -> set[str]:
+        norms = {
+            f"{name}.{parameter}"
+            for name, module in self.model.named_modules()
+            if isinstance(module, _NORM_CLASSES) or "norm" in type(module).__name__.lower()
+            for parameter, _ in module.named_parameters(recurse=False)
+        }
+        return norms | {name for name, _ in self.model.named_parameters() if name.endswith("bias")}
+
+    def _frozen_batch_norms(self) -> Iterator[nn.Module]:
+        """Batch norms before the first trainable parameter; those without weights follow the layer before them."""
+        frozen_names = {name for names in self._parameter_names[: self._frozen] for name in names}
+        last_was_frozen = bool(frozen_names)
+        for module_name, module in self.model.named_modules():
+            own = [f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if own:
+                last_was_frozen = own[0].removeprefix(".") in frozen_names
+            if isinstance(module, _BatchNorm) and last_was_frozen:
+                yield module
+
+
+def _hold_still(module: nn.Module, args: tuple[Any, ...]) -> None:
+    module.training = False
+
+
+def _body_names(n: int) -> list[str]:
+    return {1: ["body"], 2: ["early", "middle"]}.get(n, [f"body_{i}" for i in range(1, n + 1)])
+
+
+def timm_network(model: nn.Module) -> nn.Module | None:
+    """The timm network that a model is or wraps, None for others."""
+    network = getattr(model, "timm_model", model)
+    return network if hasattr(network, "get_classifier") else None
+
+
+def _head_modules(model: nn.Module) -> list[nn.Module]:
+    network = timm_network(model)
+    if network is not None:
+        classifier = network.get_classifier()
+        return [head for head in (classifier if isinstance(classifier, tuple) else (classifier,)) if has_weights(head)]
+    body = getattr(model, "base_model", model)
+    if body is model:
+        return []
+    return [child for child in model.children() if child is not body and has_weights(child)]
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Whether a module has any parameter."""
+    return next(module.parameters(), None) is not None
+
+
+def _stages(model: nn.Module, body: list[str]) -> list[list[str]]:
+    """The body's parameter names, stage by stage, from the input on."""
+    network = timm_network(model)
+    if network is not None and hasattr(network, "group_matcher"):
+        prefix = next(name for name, module in model.named_modules() if module is network)
+        prefix = f"{prefix}." if prefix else ""
+        matched = group_parameters(network, network.group_matcher(coarse=True))
+        stage_of = {prefix + name: stage for stage, names in matched.items() for name in names}
+        last = max(matched)  # the classifier, and what timm leaves with it: norms and convolutions after the last stage
+        return _collect(body, lambda name: min(stage_of[name], last - 1))
+    blocks_name, count = _largest_list_of_layers(model, body)
+    if count == 0:
+        return [body]
+    pattern = re.compile(re.escape(blocks_name) + r"\.(\d+)\.")
+    first = min(i for i, name in enumerate(body) if pattern.match(name))
+
+    def stage(name: str) -> int:
+        match = pattern.match(name)
+        if match:
+            return int(match[1]) + 1
+        return 0 if body.index(name) < first else count
+
+    return _collect(body, stage)
+
+
+def _collect(names: list[str], stage_of: Callable[[str], int]) -> list[list[str]]:
+    stages: dict[int, list[str]] = {}
+    for name in names:
+        stages.setdefault(stage_of(name), []).append(name)
+    return [stages[stage] for stage in sorted(stages)]
+
+
+def _largest_list_of_layers(model: nn.Module, body: list[str]) -> tuple[str, int]:
+    """The outermost ModuleList or Sequential of at least two children that holds half of the body's parameters."""
+    sizes = {name: model.get_parameter(name).numel() for name in body}
+    total = sum(sizes.values())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
+            share = sum(size for parameter, size in sizes.items() if parameter.startswith(f"{name}."))
+            if share * 2 >= total:
+                return name, len(module)
+    return "", 0

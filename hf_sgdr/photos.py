@@ -1,0 +1,146 @@
+"""Photos as tensors: reading any picture as 8-bit RGB, and a torch dataset of transformed photos.
+
+The pixels stay 8-bit until they are on the device, where a whole batch is normalised at once: workers hand over a
+quarter of the bytes.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+
+
+def read_photo(photo: Any) -> Image.Image:
+    """A picture as a Pillow image in RGB, turned upright as its EXIF orientation says; a GIF gives its first frame.
+
+    Args:
+        photo: a path, encoded bytes, a `{"bytes", "path"}` of a `datasets.Image(decode=False)`, a Pillow image, a
+            numpy array (height, width[, channels]) of uint8, or a uint8 tensor (3, height, width).
+
+    Raises:
+        ValueError: if it cannot be read; the message names the file and the reason.
+        TypeError: if it is none of these.
+    """
+    name, source = "image", photo
+    if isinstance(photo, Mapping):
+        name = photo.get("path") or name
+        source = photo["bytes"] if photo.get("bytes") is not None else photo.get("path")
+    if isinstance(source, torch.Tensor):
+        source = source.permute(1, 2, 0).numpy()
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(source)
+    try:
+        if isinstance(source, bytes | bytearray):
+            image = Image.open(BytesIO(source))
+        elif isinstance(source, str | os.PathLike):
+            name = str(source)
+            image = Image.open(source)
+        elif isinstance(source, Image.Image):
+            image = source
+        else:
+            raise TypeError(f"{type(photo).__name__} is no picture: give a path, bytes, a Pillow image or an array.")
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name}: cannot be read as a picture ({reason}). Remove or replace it.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and deeper: Pillow would clip, not scale
+        pixels = np.asarray(image, dtype=np.float32)
+        return Image.fromarray((pixels / max(257.0, pixels.max() / 255)).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def photo_hash(photo: Any) -> bytes:
+    """SHA-256 of a photo's content: of the file's bytes where there is a file, of the pixels otherwise."""
+    if isinstance(photo, Mapping):
+        photo = photo["bytes"] if photo.get("bytes") is not None else photo["path"]
+    if isinstance(photo, bytes | bytearray):
+        return hashlib.sha256(photo).digest()
+    if isinstance(photo, str | os.PathLike):
+        return hashlib.sha256(Path(photo).read_bytes()).digest()
+    pixels = np.asarray(read_photo(photo))
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+class PixelTransform(Protocol):
+    """Anything with `pixels(photo, seed) -> uint8 tensor`; see `hf_sgdr.transforms.PhotoTransform`."""
+
+    def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
+        """A photo as a uint8 tensor (3, size, size), its random choices drawn from the seed."""
+
+
+class PhotoDataset(Dataset[dict[str, Any]]):
+    """The photos of a `datasets.Dataset` as `{"pixel_values": uint8 (3, size, size), "labels": int}`.
+
+    What is random depends on the seed, the epoch and the photo's index alone, so neither the number of workers nor the
+    order of the photos changes it.
+
+    Args:
+        dataset (`datasets.Dataset`, or any sequence of dicts): rows with an image and, if labelled, a label.
+        transform (`PixelTransform`): turns a photo into pixels.
+        image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are; rows without the
+            label column, or with an unknown label (None or -1), give no "labels".
+        seed (`int`, *optional*, defaults to 0): for the augmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: PixelTransform,
+        *,
+        image_column: str = "image",
+        label_column: str = "label",
+        seed: int = 0,
+    ) -> None:
+        self.rows = undecoded(dataset, image_column)
+        self.transform = transform
+        self.image_column, self.label_column = image_column, label_column
+        self.seed = seed
+        # In shared memory, so that persistent workers see a new epoch too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentations of another epoch; accelerate's data loaders call it."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        pixels = self.transform.pixels(row[self.image_column], (self.seed, int(self._epoch), index))
+        label = row.get(self.label_column)
+        return {"pixel_values": pixels} if label is None or label < 0 else {"pixel_values": pixels, "labels": label}
+
+    def content_hash(self) -> str:
+        """SHA-256 over every photo's content, in order; labels do not count."""
+        with ThreadPoolExecutor() as pool:  # hashlib and reading release the interpreter's lock
+            digests = pool.map(lambda index: photo_hash(self.rows[index][self.image_column]), range(len(self)))
+            return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def undecoded(dataset: Any, image_column: str = "image") -> Any:
+    """The same rows with the image column left encoded, as bytes or a path; other sequences are returned as they are."""
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    if image_column not in dataset.column_names:
+        raise ValueError(
+            f"No image column {image_column!r}: the dataset has {dataset.column_names}. Name it with image_column_name."
+        )
+    dataset = dataset.with_format(None)
+    if isinstance(dataset.features[image_column], datasets.Image):
+        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    return dataset
