@@ -59,6 +59,9 @@ def load_image_folder(
         if validation_root is not None:
             raise ValueError(f"{root}: there is {validation_root.name}/ but no train/. {LAYOUT}")
         train_root = root
+        nested = [folder.name for folder in root.iterdir() if (folder / "train").is_dir()]
+        if nested:
+            raise ValueError(f"{root}: {_few(sorted(nested))} are data sets of their own, with train/ inside. Name one.")
     train = _photos_by_class(train_root)
     if len(train) < 2:
         raise ValueError(_too_few_classes(train_root, train))

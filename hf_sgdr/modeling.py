@@ -89,7 +89,13 @@ def _from_timm_name(
 ) -> TimmWrapperForImageClassification:
     if weights_file is not None and not Path(weights_file).is_file():
         raise FileNotFoundError(f"weights_file={os.fspath(weights_file)!r}: no such file.")
-    network = timm.create_model(name, pretrained=pretrained and weights_file is None, **model_args)
+    try:
+        network = timm.create_model(name, pretrained=pretrained and weights_file is None, **model_args)
+    except OSError as error:
+        raise OSError(
+            f"The pretrained weights of {name!r} could not be loaded from the Hub ({str(error).splitlines()[0]}) "
+            "Give weights_file=, a local folder, or pretrained=False."
+        ) from error
     if weights_file is not None:
         _load_weights_file(network, weights_file)
     elif not pretrained:
@@ -118,7 +124,7 @@ def _load_weights_file(network: nn.Module, weights_file: str | os.PathLike[str])
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"weights_file={path!r}: holds {type(weights).__name__}, not a state dict of tensors.")
-    if "_conv_stem.weight" in weights:
+    if "_conv_stem.weight" in weights and hasattr(network, "blocks"):
         weights = lite0_keys_to_timm(weights, [len(stage) for stage in network.blocks])
     weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
     expected = network.state_dict()

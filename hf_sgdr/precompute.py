@@ -1,0 +1,254 @@
+"""Precomputing: the head's input for every photo, computed once, and the small classifier that is trained on it.
+
+Correct by construction: the features are whatever the head really receives, caught by a hook in the model's own forward
+pass, and extraction stops if the head alone does not give the model's own logits.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from hf_sgdr.features import FeatureStore, _replace, cache_folder, module_hash
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.transforms import PhotoTransform
+
+logger = logging.get_logger(__name__)
+
+# Below this many photos extraction takes seconds in any precision, so it is done in full precision.
+FEW_PHOTOS = 256
+# What the model's configuration says about labels and provenance does not change its features.
+_NOT_IN_KEY = {
+    "_name_or_path", "dtype", "hf_sgdr", "id2label", "label2id", "label_names", "num_classes", "num_labels",
+    "pretrained_cfg", "problem_type", "transformers_version",
+}  # fmt: skip
+
+
+class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
+    """Rows of features and their labels, in memory; a whole batch is one indexing operation.
+
+    Args:
+        features (`Tensor`): (rows, ...), any floating type.
+        labels (`Tensor`): (rows,), class ids.
+    """
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"features": self.features[index].float(), "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        rows = torch.as_tensor(indices)
+        return {"features": self.features[rows].float(), "labels": self.labels[rows]}
+
+
+def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collator for a dataset that already returns whole batches."""
+    return batch
+
+
+class HeadClassifier(nn.Module):
+    """A model's head alone, on precomputed features; its tensors are the model's own.
+
+    Args:
+        model (`PreTrainedModel`): the whole classifier, for its configuration and loss.
+        head (`nn.Module`): the model's last layer group.
+    """
+
+    main_input_name = "features"
+    accepts_loss_kwargs = False
+
+    def __init__(self, model: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.config = model.config
+        self._loss = model.loss_function
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Logits (batch, classes), and the loss where labels are given."""
+        logits = self.head(features)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": self._loss(labels, logits, self.config), "logits": logits}
+
+
+def extract_features(
+    model: nn.Module,
+    head: nn.Module,
+    photos: PhotoDataset,
+    *,
+    dtype: torch.dtype,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: str | None = None,
+) -> FeatureStore:
+    """Compute, where they are not stored yet, the head's input for every photo. (Lesson step 1, `precompute=True`.)
+
+    Every process writes its own shards and returns when those are done; read the store after all have.
+
+    Args:
+        model (`PreTrainedModel`): the whole classifier, on the device that computes.
+        head (`nn.Module`): its last layer group.
+        photos ([`PhotoDataset`]): with a transform that is not random.
+        dtype (`torch.dtype`): precision of the forward pass: float32, or bfloat16 by autocast.
+        batch_size (`int`, *optional*, defaults to 64): photos a forward pass.
+        num_workers (`int`, *optional*, defaults to 0): processes that read photos.
+        rank, world_size (`int`, *optional*): this process, and how many share the work.
+        progress (`str`, *optional*): the progress bar's text; None shows none.
+
+    Returns:
+        [`FeatureStore`]: rows in the order of the photos.
+
+    Raises:
+        ValueError: if the transform is random, or the head alone does not give the model's logits.
+        OSError: if the store cannot be written.
+    """
+    transform = photos.transform
+    if not isinstance(transform, PhotoTransform) or transform.is_random:
+        raise ValueError("Features are computed once, so their transform must not be random: use the evaluation one.")
+    store = FeatureStore(_depends_on(model, head, photos, transform, dtype), len(photos))
+    todo = [shard for shard in store.missing() if shard % world_size == rank]
+    if not todo:
+        logger.info(f"Features of {len(photos)} photos are read from {store.folder}.")
+        return store
+    batches = [
+        list(store.shard_rows(shard)[start : start + batch_size])
+        for shard in todo
+        for start in range(0, len(store.shard_rows(shard)), batch_size)
+    ]
+    device = next(model.parameters()).device
+    loader = DataLoader(
+        photos,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=_stack,
+        generator=torch.Generator(),  # of its own: a warm store must leave the global one just as a cold one does
+    )
+    features = _features_of_batches(model, head, loader, transform, device, dtype)
+    with tqdm(total=sum(map(len, batches)), desc=progress, unit="photo", disable=progress is None) as bar:
+        for shard in todo:
+            rows: list[torch.Tensor] = []
+            while sum(map(len, rows)) < len(store.shard_rows(shard)):
+                rows.append(next(features))
+                bar.update(len(rows[-1]))
+            store.write(shard, torch.cat(rows))
+    return store
+
+
+def inference_dtype(model: nn.Module, size: int, num_photos: int, wanted: str = "auto") -> torch.dtype:
+    """The precision to extract features in: "float32", "bfloat16", or by "auto" the faster one on this machine.
+
+    The two are timed once for a model and machine; the answer is kept in the cache folder, so that a second run asks
+    for the same features.
+
+    Args:
+        model (`PreTrainedModel`): the classifier, on the device that computes.
+        size (`int`): side of its square input in pixels.
+        num_photos (`int`): with only a few, "auto" takes float32.
+        wanted (`str`, *optional*, defaults to "auto"): one of the three.
+    """
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if num_photos < FEW_PHOTOS:
+        return torch.float32
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    architecture = getattr(model.config, "architecture", None) or type(model).__name__
+    question = f"{platform.machine()} {name} torch {torch.__version__} {architecture} {size} px"
+    path = cache_folder() / "inference_dtype.json"
+    answers: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    if question not in answers:
+        seconds = {dtype: _forward_seconds(model, size, dtype) for dtype in (torch.float32, torch.bfloat16)}
+        answers[question] = "bfloat16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(answers, indent=1).encode())
+    return torch.bfloat16 if answers[question] == "bfloat16" else torch.float32
+
+
+def _forward_seconds(model: nn.Module, size: int, dtype: torch.dtype) -> float:
+    device = next(model.parameters()).device
+    pixels = torch.zeros(16, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode(), _autocast(device, dtype):
+        for _ in range(3):
+            start = time.perf_counter()
+            model.eval()(pixels).logits.float().sum().item()  # .item() waits for the device
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _features_of_batches(
+    model: nn.Module,
+    head: nn.Module,
+    loader: DataLoader[Any],
+    transform: PhotoTransform,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[torch.Tensor]:
+    """The head's input for each batch of pixels, caught on its way through the model's own forward pass."""
+    caught: list[torch.Tensor] = []
+    model.eval()
+    hook = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    try:
+        for number, pixels in enumerate(loader):
+            with torch.inference_mode(), _autocast(device, dtype):
+                batch = transform.normalize(pixels.to(device, non_blocking=True))
+                logits = model(batch.contiguous(memory_format=torch.channels_last)).logits
+                if number == 0:
+                    _check_head_gives_logits(model, head, caught, logits)
+            yield caught[0].cpu()
+            caught.clear()
+    finally:
+        hook.remove()
+
+
+def _check_head_gives_logits(
+    model: nn.Module, head: nn.Module, caught: list[torch.Tensor], logits: torch.Tensor
+) -> None:
+    alone = head(caught[0]) if len(caught) == 1 else None
+    del caught[1:]  # what the line above added
+    if alone is None or alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            f"{type(model).__name__} cannot be precomputed: its head alone does not give its logits. "
+            "Train with precompute=False."
+        )
+
+
+def _depends_on(
+    model: nn.Module, head: nn.Module, photos: PhotoDataset, transform: PhotoTransform, dtype: torch.dtype
+) -> dict[str, Any]:
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_IN_KEY}
+    return {
+        "body": module_hash(model, leave_out=head),
+        "model": type(model).__name__,
+        "config": json.loads(json.dumps(config, default=str)),
+        "transform": transform.to_dict(),
+        "photos": photos.content_hash(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "cut": "head",
+        "versions": {"timm": timm.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _stack(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([row["pixel_values"] for row in rows])

@@ -1,0 +1,107 @@
+"""A learning rate from a range test: pure functions of the curve, each giving a rate, or None and the reason.
+
+The running average that is plotted lags behind the loss by half its memory: over a hundred steps that is decades of
+learning rate. So the rules read a curve smoothed by a Gaussian window, which looks as far ahead as back.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Suggestion = tuple[float | None, str | None]
+Curve = NDArray[np.float64]
+
+MIN_STEPS = 8
+# Width of the window, as a share of the curve and at least in steps.
+WINDOW, MIN_WINDOW = 0.03, 1.0
+# A fall counts when it is this many times what chance makes of the smoothed curve, and this share of the first loss.
+NOISE_FACTOR, MIN_FALL = 4.0, 0.01
+# "Clearly improving": falling at least at this share of the steepest fall.
+CLEAR = 0.2
+
+
+def smoothed_losses(losses: Sequence[float], beta: float) -> list[float]:
+    """The exponential running average with its bias corrected: step i is divided by `1 - beta**(i + 1)`."""
+    average, smoothed = 0.0, []
+    for i, loss in enumerate(losses):
+        average = beta * average + (1 - beta) * loss
+        smoothed.append(average / (1 - beta ** (i + 1)))
+    return smoothed
+
+
+def lesson(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
+    """The highest rate at which the loss is still clearly improving (lesson step 2).
+
+    Up to the curve's minimum: the highest rate at which the loss falls, per decade of rate, at a fifth or more of its
+    steepest fall.
+    """
+    curve, slope, reason = _curve(lrs, losses)
+    if reason:
+        return None, reason
+    falling = np.flatnonzero(slope[: int(curve.argmin()) + 1] <= CLEAR * slope.min())
+    return float(lrs[falling[-1]]), None
+
+
+def steep(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
+    """The rate at which the loss falls steepest, per decade of rate."""
+    _, slope, reason = _curve(lrs, losses)
+    return (None, reason) if reason else (float(lrs[int(slope.argmin())]), None)
+
+
+def minimum(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
+    """A tenth of the rate with the lowest loss."""
+    curve, _, reason = _curve(lrs, losses)
+    return (None, reason) if reason else (float(lrs[int(curve.argmin())]) / 10, None)
+
+
+def valley(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
+    """About half way down the longest fall (fastai v2's default)."""
+    curve, _, reason = _curve(lrs, losses)
+    if reason:
+        return None, reason
+    start, best = 0, (0, 0)
+    for i in range(1, len(curve)):
+        if curve[i] >= curve[i - 1]:
+            start = i
+        if i - start > best[1] - best[0]:
+            best = (start, i)
+    run = curve[best[0] : best[1] + 1]
+    half_way = int(np.abs(run - (run[0] + run[-1]) / 2).argmin())
+    return float(lrs[best[0] + half_way]), None
+
+
+SUGGESTIONS: dict[str, Callable[[Sequence[float], Sequence[float]], Suggestion]] = {
+    "lesson": lesson,
+    "valley": valley,
+    "steep": steep,
+    "minimum": minimum,
+}
+
+
+def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve, str | None]:
+    """The smoothed curve, its slope per decade up to its minimum (0 after it), and why it has no answer, if so."""
+    raw = np.asarray(losses, dtype=np.float64)
+    empty = np.zeros(0)
+    if len(raw) < MIN_STEPS:
+        return empty, empty, f"the test has {len(raw)} steps; a curve needs at least {MIN_STEPS}"
+    width = max(MIN_WINDOW, WINDOW * len(raw))
+    beyond_repair = 4 * np.median(raw[: max(3, len(raw) // 4)])  # must not reach back through the window
+    curve = _gaussian(np.minimum(raw, beyond_repair), width)
+    lowest = int(curve.argmin())
+    # Steps that diverge are no noise, so the scatter is measured by differences of neighbours, and by their median.
+    scatter = float(np.median(np.abs(np.diff(raw)))) / 0.954 if len(raw) > 1 else 0.0
+    chance = scatter / np.sqrt(2 * np.sqrt(np.pi) * width)
+    fall = float(curve[: lowest + 1].max() - curve[lowest])
+    if fall <= max(NOISE_FACTOR * chance, MIN_FALL * abs(float(curve[0]))):
+        return empty, empty, f"the loss does not clearly fall: by {fall:.3g} at most, from {curve[0]:.3g}"
+    slope = np.gradient(curve, np.log10(np.asarray(lrs, dtype=np.float64)))
+    slope[lowest + 1 :] = 0.0
+    return curve, slope, None
+
+
+def _gaussian(values: Curve, width: float) -> Curve:
+    """Weighted means with a Gaussian window of `width` steps; at the ends, of the steps that are there."""
+    steps = np.arange(len(values))
+    weights = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / width) ** 2)
+    return (weights @ values) / weights.sum(axis=1)

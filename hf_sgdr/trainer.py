@@ -1,0 +1,469 @@
+"""`SGDRTrainer`: transformers' Trainer with the lesson's calls, wiring the plug-ins together.
+
+It stays a Trainer: loops, callbacks, logging, checkpoints and processes are the ordinary ones. While it trains on
+precomputed features, `train()` sees the head as its model and rows of features as its data, and nothing else differs.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from hf_sgdr.epoch_table import show_epoch_table
+from hf_sgdr.layer_groups import LayerGroups
+from hf_sgdr.memory import keep_freed_memory
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.plots import plot_rates
+from hf_sgdr.precompute import FeatureDataset, HeadClassifier, extract_features, inference_dtype, whole_batch
+from hf_sgdr.range_test import LRRangeResult, LRRangeTest
+from hf_sgdr.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
+from hf_sgdr.training_args import SGDRTrainingArguments
+from hf_sgdr.transforms import PhotoTransform, image_transforms
+
+logger = logging.get_logger(__name__)
+
+RUNS_FOLDER = "_runs"
+
+Rates = float | Sequence[float] | slice
+
+
+class SGDRTrainer(Trainer):
+    """Train an image classifier by the lesson's recipe. Only the head trains at first.
+
+    Args:
+        model (`PreTrainedModel`): an image classifier; [`create_image_classifier`] makes one.
+        args ([`SGDRTrainingArguments`], *optional*): by default those of `SGDRTrainingArguments("hf_sgdr_out")`.
+        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): photos and labels; [`load_image_folder`] reads
+            them. Validation is what evaluation, `log_predictions` and `tta` take by default.
+        train_transform, eval_transform ([`PhotoTransform`], *optional*): from [`image_transforms`]; by default the
+            model's evaluation transform for both.
+        layer_groups ([`LayerGroups`], *optional*): by default `args.n_groups` groups of the model.
+        **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default.
+
+    Raises:
+        TypeError: if `args` are not [`SGDRTrainingArguments`], or a transform is not a [`PhotoTransform`].
+        ValueError: if the model cannot be split into layer groups.
+    """
+
+    args: SGDRTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SGDRTrainingArguments | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        train_transform: PhotoTransform | None = None,
+        eval_transform: PhotoTransform | None = None,
+        layer_groups: LayerGroups | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else SGDRTrainingArguments("hf_sgdr_out")
+        if not isinstance(args, SGDRTrainingArguments):
+            raise TypeError(f"args is {type(args).__name__}: give SGDRTrainingArguments.")
+        for transform in (train_transform, eval_transform):
+            if transform is not None and not isinstance(transform, PhotoTransform):
+                raise TypeError(f"A transform is {type(transform).__name__}: give those of image_transforms(model).")
+        if eval_transform is None:
+            eval_transform = image_transforms(model)[1]
+        self.eval_transform = eval_transform
+        self.train_transform = train_transform if train_transform is not None else eval_transform
+        self.layer_groups = layer_groups or LayerGroups.from_model(model, args.n_groups)
+        self.layer_groups.learning_rates(args.group_learning_rates or args.learning_rate)  # a wrong number shows now
+        self._record_transforms(model)
+        kwargs.setdefault("processing_class", self.eval_transform.spec.write_to(model))
+        if "compute_metrics" not in kwargs:
+            from hf_sgdr.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
+
+            kwargs["compute_metrics"] = accuracy_of_logits()
+        if args.device.type == "cpu":
+            keep_freed_memory()
+        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
+            model = model.to(memory_format=torch.channels_last)
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        show_epoch_table(self)
+        self._given_optimizers = (self.optimizer, self.lr_scheduler)
+        self._precompute = False
+        self._steps_per_epoch = 0
+        self._last_rates: dict[str, list[float]] = {}
+        self._fits = 0
+        self._feature_datasets: dict[str, torch.Tensor] = {}
+        self.layer_groups.freeze_to(args.freeze_to)
+        self.precompute = args.precompute
+
+    # ---- The lesson's calls ----
+
+    def fit(
+        self,
+        lr: Rates,
+        cycles: int,
+        *,
+        cycle_len: int | None = None,
+        cycle_mult: int = 1,
+        name: str | None = None,
+        resume_from_checkpoint: str | bool | None = None,
+    ) -> TrainOutput:
+        """Train, as the lesson's `learn.fit(lr, cycles, cycle_len=..., cycle_mult=...)`.
+
+        With `cycle_len` the rate is annealed and restarted: `fit(lr, 3, cycle_len=1, cycle_mult=2)` is 1 + 2 + 4 = 7
+        epochs. Without it the rate is constant for `cycles` epochs. Each fit has a new optimizer and a checkpoint folder
+        of its own.
+
+        Args:
+            lr (`float`, sequence of `float` or `slice`): highest rate, one for all layer groups or one a group;
+                `slice(a, b)` spreads geometrically. With precompute the last one counts.
+            cycles (`int`): how many cycles, or epochs without `cycle_len`.
+            cycle_len (`int`, *optional*): epochs of the first cycle.
+            cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
+            name (`str`, *optional*): of the folder below `output_dir/_runs`; by default `fit-` and a number.
+            resume_from_checkpoint (`str` or `bool`, *optional*): as in [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: if a number is out of range, or the rates do not match the layer groups.
+        """
+        require_whole("cycles", cycles, at_least=1)
+        require_whole("cycle_mult", cycle_mult, at_least=1)
+        if cycle_len is not None:
+            require_whole("cycle_len", cycle_len, at_least=1)
+        elif cycle_mult != 1:
+            raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len: without it the rate is constant.")
+        rates = self.layer_groups.learning_rates(lr)
+        self._fits += 1
+        args = copy.copy(self.args)
+        args.group_learning_rates, args.learning_rate = rates, rates[-1]
+        args.num_cycles, args.cycle_len, args.cycle_mult = cycles, cycle_len, cycle_mult
+        args.num_train_epochs, args.max_steps = args.total_epochs, -1
+        args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name or f"fit-{self._fits:03d}"))
+        with self._replaced(args=args):
+            return self.train(resume_from_checkpoint)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train as the arguments say: cycles, layer groups, precompute. A new optimizer each time."""
+        self._check_before_training()
+        self.optimizer, self.lr_scheduler = self._given_optimizers
+        self.model_wrapped = self.model
+        with self._features_instead_of_photos():
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10.0,
+        num_steps: int = 100,
+        *,
+        group_learning_rates: Rates | None = None,
+    ) -> LRRangeResult:
+        """The learning rate range test on what would train now; afterwards everything is as before.
+
+        Args:
+            start_lr, end_lr, num_steps: see [`LRRangeTest`].
+            group_learning_rates (*optional*): rates whose ratios the layer groups keep during the test, such as
+                `[1e-4, 1e-3, 1e-2]`; by default those of the arguments, else all groups have the same rate.
+        """
+        test = LRRangeTest(start_lr, end_lr, num_steps)
+        self._check_before_training()
+        args = copy.copy(self.args)
+        if group_learning_rates is not None:
+            args.group_learning_rates = self.layer_groups.learning_rates(group_learning_rates)
+        given_optimizer, _ = self._given_optimizers
+        with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_photos():
+            return test.run(self)
+
+    def freeze(self) -> None:
+        """Train the head only."""
+        self.freeze_to(-1)
+
+    def freeze_to(self, n: int) -> None:
+        """Train layer group `n` and those after it; unless that is the head alone, precompute is switched off."""
+        if n % len(self.layer_groups) != len(self.layer_groups) - 1 and self._precompute:
+            logger.warning("The body is to train, so precompute is switched off.")
+            self._precompute = False
+        self.layer_groups.freeze_to(n)
+
+    def unfreeze(self) -> None:
+        """Train all layer groups; precompute is switched off."""
+        self.freeze_to(0)
+
+    @property
+    def precompute(self) -> bool:
+        """Whether training uses precomputed features of the photos, so that only the head runs.
+
+        Setting it True needs a frozen body. The features are computed when they are first needed.
+        """
+        return self._precompute
+
+    @precompute.setter
+    def precompute(self, value: bool) -> None:
+        if value and self.layer_groups.frozen != len(self.layer_groups) - 1:
+            raise ValueError("precompute=True, but the body is not frozen: call freeze() first.")
+        if value and self.layer_groups.head is None:
+            raise ValueError(
+                f"precompute=True: the head of {type(self.model).__name__} is not one module, so there is no one input "
+                "to store. Train with precompute=False."
+            )
+        if value and not self._precompute and self.train_transform.is_random:
+            logger.warning("Augmentation has no effect with precompute: features are those of the plain photos.")
+        self._precompute = value
+
+    def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
+        """Log-probabilities (photos, classes), in the order of the data set; validation by default."""
+        logits = torch.from_numpy(np.asarray(self._logits(self._or_validation(dataset))))
+        return torch.log_softmax(logits.float(), dim=-1).numpy()
+
+    def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
+        """Test-time augmentation: probabilities (photos, classes), averaged over the plain photo and augmented views.
+
+        Args:
+            n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
+            beta (`float`, *optional*): weight of the plain photo, in [0, 1], the mean of the augmented ones having the
+                rest (fastai v2: 0.25); by default all `1 + n_aug` count alike (fast.ai 0.7).
+            dataset (`datasets.Dataset`, *optional*): validation by default.
+
+        Raises:
+            ValueError: if there is nothing random to draw views with, or a number is out of range.
+        """
+        require_whole("n_aug", n_aug, at_least=0)
+        if beta is not None and not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta={beta!r}: give the plain photo's weight, from 0 to 1.")
+        dataset = self._or_validation(dataset)
+        plain = np.exp(self.log_predictions(dataset))
+        if n_aug == 0:
+            return plain
+        if not self.train_transform.is_random:
+            raise ValueError(
+                f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
+                'image_transforms(model, augment="side_on", max_zoom=1.1).'
+            )
+        views = [
+            np.exp(self.log_predictions(self._photos(dataset, self.train_transform, seed_of=("tta", view))))
+            for view in range(n_aug)
+        ]
+        weight = 1 / (1 + n_aug) if beta is None else beta
+        return weight * plain + (1 - weight) * np.mean(views, axis=0, dtype=np.float32)
+
+    def plot_lr(self, ax: Axes | None = None) -> Axes:
+        """The rate of each layer group at each step of the last fit.
+
+        Raises:
+            ValueError: if nothing was trained yet.
+        """
+        if not self._last_rates:
+            raise ValueError("plot_lr() shows the rates of the last fit: call fit() or train() first.")
+        return plot_rates(self._last_rates, ax)
+
+    # ---- What differs inside the Trainer ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """All parameters, in the groups of the layers, each with its rate; frozen ones have no gradient."""
+        if self.optimizer is None:
+            groups = self._groups_in_training
+            rates = self.args.group_learning_rates or [self.args.learning_rate] * len(self.layer_groups)
+            if len(groups) == 1 and len(set(rates)) > 1:
+                logger.info(f"The head alone trains: of the rates {rates} it takes the last.")
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if optimizer_class is torch.optim.SGD:
+                kwargs.setdefault("momentum", self.args.momentum)
+            parameters = groups.param_groups(rates[-len(groups) :], self.args.weight_decay)
+            self.optimizer = optimizer_class(parameters, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """SGDR in whole optimizer steps, or a constant rate without `cycle_len`."""
+        if self.lr_scheduler is None:
+            optimizer = optimizer if optimizer is not None else self.optimizer
+            args = self.args
+            if args.cycle_len is None:
+                self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+            else:
+                self.lr_scheduler = get_sgdr_schedule(
+                    optimizer,
+                    args.cycle_len * self._steps_per_epoch,
+                    args.cycle_mult,
+                    args.num_cycles,
+                    min_lr_ratio=args.min_lr_ratio,
+                    warmup_steps=args.get_warmup_steps(num_training_steps),
+                )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
+        """Transformers' own values; the cycles are laid out in its optimizer steps an epoch."""
+        values = super().set_initial_training_values(args, dataloader)
+        self._steps_per_epoch = values[1]
+        total = self._steps_per_epoch * self.args.total_epochs
+        if args.max_steps > 0 and args.max_steps != total:
+            raise ValueError(
+                f"max_steps={args.max_steps}, but the cycles are {self.args.total_epochs} epochs of "
+                f"{self._steps_per_epoch} steps, {total} in all: leave max_steps out, or change the cycles."
+            )
+        return values
+
+    @property
+    def schedule(self) -> SGDRSchedule | None:
+        """The present schedule in optimizer steps; None before training and at a constant rate."""
+        return self.lr_scheduler.schedule if isinstance(self.lr_scheduler, SGDRScheduler) else None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; with the head's `learning_rate` goes every group's, as `learning_rate/head` and so on."""
+        if "learning_rate" in logs and self._last_rates:
+            logs = {**logs, **{f"learning_rate/{name}": rates[-1] for name, rates in self._last_rates.items()}}
+        super().log(logs, start_time)
+
+    def _get_learning_rate(self) -> float:
+        """The head's rate. Called once a step, before the scheduler's: every group's rate is noted."""
+        rates = self.lr_scheduler.get_last_lr()
+        groups = self.optimizer.param_groups
+        for name in dict.fromkeys(group["name"] for group in groups if "name" in group):
+            rate = next(float(rate) for rate, group in zip(rates, groups, strict=True) if group.get("name") == name)
+            self._last_rates.setdefault(name, []).append(rate)
+        return float(rates[-1])
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
+            if kwargs.get("is_training"):
+                dataset = self._photos(dataset, self.train_transform, seed_of=("train", self._fits))
+            else:
+                dataset = self._photos(dataset, self.eval_transform)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Photos come as 8-bit pixels and are normalised here, a batch at a time, on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and pixels.dtype == torch.uint8:
+            values = self.eval_transform.normalize(pixels)
+            inputs["pixel_values"] = values.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which nothing needs and which would carry them to the Hub.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    # ---- Helpers ----
+
+    @property
+    def _groups_in_training(self) -> LayerGroups:
+        if isinstance(self.model, HeadClassifier):
+            names = [name for name, _ in self.model.named_parameters()]
+            return LayerGroups(self.model, {self.layer_groups.names[-1]: names})
+        return self.layer_groups
+
+    @contextmanager
+    def _replaced(self, **attributes: Any) -> Iterator[None]:
+        """Have other values for some attributes inside."""
+        before = {name: getattr(self, name) for name in attributes}
+        try:
+            for name, value in attributes.items():
+                setattr(self, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    @contextmanager
+    def _features_instead_of_photos(self) -> Iterator[None]:
+        """Inside, the model is the head and the data are features, if precompute is on."""
+        if not self._precompute:
+            yield
+            return
+        head = self.layer_groups.head
+        assert head is not None  # the setter of `precompute` has seen to it
+        args = copy.copy(self.args)
+        args.dataloader_num_workers, args.dataloader_persistent_workers, args.dataloader_prefetch_factor = 0, False, None
+        train = self._features(self.train_dataset, "train", training=True)
+        evaluation = self.eval_dataset
+        if isinstance(evaluation, dict):
+            evaluation = {name: self._features(photos, name) for name, photos in evaluation.items()}
+        elif evaluation is not None:
+            evaluation = self._features(evaluation, "validation")
+        head_model = HeadClassifier(self.model, head).to(self.args.device)
+        try:
+            with self._replaced(
+                args=args,
+                model=head_model,
+                model_wrapped=head_model,
+                train_dataset=train,
+                eval_dataset=evaluation,
+                data_collator=whole_batch,
+            ):
+                yield
+        finally:
+            self.callback_handler.model = self.model
+            self.accelerator.free_memory()  # forgets the head, so that the whole model is prepared again
+
+    def _features(self, dataset: Any, name: str, training: bool = False) -> FeatureDataset:
+        photos = self._photos(dataset, self.eval_transform.fast() if training else self.eval_transform)
+        wanted = self.args.feature_dtype if training or self.args.feature_dtype == "bfloat16" else "float32"
+        head = self.layer_groups.head
+        assert head is not None
+        store = extract_features(
+            self.model,
+            head,
+            photos,
+            dtype=inference_dtype(self.model, self.eval_transform.spec.size, len(photos), wanted),
+            batch_size=self.args.eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            progress=None if self.args.disable_tqdm or not self.is_local_process_zero() else f"Features ({name})",
+        )
+        self.accelerator.wait_for_everyone()
+        if store.key not in self._feature_datasets:
+            self._feature_datasets[store.key] = store.read()
+        labels = torch.as_tensor([-1 if label is None else label for label in dataset[self.args.label_column_name]])
+        return FeatureDataset(self._feature_datasets[store.key], labels)
+
+    def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
+        if isinstance(dataset, PhotoDataset):
+            dataset = dataset.rows
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        words = [seed, *(sum(part.encode()) if isinstance(part, str) else part for part in seed_of)]
+        return PhotoDataset(
+            dataset,
+            transform,
+            image_column=self.args.image_column_name,
+            label_column=self.args.label_column_name,
+            seed=int(np.random.SeedSequence(words).generate_state(1)[0]),
+        )
+
+    def _logits(self, dataset: Any) -> Any:
+        predictions = self.predict(dataset).predictions
+        return predictions[0] if isinstance(predictions, tuple) else predictions
+
+    def _or_validation(self, dataset: Any) -> Any:
+        dataset = dataset if dataset is not None else self.eval_dataset
+        if dataset is None or isinstance(dataset, dict):
+            raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
+        return dataset
+
+    def _check_before_training(self) -> None:
+        if self.train_dataset is None:
+            raise ValueError("Nothing to train on: give the trainer a train_dataset.")
+        if self.args.eval_strategy != "no" and self.eval_dataset is None:
+            raise ValueError('Nothing to evaluate on: give the trainer an eval_dataset, or eval_strategy="no".')
+        self._last_rates = {}
+
+    def _record_transforms(self, model: PreTrainedModel) -> None:
+        """What a stock pipeline ignores and test-time augmentation needs, in the model's configuration."""
+        model.config.hf_sgdr = {"augment": self.train_transform.augment, "max_zoom": self.train_transform.max_zoom}

@@ -1,0 +1,113 @@
+"""The arguments of `SGDRTrainer`: transformers' `TrainingArguments`, and what the recipe adds or sets differently."""
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_sgdr.schedule import require_whole
+
+
+def default_num_workers() -> int:
+    """Worker processes that read photos: one a processor this process may use, at most eight."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
+
+
+@dataclass
+class SGDRTrainingArguments(TrainingArguments):
+    r"""Arguments of the recipe, beside those of [`~transformers.TrainingArguments`].
+
+    Defaults that differ from transformers': SGD with momentum 0.9, `learning_rate` 1e-2, batches of 64, evaluation and
+    logging each epoch, no gradient clipping, no unused columns removed, `hub_strategy` "end", one worker process a
+    processor. The cycles decide the number of epochs; a `num_train_epochs` or `max_steps` that disagrees is an error.
+
+    Args:
+        cycle_len (`int`, *optional*, defaults to 1): epochs of the first cycle; None trains `num_cycles` epochs at a
+            constant rate.
+        cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
+        num_cycles (`int`, *optional*, defaults to 3): how many cycles.
+        min_lr_ratio (`float`, *optional*, defaults to 0.0): lowest rate of a cycle as a share of the highest.
+        group_learning_rates (`list[float]`, *optional*): the highest rate of each layer group, from the input to the
+            head; `learning_rate` for all by default.
+        n_groups (`int`, *optional*, defaults to 3): how many layer groups.
+        freeze_to (`int`, *optional*, defaults to -1): the first group that trains; -1 trains the head only, 0 all.
+        precompute (`bool`, *optional*, defaults to False): train the head on its input, computed once for every photo.
+        feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
+            "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
+        momentum (`float`, *optional*, defaults to 0.9): of SGD.
+        image_column_name, label_column_name (`str`, *optional*, default to "image" and "label"): the data's columns.
+    """
+
+    learning_rate: float = field(default=1e-2, metadata={"help": "Highest rate; for every layer group by default."})
+    optim: str = field(default="sgd", metadata={"help": "Any optimizer name of transformers."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Photos a training step and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Photos an evaluation step and device."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Follows from the cycles; must agree."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 clips nothing."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: photos become inputs late."})
+    hub_strategy: str = field(default="end", metadata={"help": "When to push: end, every_save, checkpoint, ..."})
+    dataloader_num_workers: int = field(
+        default_factory=default_num_workers, metadata={"help": "Processes that read photos; one a processor."}
+    )
+
+    cycle_len: int | None = field(default=1, metadata={"help": "Epochs of the first cycle; none: constant rate."})
+    cycle_mult: int = field(default=1, metadata={"help": "Each cycle is this many times as long as the last."})
+    num_cycles: int = field(default=3, metadata={"help": "How many cycles."})
+    min_lr_ratio: float = field(default=0.0, metadata={"help": "Lowest rate as a share of the highest."})
+    group_learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "Highest rate of each layer group, from the input to the head.", "nargs": "+"}
+    )
+    n_groups: int = field(default=3, metadata={"help": "How many layer groups."})
+    freeze_to: int = field(default=-1, metadata={"help": "First layer group that trains; -1: head only, 0: all."})
+    precompute: bool = field(default=False, metadata={"help": "Train the head on features computed once."})
+    feature_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
+    image_column_name: str = field(default="image", metadata={"help": "The data's column of images."})
+    label_column_name: str = field(default="label", metadata={"help": "The data's column of class labels."})
+
+    def __post_init__(self) -> None:
+        if self.cycle_len is not None:
+            require_whole("cycle_len", self.cycle_len, at_least=1)
+        require_whole("cycle_mult", self.cycle_mult, at_least=1)
+        require_whole("num_cycles", self.num_cycles, at_least=1)
+        if self.feature_dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum={self.momentum!r}: give a number from 0 to below 1.")
+        if not 0.0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate={self.learning_rate!r}: give a finite number above 0.")
+        if self.precompute and self.freeze_to != -1:
+            raise ValueError(
+                f"precompute=True with freeze_to={self.freeze_to}: precomputed features train the head only; "
+                "give freeze_to=-1 or precompute=False."
+            )
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token is not taken as an argument: it would be written beside the model. Log in with "
+                "`hf auth login`, or set HF_TOKEN."
+            )
+        if self.num_train_epochs is None:
+            self.num_train_epochs = self.total_epochs
+        elif self.num_train_epochs != self.total_epochs:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs:g}, but {self._cycles_in_words()} are {self.total_epochs} "
+                "epochs: leave num_train_epochs out, or change the cycles."
+            )
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all cycles together: `cycle_len * (1 + cycle_mult + cycle_mult**2 + ...)`."""
+        if self.cycle_len is None:
+            return self.num_cycles
+        return self.cycle_len * sum(self.cycle_mult**cycle for cycle in range(self.num_cycles))
+
+    def _cycles_in_words(self) -> str:
+        if self.cycle_len is None:
+            return f"num_cycles={self.num_cycles} at a constant rate"
+        return f"cycle_len={self.cycle_len}, cycle_mult={self.cycle_mult}, num_cycles={self.num_cycles}"
