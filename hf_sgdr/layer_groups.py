@@ -40,6 +40,7 @@ class LayerGroups:
         self.names = list(groups)
         self._parameter_names = list(groups.values())
         self._frozen = 0
+        self._freeze_batch_norm = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         given = [name for names in self._parameter_names for name in names]
         expected = [name for name, _ in model.named_parameters()]
@@ -130,13 +131,24 @@ class LayerGroups:
                 parameter.requires_grad_(i >= self._frozen)
                 if i < self._frozen:
                     parameter.grad = None
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = [norm.register_forward_pre_hook(_hold_still) for norm in self._frozen_batch_norms()]
+        self._hold_batch_norms_still()
 
     def unfreeze(self) -> None:
         """Train every group."""
         self.freeze_to(0)
+
+    @property
+    def freeze_batch_norm(self) -> bool:
+        """Whether the batch norms of groups that train keep their statistics too (fast.ai 0.7's `bn_freeze`).
+
+        Their weights still train. With few or unlike photos a batch's own statistics serve a pretrained body badly.
+        """
+        return self._freeze_batch_norm
+
+    @freeze_batch_norm.setter
+    def freeze_batch_norm(self, value: bool) -> None:
+        self._freeze_batch_norm = value
+        self._hold_batch_norms_still()
 
     def learning_rates(self, lrs: float | Sequence[float] | slice) -> list[float]:
         """One rate a group: a number serves all, `slice(a, b)` spreads geometrically from a to b, a list is checked.
@@ -195,15 +207,20 @@ class LayerGroups:
         }
         return norms | {name for name, _ in self.model.named_parameters() if name.endswith("bias")}
 
-    def _frozen_batch_norms(self) -> Iterator[nn.Module]:
-        """Batch norms before the first trainable parameter; those without weights follow the layer before them."""
+    def _hold_batch_norms_still(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [norm.register_forward_pre_hook(_hold_still) for norm in self._still_batch_norms()]
+
+    def _still_batch_norms(self) -> Iterator[nn.Module]:
+        """Batch norms of frozen groups, or all; those without weights follow the layer before them."""
         frozen_names = {name for names in self._parameter_names[: self._frozen] for name in names}
         last_was_frozen = bool(frozen_names)
         for module_name, module in self.model.named_modules():
             own = [f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False)]
             if own:
                 last_was_frozen = own[0].removeprefix(".") in frozen_names
-            if isinstance(module, _BatchNorm) and last_was_frozen:
+            if isinstance(module, _BatchNorm) and (last_was_frozen or self._freeze_batch_norm):
                 yield module
 
 

@@ -104,6 +104,7 @@ class SGDRTrainer(Trainer):
         self._fits = 0
         self._feature_datasets: dict[str, torch.Tensor] = {}
         self.layer_groups.freeze_to(args.freeze_to)
+        self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
         self.precompute = args.precompute
 
     # ---- The lesson's calls ----

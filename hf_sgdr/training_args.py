@@ -1,17 +1,17 @@
 """The arguments of `SGDRTrainer`: transformers' `TrainingArguments`, and what the recipe adds or sets differently."""
 
-import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
+from hf_sgdr.photos import usable_processors
 from hf_sgdr.schedule import require_whole
 
 
 def default_num_workers() -> int:
-    """Worker processes that read photos: one a processor this process may use, at most eight."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
+    """Worker processes that read photos: with a GPU one a processor, at most eight; without one none, but threads."""
+    return min(8, usable_processors()) if torch.cuda.is_available() else 0
 
 
 @dataclass
@@ -19,8 +19,8 @@ class SGDRTrainingArguments(TrainingArguments):
     r"""Arguments of the recipe, beside those of [`~transformers.TrainingArguments`].
 
     Defaults that differ from transformers': SGD with momentum 0.9, `learning_rate` 1e-2, batches of 64, evaluation and
-    logging each epoch, no gradient clipping, no unused columns removed, `hub_strategy` "end", one worker process a
-    processor. The cycles decide the number of epochs; a `num_train_epochs` or `max_steps` that disagrees is an error.
+    logging each epoch, no gradient clipping, no unused columns removed, `hub_strategy` "end", worker processes only
+    beside a GPU. The cycles decide the number of epochs; a `num_train_epochs` or `max_steps` that disagrees is an error.
 
     Args:
         cycle_len (`int`, *optional*, defaults to 1): epochs of the first cycle; None trains `num_cycles` epochs at a
@@ -36,6 +36,8 @@ class SGDRTrainingArguments(TrainingArguments):
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
             "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
         momentum (`float`, *optional*, defaults to 0.9): of SGD.
+        freeze_batch_norm (`bool`, *optional*, defaults to False): keep the statistics of batch norms still in the groups
+            that train too (fast.ai 0.7's `bn_freeze`).
         image_column_name, label_column_name (`str`, *optional*, default to "image" and "label"): the data's columns.
     """
 
@@ -50,7 +52,7 @@ class SGDRTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: photos become inputs late."})
     hub_strategy: str = field(default="end", metadata={"help": "When to push: end, every_save, checkpoint, ..."})
     dataloader_num_workers: int = field(
-        default_factory=default_num_workers, metadata={"help": "Processes that read photos; one a processor."}
+        default_factory=default_num_workers, metadata={"help": "Processes that read photos; 0: threads of this one."}
     )
 
     cycle_len: int | None = field(default=1, metadata={"help": "Epochs of the first cycle; none: constant rate."})
@@ -65,6 +67,7 @@ class SGDRTrainingArguments(TrainingArguments):
     precompute: bool = field(default=False, metadata={"help": "Train the head on features computed once."})
     feature_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
+    freeze_batch_norm: bool = field(default=False, metadata={"help": "Keep all batch-norm statistics still."})
     image_column_name: str = field(default="image", metadata={"help": "The data's column of images."})
     label_column_name: str = field(default="label", metadata={"help": "The data's column of class labels."})
 
