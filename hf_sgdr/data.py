@@ -22,9 +22,7 @@ UNLABELLED = -1
 LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 
-def load_image_folder(
-    path: str | os.PathLike[str], *, validation_fraction: float = 0.2, seed: int = 42
-) -> DatasetDict:
+def load_image_folder(path: str | os.PathLike[str], *, validation_fraction: float = 0.2, seed: int = 42) -> DatasetDict:
     """Read a folder of photos, one folder a class.
 
     With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
@@ -61,7 +59,9 @@ def load_image_folder(
         train_root = root
         nested = [folder.name for folder in root.iterdir() if (folder / "train").is_dir()]
         if nested:
-            raise ValueError(f"{root}: {_few(sorted(nested))} are data sets of their own, with train/ inside. Name one.")
+            raise ValueError(
+                f"{root}: {_few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
+            )
     train = _photos_by_class(train_root)
     if len(train) < 2:
         raise ValueError(_too_few_classes(train_root, train))

@@ -173,9 +173,7 @@ class LayerGroups:
             raise ValueError(f"Learning rates {rates}: each must be a finite number, zero or more.")
         return rates
 
-    def param_groups(
-        self, lrs: float | Sequence[float] | slice, weight_decay: float = 0.0
-    ) -> list[dict[str, Any]]:
+    def param_groups(self, lrs: float | Sequence[float] | slice, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer, in the order of the layer groups, each with its own rate.
 
         All parameters are in, frozen ones too: they have no gradient, so no optimizer touches them, and a checkpoint

@@ -115,8 +115,10 @@ def _load_weights_file(network: nn.Module, weights_file: str | os.PathLike[str])
     """Load a body's weights; the classifier of the file is left out, everything else must fit exactly."""
     path = os.fspath(weights_file)
     try:
-        weights = load_file(path) if path.endswith(".safetensors") else torch.load(
-            path, map_location="cpu", weights_only=True
+        weights = (
+            load_file(path)
+            if path.endswith(".safetensors")
+            else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # whatever the reader raises: the file is not one of the two kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -196,7 +198,9 @@ def _checked_labels(labels: Sequence[str]) -> list[str]:
     names = list(labels)
     twice = sorted({name for name in names if names.count(name) > 1})
     if len(names) < 2 or twice:
-        raise ValueError(f"labels={names}: give at least two class names{f'; {twice} are there twice' if twice else ''}.")
+        raise ValueError(
+            f"labels={names}: give at least two class names{f'; {twice} are there twice' if twice else ''}."
+        )
     return names
 
 

@@ -91,7 +91,7 @@ def extract_features(
     photos: PhotoDataset,
     *,
     dtype: torch.dtype,
-    batch_size: int = 64,
+    batch_size: int = 32,
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -106,7 +106,7 @@ def extract_features(
         head (`nn.Module`): its last layer group.
         photos ([`PhotoDataset`]): with a transform that is not random.
         dtype (`torch.dtype`): precision of the forward pass: float32, or bfloat16 by autocast.
-        batch_size (`int`, *optional*, defaults to 64): photos a forward pass.
+        batch_size (`int`, *optional*, defaults to 32): photos a forward pass.
         num_workers (`int`, *optional*, defaults to 0): processes that read photos.
         rank, world_size (`int`, *optional*): this process, and how many share the work.
         progress (`str`, *optional*): the progress bar's text; None shows none.
@@ -183,7 +183,7 @@ def inference_dtype(model: nn.Module, size: int, num_photos: int, wanted: str = 
 
 def _forward_seconds(model: nn.Module, size: int, dtype: torch.dtype) -> float:
     device = next(model.parameters()).device
-    pixels = torch.zeros(16, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    pixels = torch.zeros(8, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode(), _autocast(device, dtype):
         for _ in range(3):

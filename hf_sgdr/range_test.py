@@ -21,7 +21,7 @@ from transformers import Trainer
 
 from hf_sgdr.plots import plot_range_test, plot_rates
 from hf_sgdr.schedule import require_whole
-from hf_sgdr.suggestions import SUGGESTIONS, smoothed_losses
+from hf_sgdr.suggestions import SUGGESTIONS, edge, smoothed_losses
 
 SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
 
@@ -61,6 +61,10 @@ class LRRangeResult:
             raise ValueError(f"method={method!r}: give one of {', '.join(get_args(SuggestionMethod))}.")
         rate, self.reason = SUGGESTIONS[method](self.history["lr"], self.history["loss"])
         return rate
+
+    def edge(self) -> float | None:
+        """The head's rate from which on the loss is half as high again as at first; None if the test did not get there."""
+        return edge(self.history["lr"], self.history["loss"])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Smoothed loss against the head's rate, log axis; the lesson's suggestion is marked."""
@@ -123,9 +127,7 @@ class LRRangeTest:
         groups = optimizer.param_groups
         rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
         ratios = [rate / rates[-1] if rates[-1] else 1.0 for rate in rates]
-        history: dict[str, list[Any]] = {
-            name: [] for name in ("step", "lr", "loss", "smoothed_loss", "learning_rates")
-        }
+        history: dict[str, list[Any]] = {name: [] for name in ("step", "lr", "loss", "smoothed_loss", "learning_rates")}
         stop_reason, best = "finished", math.inf
         hidden = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
         model.zero_grad()
@@ -266,5 +268,3 @@ def _set_generator_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
-
-

@@ -132,9 +132,7 @@ def get_sgdr_schedule(
         cycle_steps, cycle_mult, num_cycles, min_lr_ratio, warmup_steps: see [`SGDRSchedule`].
         last_epoch (`int`, *optional*, defaults to -1): the step to go on from, as in every torch scheduler.
     """
-    schedule = SGDRSchedule(
-        cycle_steps, cycle_mult, num_cycles, min_lr_ratio=min_lr_ratio, warmup_steps=warmup_steps
-    )
+    schedule = SGDRSchedule(cycle_steps, cycle_mult, num_cycles, min_lr_ratio=min_lr_ratio, warmup_steps=warmup_steps)
     return SGDRScheduler(optimizer, schedule, last_epoch)
 
 

@@ -17,6 +17,7 @@ MIN_STEPS = 8
 WINDOW, MIN_WINDOW = 0.03, 1.0
 # A fall counts when it is this many times what chance makes of the smoothed curve, and this share of the first loss.
 NOISE_FACTOR, MIN_FALL = 4.0, 0.01
+DIVERGING = 1.5
 # "Clearly improving": falling at least at this share of the steepest fall.
 CLEAR = 0.2
 
@@ -77,6 +78,19 @@ SUGGESTIONS: dict[str, Callable[[Sequence[float], Sequence[float]], Suggestion]]
     "steep": steep,
     "minimum": minimum,
 }
+
+
+def edge(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The lowest rate from which on the loss is half as high again as it was at first; None if it never gets there.
+
+    A network that is trained already has no fall to read a rate from, but it has this edge.
+    """
+    raw = np.asarray(losses, dtype=np.float64)
+    if len(raw) < MIN_STEPS:
+        return None
+    low = _gaussian(raw, max(MIN_WINDOW, WINDOW * len(raw))) <= DIVERGING * np.median(raw[: len(raw) // 4 + 1])
+    last_low = int(np.flatnonzero(low)[-1]) if low.any() else -1
+    return float(lrs[last_low + 1]) if last_low + 1 < len(raw) else None
 
 
 def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve, str | None]:

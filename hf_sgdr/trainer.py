@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
@@ -86,7 +87,9 @@ class SGDRTrainer(Trainer):
         self.layer_groups = layer_groups or LayerGroups.from_model(model, args.n_groups)
         self.layer_groups.learning_rates(args.group_learning_rates or args.learning_rate)  # a wrong number shows now
         self._record_transforms(model)
-        kwargs.setdefault("processing_class", self.eval_transform.spec.write_to(model))
+        processor = self.eval_transform.spec.write_to(model)
+        if not isinstance(processor, TimmWrapperImageProcessor):  # that one is all in config.json
+            kwargs.setdefault("processing_class", processor)
         if "compute_metrics" not in kwargs:
             from hf_sgdr.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
 
@@ -122,8 +125,8 @@ class SGDRTrainer(Trainer):
         """Train, as the lesson's `learn.fit(lr, cycles, cycle_len=..., cycle_mult=...)`.
 
         With `cycle_len` the rate is annealed and restarted: `fit(lr, 3, cycle_len=1, cycle_mult=2)` is 1 + 2 + 4 = 7
-        epochs. Without it the rate is constant for `cycles` epochs. Each fit has a new optimizer and a checkpoint folder
-        of its own.
+        epochs. Without it the rate is constant for `cycles` epochs. Each fit has a new optimizer and a folder for
+        checkpoints of its own.
 
         Args:
             lr (`float`, sequence of `float` or `slice`): highest rate, one for all layer groups or one a group;
@@ -391,7 +394,11 @@ class SGDRTrainer(Trainer):
         head = self.layer_groups.head
         assert head is not None  # the setter of `precompute` has seen to it
         args = copy.copy(self.args)
-        args.dataloader_num_workers, args.dataloader_persistent_workers, args.dataloader_prefetch_factor = 0, False, None
+        args.dataloader_num_workers, args.dataloader_persistent_workers, args.dataloader_prefetch_factor = (
+            0,
+            False,
+            None,
+        )
         train = self._features(self.train_dataset, "train", training=True)
         evaluation = self.eval_dataset
         if isinstance(evaluation, dict):
@@ -423,7 +430,8 @@ class SGDRTrainer(Trainer):
             head,
             photos,
             dtype=inference_dtype(self.model, self.eval_transform.spec.size, len(photos), wanted),
-            batch_size=self.args.eval_batch_size,
+            # on the CPU small batches stay in its caches; the first one is five times as fast as with 64
+            batch_size=32 if self.args.device.type == "cpu" else self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,

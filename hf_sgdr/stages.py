@@ -1,0 +1,375 @@
+"""A recipe as data: `Stage`s, the lesson among them, and `run_stages`, which runs them and keeps the best weights."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from hf_sgdr.range_test import LRRangeResult
+from hf_sgdr.schedule import require_whole
+from hf_sgdr.trainer import RUNS_FOLDER, SGDRTrainer
+
+logger = logging.get_logger(__name__)
+
+RESULTS_SCHEMA = 1
+# Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
+FALLBACK_LR = 1e-2
+# Worse means worse by more than a hundredth: less is chance.
+OVERFITTING = 1.01
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training between two decisions about what trains and how.
+
+    Args:
+        name (`str`): names the stage's folder, log lines and plots.
+        lr (`float`, `list[float]`, `"auto"` or None, *optional*, defaults to None): the highest rate, for the head or
+            one a layer group; "auto" finds it by the range test; None goes on with the rate of the stage before.
+        lr_spread (`float`, *optional*, defaults to 1.0): where one rate is given or found: each layer group's is this
+            many times lower than that of the group above it. (Lesson step 6: 3 to 10.)
+        cycles (`int`, *optional*, defaults to 1): how many cycles, or epochs without `cycle_len`.
+        cycle_len (`int`, *optional*): epochs of the first cycle; None is a constant rate.
+        cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
+        freeze_to (`int`, *optional*, defaults to -1): the first layer group that trains: -1 the head only, 0 all.
+        precompute (`bool`, *optional*, defaults to False): train the head on precomputed features.
+        freeze_batch_norm (`bool`, *optional*, defaults to False): keep all batch-norm statistics still.
+        until_overfitting (`bool`, *optional*, defaults to False): train on, cycle after cycle, and stop at the end of
+            the first one whose validation loss is above the best cycle end's by more than 1 % while the training loss
+            fell; `max_cycles` at most, and `cycles` is ignored.
+        max_cycles (`int`, *optional*, defaults to 3): for `until_overfitting`.
+        range_test_steps (`int`, *optional*, defaults to 100): for `lr="auto"`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    name: str
+    lr: float | list[float] | Literal["auto"] | None = None
+    lr_spread: float = 1.0
+    cycles: int = 1
+    cycle_len: int | None = None
+    cycle_mult: int = 1
+    freeze_to: int = -1
+    precompute: bool = False
+    freeze_batch_norm: bool = False
+    until_overfitting: bool = False
+    max_cycles: int = 3
+    range_test_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
+            raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
+        for name in ("cycles", "cycle_mult", "max_cycles"):
+            require_whole(f"{self.name}: {name}", getattr(self, name), at_least=1)
+        if self.cycle_len is not None:
+            require_whole(f"{self.name}: cycle_len", self.cycle_len, at_least=1)
+        elif self.cycle_mult != 1 or self.until_overfitting:
+            raise ValueError(f"{self.name}: cycle_mult and until_overfitting need cycle_len.")
+        require_whole(f"{self.name}: range_test_steps", self.range_test_steps, at_least=2)
+        if isinstance(self.lr, str) and self.lr != "auto":
+            raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
+        if not 1.0 <= self.lr_spread < math.inf:
+            raise ValueError(f"{self.name}: lr_spread={self.lr_spread!r}: give a factor of at least 1.")
+        if self.precompute and self.freeze_to != -1:
+            raise ValueError(f"{self.name}: precompute trains the head only; give freeze_to=-1.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Stage":
+        """A stage of a YAML file; a key that is none of a stage's is an error."""
+        allowed = [item.name for item in fields(cls)]
+        unknown = sorted(set(values) - set(allowed))
+        if unknown or "name" not in values:
+            problem = f"unknown {', '.join(map(repr, unknown))}" if unknown else "no name"
+            raise ValueError(f"Stage {values.get('name', '')!r}: {problem}; a stage has {', '.join(allowed)}.")
+        return cls(**values)
+
+    @property
+    def num_cycles(self) -> int:
+        """How many cycles the stage has at most."""
+        return self.max_cycles if self.until_overfitting else self.cycles
+
+
+# The lesson's eight steps. Steps 1 and 5 (augmentation, what is frozen) are said by the stages themselves; steps 2 and 7
+# (the range test) are lr="auto"; step 6 (lower rates for earlier groups) is lr_spread.
+LESSON: tuple[Stage, ...] = (
+    # 1. Enable precompute. 2. lr_find(). 3. Train the last layer from precomputed activations for 1-2 epochs.
+    Stage("precomputed", lr="auto", cycles=2, precompute=True),
+    # 4. Train the last layer with data augmentation for 2-3 epochs with cycle_len=1.
+    Stage("augmented", cycles=3, cycle_len=1),
+    # 5. Unfreeze. 6. Earlier layers at 3x-10x lower rates. 7. lr_find(). 8. cycle_mult=2 until over-fitting.
+    # The statistics of batch norm stay: on 600 photos of two classes, validation loss .047 -> .041 with them still,
+    # -> .13 with those of the batches.
+    Stage(
+        "unfrozen",
+        lr="auto",
+        lr_spread=10.0,
+        cycle_len=1,
+        cycle_mult=2,
+        freeze_to=0,
+        freeze_batch_norm=True,
+        until_overfitting=True,
+        range_test_steps=40,
+    ),
+)
+
+
+@dataclass
+class RunResults:
+    """What a recipe did: the content of `results.json`.
+
+    Args:
+        world_size (`int`): how many processes.
+        stages (`list[dict]`): for each stage name, epochs, cycles, learning_rates, train_loss, eval_loss,
+            eval_accuracy, seconds, precompute and freeze_to.
+        best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now.
+        tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
+    """
+
+    world_size: int
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    tta: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the schema's number first."""
+        return {"schema": RESULTS_SCHEMA, **asdict(self)}
+
+
+def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON) -> RunResults:
+    """Run a recipe; afterwards the model has the weights with the lowest validation loss of all epochs of all stages.
+
+    In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the best
+    weights and each stage's checkpoints, if `save_strategy` asks for them.
+
+    Args:
+        trainer ([`SGDRTrainer`]): with training and validation photos, and evaluation each epoch.
+        stages (sequence of [`Stage`], *optional*, defaults to `LESSON`): in this order.
+
+    Returns:
+        [`RunResults`]: the figures of every stage.
+
+    Raises:
+        ValueError: if there is no stage, two have one name, the first one has no rate, or the trainer does not evaluate.
+    """
+    _check_stages(trainer, stages)
+    folder = Path(trainer.args.output_dir, RUNS_FOLDER)
+    results = RunResults(world_size=trainer.args.world_size)
+    best = KeepBestWeights(trainer.model, folder / "best.safetensors")
+    trainer.add_callback(best)
+    head_rate = FALLBACK_LR
+    try:
+        for stage in stages:
+            start = time.perf_counter()
+            trainer.precompute = False
+            trainer.freeze_to(stage.freeze_to)
+            trainer.layer_groups.freeze_batch_norm = stage.freeze_batch_norm
+            trainer.precompute = stage.precompute
+            rates = _rates(trainer, stage, head_rate)
+            head_rate = rates[-1]
+            _announce(trainer, stage, rates)
+            best.stage = stage.name
+            stopper = StopWhenOverfitting(trainer) if stage.until_overfitting else None
+            if stopper is not None:
+                trainer.add_callback(stopper)
+            try:
+                trainer.fit(
+                    rates, stage.num_cycles, cycle_len=stage.cycle_len, cycle_mult=stage.cycle_mult, name=stage.name
+                )
+            finally:
+                if stopper is not None:
+                    trainer.remove_callback(stopper)
+            results.stages.append(_figures(trainer, stage, rates, time.perf_counter() - start))
+            if trainer.is_world_process_zero():
+                _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
+    finally:
+        trainer.remove_callback(best)
+    trainer.precompute = False
+    best.restore()
+    results.best = best.figures
+    return results
+
+
+class KeepBestWeights(TrainerCallback):
+    """Writes the model's weights whenever an evaluation during training has the lowest loss so far.
+
+    Args:
+        model (`PreTrainedModel`): the whole model, also while its head alone is trained.
+        path (`Path`): a safetensors file; it is replaced, never half written.
+    """
+
+    def __init__(self, model: PreTrainedModel, path: Path) -> None:
+        self.model, self.path = model, path
+        self.stage = ""
+        self.figures: dict[str, Any] = {}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep the weights if they are the best."""
+        loss = (metrics or {}).get("eval_loss", math.nan)
+        if not loss < self.figures.get("eval_loss", math.inf):
+            return
+        self.figures = {
+            "stage": self.stage,
+            "epoch": state.epoch,
+            "eval_loss": loss,
+            "eval_accuracy": (metrics or {}).get("eval_accuracy"),
+        }
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_name(".tmp-" + self.path.name)
+            save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, temporary)
+            temporary.replace(self.path)
+
+    def restore(self) -> None:
+        """Give the model the best weights back."""
+        if self.figures:
+            with torch.no_grad():
+                own = self.model.state_dict()
+                for name, tensor in load_file(self.path).items():
+                    own[name].copy_(tensor)
+
+
+class StopWhenOverfitting(TrainerCallback):
+    """Ends training at the end of a cycle that over-fits; see [`Stage`].
+
+    Args:
+        trainer ([`SGDRTrainer`]): whose schedule says where cycles end.
+    """
+
+    def __init__(self, trainer: SGDRTrainer) -> None:
+        self.trainer = trainer
+        self.cycle_ends: list[tuple[float, float]] = []
+        self._train_loss = math.nan
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remember the training loss."""
+        self._train_loss = (logs or {}).get("loss", self._train_loss)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """At the end of a cycle, compare it with the best one."""
+        schedule = self.trainer.schedule
+        if metrics is None or schedule is None or state.global_step not in schedule.cycle_ends:
+            return
+        now = (metrics["eval_loss"], self._train_loss)
+        if self.cycle_ends:
+            best_validation, best_train = min(self.cycle_ends)
+            if now[0] > OVERFITTING * best_validation and now[1] < best_train:
+                logger.warning(
+                    f"Over-fitting: validation loss {now[0]:.4f} after {best_validation:.4f}, while the training loss "
+                    f"fell from {best_train:.4f} to {now[1]:.4f}. Training ends here."
+                )
+                control.should_training_stop = True
+        self.cycle_ends.append(now)
+
+
+def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Stages {names}: give at least one, each with a name of its own.")
+    if trainer.args.eval_strategy != "epoch" or trainer.eval_dataset is None:
+        raise ValueError('A recipe keeps the best weights, so it needs an eval_dataset and eval_strategy="epoch".')
+
+
+def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
+    """The stage's rates: given, found by the range test, or those of the stage before."""
+    if isinstance(stage.lr, list | tuple):
+        return trainer.layer_groups.learning_rates(stage.lr)
+    if stage.lr is not None and not isinstance(stage.lr, str):
+        return _spread(trainer, stage, float(stage.lr))
+    if stage.lr is None:
+        return _spread(trainer, stage, head_rate)
+    found = trainer.lr_find(num_steps=stage.range_test_steps, group_learning_rates=_spread(trainer, stage, 1.0))
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir, f"{stage.name}-range-test.png")
+        _save_figure(found.plot(), path)
+    return _spread(trainer, stage, _suggested(found, stage, head_rate))
+
+
+def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
+    """The lesson's suggestion; else a tenth of where the loss takes off, but no more than the rate of the stage before."""
+    rate = found.suggestion()
+    if rate is None:
+        edge = found.edge()
+        rate = head_rate if edge is None else min(head_rate, edge / 10)
+        logger.warning(f"{stage.name}: the range test suggests no rate ({found.reason}); going on with {rate:.1e}.")
+    return rate
+
+
+def _spread(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
+    count = len(trainer.layer_groups)
+    return [head_rate / stage.lr_spread ** (count - 1 - i) for i in range(count)]
+
+
+def _announce(trainer: SGDRTrainer, stage: Stage, rates: list[float]) -> None:
+    if trainer.is_world_process_zero():
+        trained = trainer.layer_groups.names[trainer.layer_groups.frozen :]
+        shown = ", ".join(
+            f"{name} {rate:.1e}"
+            for name, rate in zip(trainer.layer_groups.names, rates, strict=True)
+            if name in trained
+        )
+        print(
+            f"\n{stage.name}: {'precomputed features, ' if stage.precompute else ''}learning rate {shown}", flush=True
+        )
+
+
+def _figures(trainer: SGDRTrainer, stage: Stage, rates: list[float], seconds: float) -> dict[str, Any]:
+    history = trainer.state.log_history
+    evaluation = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    training = next((entry for entry in reversed(history) if "loss" in entry), {})
+    schedule = trainer.schedule
+    cycles = sum(end <= trainer.state.global_step for end in schedule.cycle_ends) if schedule else stage.cycles
+    return {
+        "name": stage.name,
+        "epochs": round(trainer.state.epoch or 0),
+        "cycles": cycles,
+        "learning_rates": rates,
+        "train_loss": training.get("loss"),
+        "eval_loss": evaluation.get("eval_loss"),
+        "eval_accuracy": evaluation.get("eval_accuracy"),
+        "seconds": round(seconds, 2),
+        "precompute": stage.precompute,
+        "freeze_to": stage.freeze_to,
+    }
+
+
+def _save_figure(ax: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ax.figure.savefig(path)
+
+
+def save_results(results: RunResults, path: Path) -> None:
+    """Write `results.json`, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(".tmp-" + path.name)
+    temporary.write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

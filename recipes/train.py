@@ -1,0 +1,123 @@
+"""The whole lesson on a folder of photos: find rates, train the head on features, augment, unfreeze, anneal.
+
+    accelerate launch recipes/train.py                                  # the embedded demo, offline
+    accelerate launch recipes/train.py --data_dir dogscats --model timm/resnet34.a1_in1k
+    accelerate launch recipes/train.py recipes/configs/lesson.yaml --data_dir dogscats --output_dir out
+
+Copy it and change it: everything it does is here or in one call of hf_sgdr.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from hf_sgdr.cli import DataArguments, ModelArguments, build_trainer, chosen_stages, load_photos, one_clear_line, parse
+from hf_sgdr.demo import demo_photo_folder, demo_weights_file
+from hf_sgdr.stages import RunResults, Stage, run_stages, save_results
+from hf_sgdr.trainer import SGDRTrainer
+from hf_sgdr.training_args import SGDRTrainingArguments
+
+CONFIGS = Path(__file__).parent / "configs"
+# What a stage says and the command line therefore cannot.
+SAID_BY_STAGES = (
+    "cycle_len",
+    "cycle_mult",
+    "num_cycles",
+    "group_learning_rates",
+    "freeze_to",
+    "precompute",
+    "max_steps",
+)
+
+
+@dataclass
+class RecipeArguments:
+    """What is done."""
+
+    stages: list[str] | None = field(
+        default=None,
+        metadata={"help": "lesson (the default), or some of its stages: precomputed, augmented, unfrozen."},
+    )
+    n_aug: int = field(default=4, metadata={"help": "Augmented views of test-time augmentation at the end; 0: none."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on with an unfinished run; a finished one stays as it is."}
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    is_demo = not any(word.split("=")[0] in ("--data_dir", "--dataset_name", "-h", "--help") for word in argv)
+    is_demo = is_demo and not (argv and argv[0].endswith((".yaml", ".yml")))
+    kinds = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
+    data, model_args, recipe, training = parse(kinds, argv, __doc__, CONFIGS / "demo.yaml" if is_demo else None)
+    stages = stages_of(recipe, training)
+    results_file = Path(training.output_dir, "results.json")
+    if recipe.resume and results_file.exists():
+        print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to do.")
+        return 0
+    if is_demo:
+        print(
+            "This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Your photos: --data_dir FOLDER."
+        )
+        data.data_dir = str(demo_photo_folder())
+        model_args.weights_file = model_args.weights_file or str(demo_weights_file())
+    photos = load_photos(data, training)
+    trainer = build_trainer(photos, model_args, training)
+    results = run_stages(trainer, stages)
+    if recipe.n_aug and trainer.train_transform.is_random:
+        results.tta = test_time_augmentation(trainer, recipe.n_aug)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        save_results(results, results_file)
+        print_summary(results, training.output_dir)
+    if training.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()
+    return 0
+
+
+def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments) -> tuple[Stage, ...]:
+    """The stages; a --learning_rate takes the place of the range test."""
+    default = SGDRTrainingArguments(training.output_dir)
+    said = [name for name in SAID_BY_STAGES if getattr(training, name) != getattr(default, name)]
+    if said:
+        raise ValueError(
+            f"{', '.join('--' + name for name in said)}: the stages say that; write stages in a YAML file."
+        )
+    stages = chosen_stages(recipe.stages)
+    if training.learning_rate != default.learning_rate:
+        stages = tuple(replace(stage, lr=training.learning_rate) if stage.lr == "auto" else stage for stage in stages)
+    return stages
+
+
+def test_time_augmentation(trainer: SGDRTrainer, n_aug: int) -> dict[str, float]:
+    """Loss and accuracy on the validation photos."""
+    probabilities = trainer.tta(n_aug)
+    labels = np.asarray(trainer.eval_dataset[trainer.args.label_column_name])
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    return {
+        "loss": float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean()),
+        "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+    }
+
+
+def print_summary(results: RunResults, output_dir: str) -> None:
+    print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{'accuracy':>10}{'seconds':>9}")
+    for stage in results.stages:
+        print(
+            f"{stage['name']:<14}{stage['epochs']:>7}{stage['train_loss']:>12.4f}{stage['eval_loss']:>12.4f}"
+            f"{stage['eval_accuracy']:>10.4f}{stage['seconds']:>9.1f}"
+        )
+    best = results.best
+    print(f"{'best':<14}{'':>7}{'':>12}{best['eval_loss']:>12.4f}{best['eval_accuracy']:>10.4f}   from {best['stage']}")
+    if results.tta:
+        print(f"{'with TTA':<14}{'':>7}{'':>12}{results.tta['loss']:>12.4f}{results.tta['accuracy']:>10.4f}")
+    print(
+        f"\nModel, plots and results.json are in {output_dir}. Try it: pipeline('image-classification', '{output_dir}')"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_line(main))
