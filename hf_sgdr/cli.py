@@ -113,7 +113,7 @@ def build_trainer(photos: DatasetDict, model_args: ModelArguments, training: SGD
         pretrained=model_args.pretrained,
         weights_file=model_args.weights_file,
     )
-    augment = None if model_args.augment in (None, "none") else model_args.augment
+    augment: Any = None if model_args.augment in (None, "none") else model_args.augment
     train_transform, eval_transform = image_transforms(
         model, image_size=model_args.image_size, augment=augment, max_zoom=model_args.max_zoom
     )

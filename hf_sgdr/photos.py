@@ -39,6 +39,7 @@ def read_photo(photo: Any) -> Image.Image:
         source = source.permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         source = Image.fromarray(source)
+    image: Image.Image
     try:
         if isinstance(source, bytes | bytearray):
             image = Image.open(BytesIO(source))
@@ -153,7 +154,7 @@ def usable_processors() -> int:
 
 
 def undecoded(dataset: Any, image_column: str = "image") -> Any:
-    """The same rows with the image column left encoded, as bytes or a path; other sequences are returned as they are."""
+    """The same rows with the image column left encoded, as bytes or a path; other sequences stay as they are."""
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     if image_column not in dataset.column_names:

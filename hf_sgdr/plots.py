@@ -33,7 +33,7 @@ def plot_range_test(
 def plot_rates(rates: Mapping[str, Sequence[float]], ax: Axes | None = None, *, log_scale: bool = False) -> Axes:
     """Learning rate against optimizer step, a line for each layer group."""
     ax = ax or new_axes()
-    shades = GROUPS[-len(rates) :] if len(rates) <= len(GROUPS) else [None] * len(rates)
+    shades = GROUPS[len(GROUPS) - len(rates) :] if len(rates) <= len(GROUPS) else [None] * len(rates)
     for (name, values), shade in zip(rates.items(), shades, strict=True):
         ax.plot(range(len(values)), values, color=shade, linewidth=1.6, label=name)
     ax.set_xlabel("optimizer step")

@@ -16,6 +16,7 @@ import transformers
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr.features import FeatureStore, _replace, cache_folder, module_hash
@@ -71,7 +72,7 @@ class HeadClassifier(nn.Module):
     main_input_name = "features"
     accepts_loss_kwargs = False
 
-    def __init__(self, model: nn.Module, head: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel, head: nn.Module) -> None:
         super().__init__()
         self.head = head
         self.config = model.config
@@ -86,7 +87,7 @@ class HeadClassifier(nn.Module):
 
 
 def extract_features(
-    model: nn.Module,
+    model: PreTrainedModel,
     head: nn.Module,
     photos: PhotoDataset,
     *,
@@ -97,9 +98,10 @@ def extract_features(
     world_size: int = 1,
     progress: str | None = None,
 ) -> FeatureStore:
-    """Compute, where they are not stored yet, the head's input for every photo. (Lesson step 1, `precompute=True`.)
+    """Compute, where they are not stored yet, the head's input for every photo.
 
-    Every process writes its own shards and returns when those are done; read the store after all have.
+    This is the lesson's step 1, `precompute=True`. Every process writes its own shards and returns when those are done;
+    read the store after all have.
 
     Args:
         model (`PreTrainedModel`): the whole classifier, on the device that computes.
@@ -151,7 +153,7 @@ def extract_features(
     return store
 
 
-def inference_dtype(model: nn.Module, size: int, num_photos: int, wanted: str = "auto") -> torch.dtype:
+def inference_dtype(model: PreTrainedModel, size: int, num_photos: int, wanted: str = "auto") -> torch.dtype:
     """The precision to extract features in: "float32", "bfloat16", or by "auto" the faster one on this machine.
 
     The two are timed once for a model and machine; the answer is kept in the cache folder, so that a second run asks
@@ -181,7 +183,7 @@ def inference_dtype(model: nn.Module, size: int, num_photos: int, wanted: str = 
     return torch.bfloat16 if answers[question] == "bfloat16" else torch.float32
 
 
-def _forward_seconds(model: nn.Module, size: int, dtype: torch.dtype) -> float:
+def _forward_seconds(model: PreTrainedModel, size: int, dtype: torch.dtype) -> float:
     device = next(model.parameters()).device
     pixels = torch.zeros(8, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     seconds = []
@@ -235,7 +237,7 @@ def _check_head_gives_logits(
 
 
 def _depends_on(
-    model: nn.Module, head: nn.Module, photos: PhotoDataset, transform: PhotoTransform, dtype: torch.dtype
+    model: PreTrainedModel, head: nn.Module, photos: PhotoDataset, transform: PhotoTransform, dtype: torch.dtype
 ) -> dict[str, Any]:
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_IN_KEY}
     return {

@@ -63,7 +63,7 @@ class LRRangeResult:
         return rate
 
     def edge(self) -> float | None:
-        """The head's rate from which on the loss is half as high again as at first; None if the test did not get there."""
+        """The head's rate from which on the loss is half as high again as at first; None if it never is."""
         return edge(self.history["lr"], self.history["loss"])
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -195,13 +195,7 @@ def everything_restored(trainer: Trainer) -> Iterator[None]:
     """Whatever happens inside, leave the Trainer, its model and all random generators as they were."""
     accelerator, model = trainer.accelerator, trainer.model
     gradient_state = accelerator.gradient_state
-    kept = {
-        name: getattr(trainer, name)
-        for name in ("optimizer", "lr_scheduler", "model_wrapped", "_created_lr_scheduler", "current_flos", "state")
-    }
-    attributes = {
-        name: trainer.__dict__[name] for name in ("current_gradient_accumulation_steps",) if name in trainer.__dict__
-    }
+    attributes = dict(vars(trainer))
     prepared = {name: list(getattr(accelerator, name)) for name in ("_models", "_optimizers", "_dataloaders")}
     loaders, sync = list(gradient_state.dataloader_references), gradient_state.sync_gradients
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -235,10 +229,8 @@ def everything_restored(trainer: Trainer) -> Iterator[None]:
         for name in ("forward", "_original_forward"):
             model.__dict__.pop(name, None)
         model.__dict__.update(forward)
-        for name, value in kept.items():
-            setattr(trainer, name, value)
-        trainer.__dict__.pop("current_gradient_accumulation_steps", None)
-        trainer.__dict__.update(attributes)
+        vars(trainer).clear()
+        vars(trainer).update(attributes)
         for name, value in prepared.items():
             setattr(accelerator, name, value)
         gradient_state.dataloader_references = loaders

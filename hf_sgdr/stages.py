@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -98,8 +97,8 @@ class Stage:
         return self.max_cycles if self.until_overfitting else self.cycles
 
 
-# The lesson's eight steps. Steps 1 and 5 (augmentation, what is frozen) are said by the stages themselves; steps 2 and 7
-# (the range test) are lr="auto"; step 6 (lower rates for earlier groups) is lr_spread.
+# The lesson's eight steps. Steps 1 and 5 (precompute and augmentation, what is frozen) are said by each stage; steps 2
+# and 7 (the range test) are lr="auto"; step 6 (lower rates for earlier groups) is lr_spread.
 LESSON: tuple[Stage, ...] = (
     # 1. Enable precompute. 2. lr_find(). 3. Train the last layer from precomputed activations for 1-2 epochs.
     Stage("precomputed", lr="auto", cycles=2, precompute=True),
@@ -147,8 +146,8 @@ class RunResults:
 def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON) -> RunResults:
     """Run a recipe; afterwards the model has the weights with the lowest validation loss of all epochs of all stages.
 
-    In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the best
-    weights and each stage's checkpoints, if `save_strategy` asks for them.
+    In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the
+    best weights and each stage's checkpoints, if `save_strategy` asks for them.
 
     Args:
         trainer ([`SGDRTrainer`]): with training and validation photos, and evaluation each epoch.
@@ -158,7 +157,7 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON) -> RunRes
         [`RunResults`]: the figures of every stage.
 
     Raises:
-        ValueError: if there is no stage, two have one name, the first one has no rate, or the trainer does not evaluate.
+        ValueError: if there is no stage, two have one name, or the trainer does not evaluate each epoch.
     """
     _check_stages(trainer, stages)
     folder = Path(trainer.args.output_dir, RUNS_FOLDER)
@@ -232,16 +231,13 @@ class KeepBestWeights(TrainerCallback):
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(".tmp-" + self.path.name)
-            save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, temporary)
+            save_model(self.model, str(temporary))
             temporary.replace(self.path)
 
     def restore(self) -> None:
         """Give the model the best weights back."""
         if self.figures:
-            with torch.no_grad():
-                own = self.model.state_dict()
-                for name, tensor in load_file(self.path).items():
-                    own[name].copy_(tensor)
+            load_model(self.model, self.path)
 
 
 class StopWhenOverfitting(TrainerCallback):
@@ -315,7 +311,7 @@ def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
 
 
 def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
-    """The lesson's suggestion; else a tenth of where the loss takes off, but no more than the rate of the stage before."""
+    """The lesson's suggestion; else a tenth of where the loss takes off, but at most the rate of the stage before."""
     rate = found.suggestion()
     if rate is None:
         edge = found.edge()
@@ -344,8 +340,8 @@ def _announce(trainer: SGDRTrainer, stage: Stage, rates: list[float]) -> None:
 
 def _figures(trainer: SGDRTrainer, stage: Stage, rates: list[float], seconds: float) -> dict[str, Any]:
     history = trainer.state.log_history
-    evaluation = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    training = next((entry for entry in reversed(history) if "loss" in entry), {})
+    evaluation: dict[str, Any] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    training: dict[str, Any] = next((entry for entry in reversed(history) if "loss" in entry), {})
     schedule = trainer.schedule
     cycles = sum(end <= trainer.state.global_step for end in schedule.cycle_ends) if schedule else stage.cycles
     return {

@@ -100,7 +100,7 @@ class SGDRTrainer(Trainer):
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         show_epoch_table(self)
-        self._given_optimizers = (self.optimizer, self.lr_scheduler)
+        self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._precompute = False
         self._steps_per_epoch = 0
         self._last_rates: dict[str, list[float]] = {}
@@ -166,6 +166,7 @@ class SGDRTrainer(Trainer):
         self._check_before_training()
         self.optimizer, self.lr_scheduler = self._given_optimizers
         self.model_wrapped = self.model
+        self._last_rates = {}
         with self._features_instead_of_photos():
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
@@ -471,7 +472,6 @@ class SGDRTrainer(Trainer):
             raise ValueError("Nothing to train on: give the trainer a train_dataset.")
         if self.args.eval_strategy != "no" and self.eval_dataset is None:
             raise ValueError('Nothing to evaluate on: give the trainer an eval_dataset, or eval_strategy="no".')
-        self._last_rates = {}
 
     def _record_transforms(self, model: PreTrainedModel) -> None:
         """What a stock pipeline ignores and test-time augmentation needs, in the model's configuration."""

@@ -20,7 +20,7 @@ class SGDRTrainingArguments(TrainingArguments):
 
     Defaults that differ from transformers': SGD with momentum 0.9, `learning_rate` 1e-2, batches of 64, evaluation and
     logging each epoch, no gradient clipping, no unused columns removed, `hub_strategy` "end", worker processes only
-    beside a GPU. The cycles decide the number of epochs; a `num_train_epochs` or `max_steps` that disagrees is an error.
+    beside a GPU. The cycles decide the epochs; a `num_train_epochs` or `max_steps` that disagrees is an error.
 
     Args:
         cycle_len (`int`, *optional*, defaults to 1): epochs of the first cycle; None trains `num_cycles` epochs at a
@@ -36,8 +36,8 @@ class SGDRTrainingArguments(TrainingArguments):
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
             "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
         momentum (`float`, *optional*, defaults to 0.9): of SGD.
-        freeze_batch_norm (`bool`, *optional*, defaults to False): keep the statistics of batch norms still in the groups
-            that train too (fast.ai 0.7's `bn_freeze`).
+        freeze_batch_norm (`bool`, *optional*, defaults to False): keep the statistics of batch norms still in the
+            groups that train too (fast.ai 0.7's `bn_freeze`).
         image_column_name, label_column_name (`str`, *optional*, default to "image" and "label"): the data's columns.
     """
 

@@ -58,9 +58,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to do.")
         return 0
     if is_demo:
-        print(
-            "This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Your photos: --data_dir FOLDER."
-        )
+        print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER.")
         data.data_dir = str(demo_photo_folder())
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     photos = load_photos(data, training)

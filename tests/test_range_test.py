@@ -1,0 +1,234 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_sgdr.range_test import LRRangeResult, LRRangeTest
+from hf_sgdr.suggestions import smoothed_losses
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.head(self.dropout(self.norm(torch.relu(self.body(x)))))
+        loss = nn.functional.cross_entropy(logits, labels) if labels is not None else None
+        return {"loss": loss, "logits": logits}
+
+
+def rows(count: int = 64) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 4, generator=generator)
+    return [{"x": row, "labels": (row.sum() > 0).long()} for row in x]
+
+
+def stock_trainer(tmp_path, model=None, callbacks=None, optimizers=(None, None), **kwargs) -> Trainer:
+    values = {"learning_rate": 0.05, "max_grad_norm": 0, "per_device_train_batch_size": 8, "num_train_epochs": 2}
+    arguments = TrainingArguments(
+        str(tmp_path / "out"),
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        **{**values, **kwargs},
+    )
+    return Trainer(model or TwoLayers(), arguments, train_dataset=rows(), callbacks=callbacks, optimizers=optimizers)
+
+
+def everything(trainer: Trainer) -> dict[str, object]:
+    return {
+        "weights": {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()},
+        "grads": [parameter.grad for parameter in trainer.model.parameters()],
+        "requires_grad": [parameter.requires_grad for parameter in trainer.model.parameters()],
+        "training": [module.training for module in trainer.model.modules()],
+        "generators": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "trainer": {name: value for name, value in vars(trainer).items() if name != "accelerator"},
+        "state": vars(trainer.state).copy(),
+        "prepared": {n: list(getattr(trainer.accelerator, n)) for n in ("_models", "_optimizers", "_dataloaders")},
+        "gradient_state": (
+            trainer.accelerator.gradient_state.sync_gradients,
+            trainer.accelerator.gradient_state.dataloader_references,
+        ),
+    }
+
+
+def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
+    for name, tensor in before.pop("weights").items():
+        assert torch.equal(tensor, after["weights"][name]), name
+    after.pop("weights")
+    assert before == after
+
+
+def test_rates_rise_exponentially_and_reach_both_ends():
+    rates = LRRangeTest(1e-3, 10.0, 5).learning_rates()
+    assert rates == pytest.approx([1e-3, 1e-2, 1e-1, 1.0, 10.0])
+    assert rates[0] == 1e-3
+    assert rates[-1] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0, 1.0, 10), "start_lr=0.0, end_lr=1.0: give 0 < start_lr < end_lr."),
+        ((1.0, 0.1, 10), "start_lr=1.0, end_lr=0.1: give 0 < start_lr < end_lr."),
+        ((1e-3, math.nan, 10), "start_lr=0.001, end_lr=nan: give 0 < start_lr < end_lr."),
+        ((1e-3, 1.0, 1), "num_steps=1: give a whole number of at least 2."),
+    ],
+)
+def test_wrong_numbers_are_refused_before_any_work(arguments, message):
+    with pytest.raises(ValueError, match="give") as error:
+        LRRangeTest(*arguments)
+    assert str(error.value) == message
+
+
+def test_history_has_every_step_of_a_stock_trainer(tmp_path):
+    result = LRRangeTest(1e-5, 1.0, 30).run(stock_trainer(tmp_path))
+    history = result.history
+    assert set(history) == {"step", "lr", "loss", "smoothed_loss", "learning_rates"}
+    assert history["step"] == list(range(30))
+    assert history["lr"] == LRRangeTest(1e-5, 1.0, 30).learning_rates()
+    assert history["smoothed_loss"] == pytest.approx(smoothed_losses(history["loss"], 0.98))
+    assert result.stop_reason == "finished"
+
+
+def test_groups_keep_their_ratios_and_the_last_one_is_reported(tmp_path):
+    model = TwoLayers()
+    optimizer = torch.optim.SGD(
+        [{"params": model.body.parameters(), "lr": 0.01}, {"params": model.head.parameters(), "lr": 0.1}], lr=1.0
+    )
+    result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer(tmp_path, model, optimizers=(optimizer, None)))
+    for lr, (early, head) in zip(result.history["lr"], result.history["learning_rates"], strict=True):
+        assert head == lr
+        assert early == pytest.approx(lr / 10)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.1]
+    assert not optimizer.state
+
+
+def test_gradient_accumulation_counts_optimizer_steps(tmp_path):
+    result = LRRangeTest(1e-5, 1e-4, 7).run(stock_trainer(tmp_path, gradient_accumulation_steps=3))
+    assert len(result.history["loss"]) == 7
+    assert all(0.2 < loss < 2 for loss in result.history["loss"])  # a mean, not a sum or a third
+
+
+def test_everything_is_as_before(tmp_path):
+    trainer = stock_trainer(tmp_path)
+    before = everything(trainer)
+    LRRangeTest(1e-5, 10.0, 20).run(trainer)
+    assert_same(before, everything(trainer))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_everything_is_as_before_after_an_exception_inside(tmp_path, error):
+    trainer = stock_trainer(tmp_path)
+    trainer.train()
+    before = everything(trainer)
+    steps = iter(range(5))
+    original = trainer.compute_loss
+
+    def breaks(*args, **kwargs):
+        if next(steps, None) is None:
+            raise error
+        return original(*args, **kwargs)
+
+    trainer.compute_loss = breaks
+    with pytest.raises(type(error)):
+        LRRangeTest(1e-3, 1.0, 20).run(trainer)
+    del trainer.compute_loss
+    assert_same(before, everything(trainer))
+
+
+def test_training_is_identical_with_and_without_a_test_before(tmp_path):
+    weights = []
+    for tests in (0, 2):
+        torch.manual_seed(7)
+        trainer = stock_trainer(tmp_path)
+        for _ in range(tests):
+            LRRangeTest(1e-4, 10.0, 15).run(trainer)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_no_callback_is_called_and_nothing_is_written(tmp_path):
+    calls = []
+
+    class Listener(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            calls.append("step")
+
+        def on_log(self, args, state, control, **kwargs):
+            calls.append("log")
+
+    trainer = stock_trainer(tmp_path, callbacks=[Listener()])
+    files = sorted(tmp_path.rglob("*"))
+    LRRangeTest(1e-5, 1.0, 10).run(trainer)
+    assert calls == []
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_it_stops_where_the_loss_diverges(tmp_path):
+    result = LRRangeTest(1e-2, 1e6, 60).run(stock_trainer(tmp_path))
+    assert len(result.history["loss"]) < 60
+    assert "learning rate" in result.stop_reason
+    assert all(math.isfinite(loss) for loss in result.history["loss"])
+
+
+def test_it_stops_at_a_loss_that_is_no_number(tmp_path):
+    trainer = stock_trainer(tmp_path)
+    trainer.model.head.weight.data[0, 0] = math.inf
+    result = LRRangeTest(1e-2, 1.0, 10).run(trainer)
+    assert result.history["loss"] == []
+    assert result.stop_reason.startswith("the loss was nan at step 0") or result.stop_reason.startswith(
+        "the loss was inf"
+    )
+    assert result.suggestion() is None
+    assert result.reason == "the test has 0 steps; a curve needs at least 8"
+    result.plot()
+    result.plot_lr()
+
+
+def falling_curve() -> LRRangeResult:
+    lrs = list(np.geomspace(1e-6, 10, 80))
+    losses = [1 / (1 + (lr / 1e-2) ** 0.8) + (lr / 3) ** 2 for lr in lrs]
+    history = {
+        "step": list(range(80)),
+        "lr": lrs,
+        "loss": losses,
+        "smoothed_loss": smoothed_losses(losses, 0.98),
+        "learning_rates": [[lr / 10, lr] for lr in lrs],
+    }
+    return LRRangeResult(history, "finished", ["body", "head"])
+
+
+def test_plots_take_and_return_axes():
+    result = falling_curve()
+    ax = result.plot()
+    assert ax.get_xscale() == "log"
+    assert len(ax.lines) == 2  # the curve and the suggestion
+    assert result.plot(ax) is ax
+    rates = result.plot_lr()
+    assert [line.get_label() for line in rates.lines] == ["body", "head"]
+
+
+def test_an_unknown_method_is_named_with_those_that_exist():
+    with pytest.raises(ValueError, match="method='best': give one of lesson, valley, steep, minimum"):
+        falling_curve().suggestion("best")
+
+
+def test_the_edge_is_where_the_loss_takes_off():
+    lrs = list(np.geomspace(1e-6, 10, 80))
+    losses = [0.3 if lr < 1e-2 else 3.0 for lr in lrs]
+    result = LRRangeResult({"lr": lrs, "loss": losses, "smoothed_loss": losses, "learning_rates": []}, "finished")
+    assert result.suggestion() is None
+    assert 5e-3 < result.edge() < 2e-2
+    assert falling_curve().edge() > 1

@@ -1,0 +1,439 @@
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification, TrainerCallback, TrainingArguments, pipeline
+
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, make_photo_folder):
+    root = make_photo_folder(
+        tmp_path_factory.mktemp("photos"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
+    )
+    return load_image_folder(root)
+
+
+@pytest.fixture
+def make_trainer(photos, tiny_model, tmp_path):
+    def make(model=None, augment="side_on", callbacks=None, compute_metrics=None, **kwargs):
+        model = model if model is not None else tiny_model
+        train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment=augment, max_zoom=1.1)
+        values = {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+        values |= {"save_strategy": "no"}
+        arguments = SGDRTrainingArguments(str(tmp_path / "out"), **{**values, **kwargs})
+        return SGDRTrainer(
+            model,
+            arguments,
+            train_dataset=photos["train"],
+            eval_dataset=photos["validation"],
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+class RateRecorder(TrainerCallback):
+    def __init__(self):
+        self.rates = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def cosine(step: int, steps: int) -> float:
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def losses(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+# ---- Cycles and rates ----
+
+
+@pytest.mark.parametrize(
+    ("cycle_len", "cycle_mult", "cycles", "accumulation"),
+    [(1, 1, 2, 1), (1, 2, 2, 1), (2, 1, 1, 2), (1, 2, 2, 3), (2, 2, 1, 4)],
+)
+def test_every_group_follows_the_formula_at_every_step(make_trainer, cycle_len, cycle_mult, cycles, accumulation):
+    recorder = RateRecorder()
+    trainer = make_trainer(
+        callbacks=[recorder], gradient_accumulation_steps=accumulation, eval_strategy="no", freeze_to=0
+    )
+    rates = [1e-5, 1e-4, 1e-3]
+    trainer.fit(rates, cycles, cycle_len=cycle_len, cycle_mult=cycle_mult)
+    steps_per_epoch = math.ceil(math.ceil(26 / 8) / accumulation)
+    expected = []
+    for cycle in range(cycles):
+        steps = cycle_len * cycle_mult**cycle * steps_per_epoch
+        expected += [[rate * cosine(step, steps) for rate in rates] for step in range(steps)]
+    assert len(recorder.rates) == len(expected)
+    np.testing.assert_allclose(recorder.rates, expected, rtol=1e-12)
+
+
+def test_three_cycles_that_double_are_seven_epochs_with_restarts_after_one_and_three(make_trainer):
+    recorder = RateRecorder()
+    trainer = make_trainer(callbacks=[recorder], precompute=True)
+    trainer.fit(1e-2, 3, cycle_len=1, cycle_mult=2)
+    assert trainer.state.epoch == 7
+    steps_per_epoch = trainer.state.max_steps // 7
+    heads = [rates[-1] for rates in recorder.rates]
+    restarts = [step for step, (before, after) in enumerate(itertools.pairwise(heads), 1) if after > before]
+    assert restarts == [steps_per_epoch, 3 * steps_per_epoch] == trainer.schedule.restarts
+
+
+def test_without_cycle_len_the_rate_is_constant(make_trainer):
+    recorder = RateRecorder()
+    trainer = make_trainer(callbacks=[recorder], precompute=True)
+    trainer.fit(3e-3, 2)
+    assert trainer.state.epoch == 2
+    assert {rates[-1] for rates in recorder.rates} == {3e-3}
+
+
+def test_train_obeys_the_arguments(make_trainer):
+    recorder = RateRecorder()
+    trainer = make_trainer(
+        callbacks=[recorder],
+        eval_strategy="no",
+        cycle_len=1,
+        cycle_mult=2,
+        num_cycles=2,
+        group_learning_rates=[1e-4, 1e-3, 1e-2],
+        freeze_to=1,
+    )
+    before = weights(trainer.model)
+    trainer.train()
+    assert trainer.state.epoch == 3
+    assert recorder.rates[0] == [1e-4, 1e-3, 1e-2]
+    after = trainer.model.state_dict()
+    changed = [
+        any(not torch.equal(before[name], after[name]) for name in trainer.layer_groups.parameter_names(i))
+        for i in range(3)
+    ]
+    assert changed == [False, True, True]
+
+
+def test_every_groups_rate_is_logged_and_plotted(make_trainer):
+    trainer = make_trainer(freeze_to=0)
+    trainer.fit([1e-5, 1e-4, 1e-3], 1, cycle_len=1)
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    last = cosine(3, 4)
+    assert entry["learning_rate/head"] == entry["learning_rate"] == pytest.approx(1e-3 * last)
+    assert entry["learning_rate/middle"] == pytest.approx(1e-4 * last)
+    assert entry["learning_rate/early"] == pytest.approx(1e-5 * last)
+    ax = trainer.plot_lr()
+    assert [line.get_label() for line in ax.lines] == ["early", "middle", "head"]
+    assert len(ax.lines[0].get_xdata()) == 4
+
+
+def test_the_optimizer_is_sgd_with_momentum_and_new_for_each_fit(make_trainer):
+    trainer = make_trainer(precompute=True)
+    trainer.fit(1e-2, 1)
+    first = trainer.optimizer.optimizer
+    assert isinstance(first, torch.optim.SGD)
+    assert first.param_groups[0]["momentum"] == 0.9
+    trainer.fit(1e-2, 1)
+    assert trainer.optimizer.optimizer is not first
+
+
+def test_adamw_is_one_argument_away(make_trainer):
+    trainer = make_trainer(precompute=True, optim="adamw_torch")
+    trainer.fit(1e-3, 1)
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
+
+
+# ---- Freezing ----
+
+
+def test_only_the_head_trains_at_first_and_the_body_stands_still(make_trainer):
+    trainer = make_trainer()
+    before = weights(trainer.model)
+    trainer.fit(1e-2, 1)
+    after = trainer.model.state_dict()
+    head = set(trainer.layer_groups.parameter_names(-1))
+    for name in before:  # batch-norm statistics among them
+        assert torch.equal(before[name], after[name]) == (name not in head), name
+
+
+def test_unfrozen_batch_norms_move_unless_they_are_kept_still(make_trainer):
+    trainer = make_trainer(freeze_to=0)
+    statistics = [name for name in weights(trainer.model) if name.endswith("running_mean")]
+    before = weights(trainer.model)
+    trainer.layer_groups.freeze_batch_norm = True
+    trainer.fit(1e-4, 1)
+    assert all(torch.equal(before[name], trainer.model.state_dict()[name]) for name in statistics)
+    trainer.layer_groups.freeze_batch_norm = False
+    trainer.fit(1e-4, 1)
+    assert not any(torch.equal(before[name], trainer.model.state_dict()[name]) for name in statistics)
+
+
+def test_unfreezing_switches_precompute_off(make_trainer):
+    trainer = make_trainer(precompute=True)
+    trainer.unfreeze()
+    assert not trainer.precompute
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    with pytest.raises(ValueError, match=r"the body is not frozen: call freeze\(\) first"):
+        trainer.precompute = True
+    trainer.freeze()
+    trainer.precompute = True
+
+
+# ---- Precompute ----
+
+
+def test_the_whole_model_has_the_trained_head_and_the_same_validation_loss(make_trainer):
+    trainer = make_trainer(precompute=True)
+    model = trainer.model
+    before = weights(model)
+    trainer.fit(1e-1, 2)
+    assert trainer.model is model
+    assert not torch.equal(before["timm_model.fc.weight"], model.timm_model.fc.weight)
+    while_training = losses(trainer, "eval_loss")[-1]
+    trainer.precompute = False
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(while_training, abs=1e-6)
+
+
+def test_training_on_features_is_training_the_head_on_unaugmented_photos(make_trainer):
+    trained = []
+    for precompute in (True, False):
+        trainer = make_trainer(augment=None, precompute=precompute, seed=3)
+        trainer.train_transform = trainer.eval_transform
+        torch.manual_seed(11)
+        nn.init.normal_(trainer.model.timm_model.fc.weight, std=0.02)
+        nn.init.zeros_(trainer.model.timm_model.fc.bias)
+        trainer.fit(1e-2, 2, cycle_len=1)
+        trained.append((weights(trainer.model), losses(trainer, "loss"), losses(trainer, "eval_loss")))
+    torch.testing.assert_close(
+        trained[0][0]["timm_model.fc.weight"], trained[1][0]["timm_model.fc.weight"], atol=2e-4, rtol=0
+    )
+    assert trained[0][1] == pytest.approx(trained[1][1], abs=1e-3)
+    assert trained[0][2] == pytest.approx(trained[1][2], abs=1e-3)
+
+
+def test_while_precompute_is_on_the_trainer_still_has_the_whole_model(make_trainer, photos, tmp_path):
+    trainer = make_trainer(precompute=True)
+    trainer.fit(1e-2, 1)
+    assert trainer.log_predictions().shape == (11, 2)
+    assert trainer.tta(n_aug=1).shape == (11, 2)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "saved").config.label_names == ["cats", "dogs"]
+
+
+def test_augmentation_with_precompute_is_warned_about(make_trainer, caplog):
+    from transformers.utils import logging
+
+    trainer = make_trainer()
+    logging.enable_propagation()
+    try:
+        trainer.precompute = True
+    finally:
+        logging.disable_propagation()
+    assert "Augmentation has no effect with precompute" in caplog.text
+
+
+def test_of_several_rates_the_head_takes_the_last(make_trainer):
+    trainer = make_trainer(precompute=True)
+    trainer.fit([1e-4, 1e-3, 1e-2], 1)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-2]
+
+
+# ---- The range test ----
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_training_is_identical_with_and_without_lr_find_before(make_trainer, precompute):
+    trained = []
+    for find in (False, True):
+        torch.manual_seed(5)
+        trainer = make_trainer(precompute=precompute)
+        torch.manual_seed(6)
+        nn.init.normal_(trainer.model.timm_model.fc.weight, std=0.02)
+        nn.init.zeros_(trainer.model.timm_model.fc.bias)
+        if find:
+            result = trainer.lr_find(1e-5, 10, 12)
+            assert len(result.history["lr"]) > 3
+        trainer.fit(1e-2, 1, cycle_len=1)
+        trained.append(weights(trainer.model))
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_lr_find_keeps_the_ratios_it_is_given(make_trainer):
+    trainer = make_trainer(freeze_to=0)
+    result = trainer.lr_find(1e-5, 1e-2, 4, group_learning_rates=[1e-4, 1e-3, 1e-2])
+    for lr, rates in zip(result.history["lr"], result.history["learning_rates"], strict=True):
+        assert rates == pytest.approx([lr / 100, lr / 10, lr])
+    assert result.group_names == ["early", "middle", "head"]
+    assert trainer.optimizer is None
+
+
+# ---- Predictions ----
+
+
+def test_log_predictions_are_in_the_data_sets_order(make_trainer, photos):
+    trainer = make_trainer(per_device_eval_batch_size=4)
+    log_predictions = trainer.log_predictions()
+    assert log_predictions.shape == (11, 2)
+    np.testing.assert_allclose(np.exp(log_predictions).sum(axis=1), 1, rtol=1e-5)
+    with torch.inference_mode():
+        alone = [
+            trainer.model.eval()(trainer.eval_transform(photo)[None]).logits.log_softmax(-1)[0].numpy()
+            for photo in photos["validation"]["image"]
+        ]
+    np.testing.assert_allclose(log_predictions, alone, atol=1e-5)
+
+
+def test_the_logged_loss_is_the_mean_over_photos_also_with_a_short_last_batch(make_trainer, photos):
+    trainer = make_trainer(per_device_eval_batch_size=4)
+    labels = np.asarray(photos["validation"]["label"])
+    log_predictions = trainer.log_predictions()
+    expected = -log_predictions[np.arange(len(labels)), labels].mean()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_tta_averages_probabilities_and_beta_weighs_the_plain_photo(make_trainer):
+    trainer = make_trainer()
+    plain = np.exp(trainer.log_predictions())
+    np.testing.assert_array_equal(trainer.tta(n_aug=0), plain)
+    all_alike = trainer.tta(n_aug=2)
+    augmented = (3 * all_alike - plain) / 2
+    assert np.abs(augmented - plain).max() > 1e-6
+    np.testing.assert_allclose(trainer.tta(n_aug=2, beta=0.25), 0.25 * plain + 0.75 * augmented, atol=1e-6)
+    np.testing.assert_allclose(trainer.tta(n_aug=2, beta=1.0), plain, atol=1e-7)
+    np.testing.assert_array_equal(trainer.tta(n_aug=2), all_alike)  # the views are seeded
+
+
+def test_tta_without_a_training_transform_is_refused(make_trainer, tiny_model):
+    trainer = make_trainer()
+    trainer.train_transform = trainer.eval_transform
+    with pytest.raises(ValueError, match=r"tta\(n_aug=4\) needs a training transform that augments"):
+        trainer.tta()
+
+
+def test_unlabelled_photos_can_be_predicted(make_trainer, tmp_path, make_photo_folder):
+    root = make_photo_folder(
+        tmp_path / "with_test", {"train": {"cats": 3, "dogs": 3}, "valid": {"cats": 1, "dogs": 1}, "test": {"": 4}}
+    )
+    trainer = make_trainer()
+    assert trainer.log_predictions(load_image_folder(root)["test"]).shape == (4, 2)
+
+
+# ---- What is saved ----
+
+
+def test_a_saved_model_is_stock_and_gives_the_same_probabilities(make_trainer, photos, tmp_path):
+    trainer = make_trainer(precompute=True)
+    trainer.fit(1e-1, 1)
+    folder = tmp_path / "saved"
+    trainer.save_model(str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]
+    assert config["hf_sgdr"] == {"augment": "side_on", "max_zoom": 1.1}
+    ours = np.exp(trainer.log_predictions())
+    stock = pipeline("image-classification", model=str(folder), device="cpu")
+    for answer, probabilities in zip(stock(list(photos["validation"]["image"])), ours, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        np.testing.assert_allclose([scores["cats"], scores["dogs"]], probabilities, atol=1e-4)
+
+
+def test_a_vision_transformer_of_transformers_goes_the_whole_way(make_trainer, photos, tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=SIZE, patch_size=8,
+        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+    )  # fmt: skip
+    trainer = make_trainer(model=ViTForImageClassification(config), precompute=True)
+    trainer.fit(1e-2, 1)
+    trainer.unfreeze()
+    trainer.fit([1e-4, 1e-3, 1e-2], 1, cycle_len=1)
+    trainer.save_model(str(tmp_path / "vit"))
+    ours = np.exp(trainer.log_predictions())
+    stock = pipeline("image-classification", model=str(tmp_path / "vit"), device="cpu")
+    for answer, probabilities in zip(stock(list(photos["validation"]["image"])), ours, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        np.testing.assert_allclose([scores["cats"], scores["dogs"]], probabilities, atol=1e-4)
+
+
+# ---- What is shown ----
+
+
+def test_the_epoch_table_has_a_line_an_epoch(make_trainer, capsys):
+    trainer = make_trainer(precompute=True)
+    capsys.readouterr()
+    trainer.fit(1e-2, 2)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    header, *table = [line for line in lines if line[0] in ("epoch", "1", "2")]
+    assert " ".join(header) == "epoch train loss valid loss accuracy lr (head) time"
+    assert [line[0] for line in table] == ["1", "2"]
+    assert [float(line[2]) for line in table] == pytest.approx(losses(trainer, "eval_loss"), abs=1e-4)
+    assert {line[4] for line in table} == {"1.00e-02"}
+
+
+# ---- Arguments ----
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_train_epochs": 5}, "num_train_epochs=5, but cycle_len=1, cycle_mult=1, num_cycles=3 are 3 epochs"),
+        ({"cycle_mult": 0}, "cycle_mult=0: give a whole number of at least 1."),
+        ({"cycle_len": 1.5}, "cycle_len=1.5: give a whole number of at least 1."),
+        ({"hub_token": "secret"}, "hub_token is not taken as an argument"),
+        ({"precompute": True, "freeze_to": 0}, "precompute=True with freeze_to=0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: give a finite number above 0."),
+        ({"learning_rate": math.nan}, "learning_rate=nan: give a finite number above 0."),
+        ({"momentum": 1.0}, "momentum=1.0: give a number from 0 to below 1."),
+        ({"feature_dtype": "int8"}, "feature_dtype='int8': give auto, float32 or bfloat16."),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=r"give|leave|not taken") as error:
+        SGDRTrainingArguments(str(tmp_path), use_cpu=True, **values)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda trainer: trainer.fit([1e-3, 1e-2], 1), "2 learning rates for 3 layer groups (early, middle, head)"),
+        (lambda trainer: trainer.fit(1e-2, 0), "cycles=0: give a whole number of at least 1."),
+        (lambda trainer: trainer.fit(1e-2, 1, cycle_mult=2), "cycle_mult=2 needs cycle_len"),
+        (lambda trainer: trainer.fit(math.nan, 1), "Learning rates [nan, nan, nan]: each must be a finite number"),
+        (lambda trainer: trainer.freeze_to(3), "freeze_to(3): there are 3 layer groups (early, middle, head)"),
+        (lambda trainer: trainer.tta(beta=2.0), "beta=2.0: give the plain photo's weight, from 0 to 1."),
+        (lambda trainer: trainer.plot_lr(), "plot_lr() shows the rates of the last fit"),
+    ],
+)
+def test_wrong_calls_are_refused_before_any_work(make_trainer, call, message):
+    trainer = make_trainer()
+    before = weights(trainer.model)
+    with pytest.raises(ValueError, match=r"give|needs|call|each|so") as error:
+        call(trainer)
+    assert str(error.value).startswith(message)
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_max_steps_must_agree_with_the_cycles(make_trainer):
+    with pytest.raises(ValueError, match="max_steps=5, but the cycles are 3 epochs of 4 steps, 12 in all"):
+        make_trainer(max_steps=5).train()
+
+
+def test_plain_training_arguments_are_refused(tiny_model, tmp_path):
+    with pytest.raises(TypeError, match="args is TrainingArguments: give SGDRTrainingArguments"):
+        SGDRTrainer(tiny_model, TrainingArguments(str(tmp_path), use_cpu=True))
