@@ -77,6 +77,8 @@ def create_image_classifier(
     )
     if [trained_labels[i] for i in sorted(trained_labels)] != labels:
         _fresh_head(model)
+    if getattr(model.config, "label_names", None) is not None:
+        model.config.label_names = labels  # timm's configuration keeps those of the checkpoint beside id2label
     return model
 
 

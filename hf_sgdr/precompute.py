@@ -70,7 +70,6 @@ class HeadClassifier(nn.Module):
     """
 
     main_input_name = "features"
-    accepts_loss_kwargs = False
 
     def __init__(self, model: PreTrainedModel, head: nn.Module) -> None:
         super().__init__()
@@ -78,12 +77,14 @@ class HeadClassifier(nn.Module):
         self.config = model.config
         self._loss = model.loss_function
 
-    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Logits (batch, classes), and the loss where labels are given."""
+    def forward(
+        self, features: torch.Tensor, labels: torch.Tensor | None = None, **loss_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Logits (batch, classes), and the model's own loss where labels are given."""
         logits = self.head(features)
         if labels is None:
             return {"logits": logits}
-        return {"loss": self._loss(labels, logits, self.config), "logits": logits}
+        return {"loss": self._loss(labels, logits, self.config, **loss_kwargs), "logits": logits}
 
 
 def extract_features(

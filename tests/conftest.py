@@ -1,0 +1,66 @@
+"""Fixtures of all tests: photos made here, a tiny model, caches of their own, and no network."""
+
+import os
+import tempfile
+
+# Before anything imports the stack, which reads these once.
+_PLACE = tempfile.TemporaryDirectory(prefix="hf_sgdr_tests_")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": os.path.join(_PLACE.name, "hf"),
+    "HF_SGDR_CACHE": os.path.join(_PLACE.name, "cache"),
+    "MPLBACKEND": "agg",
+}
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from hf_sgdr import create_image_classifier  # noqa: E402
+
+PHOTOS = Path(os.environ.get("HF_SGDR_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What the stack is about to change must not be called by us.
+    for kind in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning"):
+        config.addinivalue_line("filterwarnings", f"error::{kind}")
+
+
+@pytest.fixture(scope="session")
+def make_photo_folder() -> Callable[..., Path]:
+    """`make_photo_folder(root, {"train": {"cats": 8}})` writes seeded JPEGs, each class with a hue of its own."""
+
+    def make(root: Path, splits: dict[str, dict[str, int]]) -> Path:
+        for split, classes in splits.items():
+            for number, (name, count) in enumerate(sorted(classes.items())):
+                folder = root / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for i in range(count):
+                    rng = np.random.default_rng((sum(split.encode()), number, i))
+                    height, width = (60, 80) if i % 2 else (84, 56)
+                    pixels = rng.integers(0, 90, (height, width, 3))
+                    pixels[..., number % 3] += 140
+                    Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.jpg", quality=92)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def tiny_model():
+    """A residual network of 373,000 weights, random but seeded."""
+    torch.manual_seed(0)
+    return create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+
+
+@pytest.fixture(scope="session")
+def shared_photos() -> Path:
+    """The folder of real photos; tests that use it carry the marker `photos`."""
+    if not PHOTOS.is_dir():
+        pytest.skip(f"no real photos at {PHOTOS}; HF_SGDR_DATA may name their folder")
+    return PHOTOS

@@ -1,0 +1,223 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.features import ROWS_PER_SHARD, FeatureStore
+from hf_sgdr.layer_groups import LayerGroups
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.precompute import FeatureDataset, HeadClassifier, extract_features, inference_dtype, whole_batch
+
+SIZE = 32
+
+
+@pytest.fixture
+def folder(tmp_path, make_photo_folder):
+    return make_photo_folder(tmp_path / "photos", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 2, "dogs": 2}})
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
+
+
+def extract(model, folder, size=SIZE, dtype=torch.float32, order=None, **kwargs):
+    photos = load_image_folder(folder)["train"]
+    if order is not None:
+        photos = photos.select(order)
+    _, transform = image_transforms(model, image_size=size)
+    head = LayerGroups.from_model(model).head
+    return extract_features(model, head, PhotoDataset(photos, transform), dtype=dtype, **kwargs)
+
+
+def count_forwards(model):
+    """The batch sizes of the forward passes from now on; an all-zero batch only tries a picture size."""
+    calls = []
+
+    def note(module, args, output):
+        if args[0].any():
+            calls.append(len(args[0]))
+
+    model.register_forward_hook(note)
+    return calls
+
+
+def test_features_are_the_heads_input_in_the_photos_order(tiny_model, folder):
+    features = extract(tiny_model, folder, batch_size=5).read()
+    photos = load_image_folder(folder)["train"]
+    _, transform = image_transforms(tiny_model, image_size=SIZE)
+    with torch.inference_mode():
+        network = tiny_model.eval().timm_model
+        for row, photo in zip(features, photos["image"], strict=True):
+            body = network.forward_features(transform(photo)[None])
+            torch.testing.assert_close(row, network.forward_head(body, pre_logits=True)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_run_reads_what_the_first_stored(tiny_model, folder):
+    first = extract(tiny_model, folder)
+    calls = count_forwards(tiny_model)
+    second = extract(tiny_model, folder)
+    assert calls == []
+    assert second.key == first.key
+    assert torch.equal(first.read(), second.read())
+    manifest = json.loads((first.folder / "manifest.json").read_text())
+    assert manifest["rows"] == 12
+    assert manifest["depends_on"]["transform"]["size"] == SIZE
+
+
+def repaint(folder):
+    path = sorted((folder / "train" / "cats").iterdir())[0]
+    picture = np.asarray(Image.open(path)).copy()
+    picture[:20, :20] = 255 - picture[:20, :20]
+    Image.fromarray(picture).save(path)
+
+
+def change_weight(model):
+    with torch.no_grad():
+        next(model.parameters())[0] += 1e-3
+
+
+def change_buffer(model):
+    _, buffer = next((name, buffer) for name, buffer in model.named_buffers() if name.endswith("running_mean"))
+    buffer[0] += 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, folder: (repaint(folder), {})[1],
+        lambda model, folder: (change_weight(model), {})[1],
+        lambda model, folder: (change_buffer(model), {})[1],
+        lambda model, folder: {"size": 48},
+        lambda model, folder: {"dtype": torch.bfloat16},
+        lambda model, folder: {"order": [1, 0, *range(2, 12)]},
+        lambda model, folder: {"order": range(11)},
+    ],
+    ids=["image", "weight", "buffer", "size", "dtype", "order", "fewer"],
+)
+def test_whatever_the_features_depend_on_makes_another_store(tiny_model, folder, change):
+    before = extract(tiny_model, folder)
+    kwargs = change(tiny_model, folder)
+    calls = count_forwards(tiny_model)
+    assert extract(tiny_model, folder, **kwargs).key != before.key
+    assert sum(calls) >= 11
+
+
+def test_what_they_do_not_depend_on_does_not(tiny_model, folder):
+    before = extract(tiny_model, folder)
+    with torch.no_grad():
+        tiny_model.timm_model.fc.weight += 1
+    tiny_model.config.id2label = {0: "Katzen", 1: "Hunde"}
+    path = sorted((folder / "train" / "cats").iterdir())[0]
+    path.write_bytes(path.read_bytes())  # a new time, the same content
+    calls = count_forwards(tiny_model)
+    assert extract(tiny_model, folder).key == before.key
+    assert calls == []
+
+
+def test_the_interpolation_and_the_normalisation_are_part_of_the_key(folder):
+    keys = set()
+    for changes in ({}, {"interpolation": "lanczos"}, {"mean": [0.1, 0.1, 0.1]}, {"crop_pct": 1.0}):
+        torch.manual_seed(0)
+        model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+        model.config.pretrained_cfg = {**model.config.pretrained_cfg, **changes}
+        keys.add(extract(model, folder).key)
+    assert len(keys) == 4
+
+
+def test_only_missing_and_damaged_shards_are_computed_again(tiny_model, folder, monkeypatch):
+    monkeypatch.setattr("hf_sgdr.features.ROWS_PER_SHARD", 5)
+    store = extract(tiny_model, folder)
+    expected = store.read()
+    assert sorted(path.name for path in store.folder.glob("*.safetensors")) == [
+        f"shard-{i:06d}.safetensors" for i in range(3)
+    ]
+    (store.folder / "shard-000000.safetensors").unlink()
+    damaged = store.folder / "shard-000002.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    calls = count_forwards(tiny_model)
+    assert torch.equal(extract(tiny_model, folder).read(), expected)
+    assert sum(calls) == 5 + 2
+
+
+def test_processes_share_the_work(tiny_model, folder, monkeypatch):
+    monkeypatch.setattr("hf_sgdr.features.ROWS_PER_SHARD", 4)
+    calls = count_forwards(tiny_model)
+    store = extract(tiny_model, folder, rank=0, world_size=2)
+    assert sum(calls) == 8
+    assert FeatureStore(store.manifest["depends_on"], 12).missing() == [1]
+    assert len(extract(tiny_model, folder, rank=1, world_size=2).read()) == 12
+    assert sum(calls) == 12
+
+
+def test_a_random_transform_is_refused(tiny_model, folder):
+    photos = load_image_folder(folder)["train"]
+    train_transform, _ = image_transforms(tiny_model, image_size=SIZE, augment="side_on")
+    with pytest.raises(ValueError, match="transform must not be random"):
+        extract_features(
+            tiny_model,
+            LayerGroups.from_model(tiny_model).head,
+            PhotoDataset(photos, train_transform),
+            dtype=torch.float32,
+        )
+
+
+def test_a_head_that_does_not_give_the_logits_is_refused_and_nothing_is_stored(tiny_model, folder, tmp_path):
+    wrong = tiny_model.timm_model.layer4
+    photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
+    with pytest.raises(ValueError, match="cannot be precomputed: its head alone does not give its logits"):
+        extract_features(tiny_model, wrong, photos, dtype=torch.float32)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_extraction_leaves_torchs_generator_alone(tiny_model, folder):
+    before = torch.get_rng_state()
+    extract(tiny_model, folder)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_feature_data_set_gives_whole_batches():
+    features = torch.arange(12, dtype=torch.bfloat16).view(6, 2)
+    dataset = FeatureDataset(features, torch.arange(6))
+    batch = whole_batch(dataset.__getitems__([4, 1]))
+    assert batch["features"].dtype == torch.float32
+    assert batch["features"].tolist() == [[8, 9], [2, 3]]
+    assert batch["labels"].tolist() == [4, 1]
+    assert dataset[3]["features"].tolist() == [6, 7]
+
+
+def test_the_heads_tensors_are_the_models_own(tiny_model):
+    head = HeadClassifier(tiny_model, tiny_model.timm_model.fc)
+    assert [parameter.data_ptr() for parameter in head.parameters()] == [
+        parameter.data_ptr() for parameter in tiny_model.timm_model.fc.parameters()
+    ]
+    features = torch.randn(3, tiny_model.timm_model.fc.in_features)
+    output = head(features, torch.tensor([0, 1, 1]))
+    expected = torch.nn.functional.cross_entropy(tiny_model.timm_model.fc(features), torch.tensor([0, 1, 1]))
+    assert torch.equal(output["loss"], expected)
+
+
+def test_few_photos_are_computed_in_full_precision_and_wishes_are_obeyed(tiny_model):
+    assert inference_dtype(tiny_model, SIZE, 10) == torch.float32
+    assert inference_dtype(tiny_model, SIZE, 10, "bfloat16") == torch.bfloat16
+    assert inference_dtype(tiny_model, SIZE, 10**6, "float32") == torch.float32
+
+
+def test_the_faster_precision_is_measured_once_and_remembered(tiny_model, monkeypatch):
+    seconds = {torch.float32: 2.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr("hf_sgdr.precompute._forward_seconds", lambda model, size, dtype: seconds[dtype])
+    assert inference_dtype(tiny_model, SIZE, 1000) == torch.bfloat16
+    seconds[torch.bfloat16] = 3.0  # another answer now would make another store
+    assert inference_dtype(tiny_model, SIZE, 1000) == torch.bfloat16
+
+
+def test_bfloat16_features_cost_little(tiny_model, folder):
+    exact = extract(tiny_model, folder).read()
+    rounded = extract(tiny_model, folder, dtype=torch.bfloat16).read().float()
+    assert torch.cosine_similarity(exact, rounded).min() > 0.99
+    assert ROWS_PER_SHARD == 512

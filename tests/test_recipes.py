@@ -1,0 +1,192 @@
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_sgdr import create_image_classifier
+from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, one_clear_line, parse
+from hf_sgdr.stages import LESSON, Stage
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+pytestmark = pytest.mark.recipe
+
+
+@dataclass
+class Output:
+    output_dir: str = "out"
+    save_strategy: str = "no"
+
+
+SHORT = [
+    '{"name": "head", "lr": "auto", "range_test_steps": 20, "cycles": 1, "precompute": true}',
+    '{"name": "whole", "lr": 0.01, "cycles": 1, "cycle_len": 1, "freeze_to": 0}',
+]
+
+
+def run(recipe: str, *words: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, str(RECIPES / recipe), *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, make_photo_folder):
+    """A short recipe run on made-up photos, in a process of its own."""
+    place = tmp_path_factory.mktemp("recipe")
+    make_photo_folder(place / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
+    done = run(
+        "train.py", "--data_dir", "photos", "--model", "body", "--image_size", 32, "--output_dir", "out",
+        "--per_device_train_batch_size", 8, "--n_aug", 1, "--stages", *SHORT, "--report_to", "none",
+        cwd=place,
+    )  # fmt: skip
+    return place, done
+
+
+def test_train_leaves_model_results_and_plots_and_says_so(trained):
+    place, done = trained
+    out = place / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "_runs", "config.json", "model.safetensors", "results.json",
+        "head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png",
+    }  # fmt: skip
+    results = json.loads((out / "results.json").read_text())
+    assert [stage["name"] for stage in results["stages"]] == ["head", "whole"]
+    assert set(results["tta"]) == {"loss", "accuracy"}
+    for word in ("stage", "head", "whole", "best", "with TTA"):
+        assert word in done.stdout
+    assert not list(out.rglob("*training_args*"))
+    assert not [path for path in out.rglob("*") if path.name.startswith(".tmp")]
+
+
+def test_what_train_saved_is_stock_without_our_package(trained):
+    place, _ = trained
+    code = (
+        "import sys; sys.modules['hf_sgdr'] = None\n"
+        "from transformers import pipeline\n"
+        "import json, glob\n"
+        "answer = pipeline('image-classification', model='out', device='cpu')(sorted(glob.glob('photos/valid/*/*')))\n"
+        "print(json.dumps(answer))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
+    stock = [{entry["label"]: entry["score"] for entry in row} for row in json.loads(done.stdout.splitlines()[-1])]
+    run("predict.py", "--model", "out", "photos/valid", "--output", "p.json", "p.csv", cwd=place)
+    ours = json.loads((place / "p.json").read_text())
+    assert [Path(row["file"]).parent.name for row in ours] == ["cats"] * 4 + ["dogs"] * 4
+    for row, scores in zip(ours, stock, strict=True):
+        np.testing.assert_allclose([row["probabilities"][n] for n in scores], list(scores.values()), atol=1e-4)
+        assert row["label"] == max(scores, key=scores.get)
+    table = list(csv.DictReader((place / "p.csv").open()))
+    assert [row["file"] for row in table] == [row["file"] for row in ours]
+    assert [float(row["p(cats)"]) for row in table] == [row["probabilities"]["cats"] for row in ours]
+
+
+def test_a_finished_run_is_left_alone_by_resume(trained):
+    place, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
+    done = run("train.py", "--data_dir", "photos", "--model", "body", "--output_dir", "out", "--resume", cwd=place)
+    assert "is finished" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")} == before
+
+
+def test_predict_names_what_it_cannot_read_and_goes_on(trained, tmp_path):
+    place, _ = trained
+    good = next((place / "photos" / "valid" / "cats").iterdir())
+    (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
+    done = run("predict.py", "--model", place / "out", good, tmp_path / "bad.jpg", cwd=place, expect=1)
+    assert "bad.jpg: cannot be read as a picture" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{good}\t")
+
+
+def test_find_lr_prints_suggestions_and_leaves_the_curve(trained):
+    place, _ = trained
+    done = run(
+        "find_lr.py", "--data_dir", "photos", "--model", "body", "--image_size", 32, "--precompute",
+        "--num_steps", 30, "--output_dir", "found", "--per_device_train_batch_size", 8,
+        cwd=place,
+    )  # fmt: skip
+    for method in ("lesson", "valley", "steep", "minimum"):
+        assert f"\n{method}" in "\n" + done.stdout
+    assert (place / "found" / "range-test.png").stat().st_size > 1000
+    assert len(json.loads((place / "found" / "range-test.json").read_text())["history"]["lr"]) > 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "message"),
+    [
+        ("train.py", ["--data_dir", "nowhere"], "train.py: error: nowhere: no such folder."),
+        ("train.py", ["--data_dir", "photos", "--model", "resnt34"], "train.py: error: 'resnt34' is neither a folder"),
+        ("train.py", ["--data_dir", "photos", "--augment", "upside"], "augment='upside': give None or one of basic"),
+        ("train.py", ["--data_dir", "photos", "--num_cycles", "2"], "--num_cycles: the stages say that"),
+        ("train.py", ["--data_dir", "photos", "--stages", "all"], "--stages all: give lesson, or any of precomputed"),
+        ("train.py", ["--data_dir", "photos", "--no_such_flag"], "--no_such_flag"),
+        ("train.py", ["--data_dir", "photos", "--learning_rate", "fast"], "invalid float value: 'fast'"),
+        ("train.py", ["--data_dir", "photos", "--dataset_name", "x"], "give one of the two"),
+        ("train.py", ["--data_dir", "photos", "--image_size", "2"], "image_size=2: give the side of the square input"),
+        ("train.py", ["missing.yaml"], "missing.yaml: no such file."),
+        ("find_lr.py", ["--data_dir", "photos", "--start_lr", "5", "--end_lr", "1"], "give 0 < start_lr < end_lr"),
+        ("find_lr.py", ["--image_size", "32"], "No photos: give --data_dir FOLDER"),
+        ("predict.py", ["--model", "body", "nowhere.jpg"], "nowhere.jpg: no such file or folder."),
+        ("predict.py", ["--model", "body", "photos", "--output", "p.xls"], "give a name that ends in .csv or .json"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(trained, monkeypatch, capsys, recipe, words, message):
+    place, _ = trained
+    monkeypatch.chdir(place)
+    if recipe != "predict.py":
+        words = [*words, *([] if "--model" in words else ["--model", "body"]), "--output_dir", "new"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *words])
+    before = sorted(place.rglob("*"))
+    assert one_clear_line(runpy.run_path(str(RECIPES / recipe))["main"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_recipe_run_by_hand_ends_without_a_traceback(trained):
+    place, _ = trained
+    done = run("train.py", "--data_dir", "nowhere", cwd=place, expect=2)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("train.py: error: nowhere: no such folder.")
+
+
+def test_every_config_is_a_recipe():
+    for config in sorted((RECIPES / "configs").glob("*.yaml")):
+        values = yaml.safe_load(config.read_text())
+        stages = [Stage.from_dict(stage) for stage in values["stages"]]
+        assert stages[0].precompute, config
+    assert tuple(stages_of("lesson.yaml")) == LESSON
+
+
+def stages_of(name: str) -> list[Stage]:
+    return [Stage.from_dict(stage) for stage in yaml.safe_load((RECIPES / "configs" / name).read_text())["stages"]]
+
+
+def test_flags_win_over_the_file(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("data_dir: a\nimage_size: 64\naugment: basic\n")
+    data, model = parse((DataArguments, ModelArguments, Output), [str(config), "--image_size", "32"], "")[:2]
+    assert (data.data_dir, model.image_size, model.augment) == ("a", 32, "basic")
+
+
+def test_stages_by_name():
+    assert chosen_stages(None) == LESSON
+    assert chosen_stages(["augmented"]) == (LESSON[1],)
