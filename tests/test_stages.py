@@ -9,7 +9,8 @@ from transformers import TrainerControl, TrainerState
 from hf_sgdr import LESSON, SGDRTrainer, SGDRTrainingArguments, Stage, image_transforms, load_image_folder, run_stages
 from hf_sgdr.range_test import LRRangeResult
 from hf_sgdr.schedule import SGDRSchedule
-from hf_sgdr.stages import FALLBACK_LR, StopWhenOverfitting, save_results
+from hf_sgdr.stage_callbacks import StopWhenOverfitting
+from hf_sgdr.stages import FALLBACK_LR, save_results
 
 SIZE = 32
 
