@@ -59,7 +59,8 @@ def read_photo(photo: Any) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit and deeper: Pillow would clip, not scale
         pixels = np.asarray(image, dtype=np.float32)
-        return Image.fromarray((pixels / max(257.0, pixels.max() / 255)).astype(np.uint8)).convert("RGB")
+        white = next((white for white in (255.0, 65535.0) if pixels.max() <= white), float(pixels.max()))
+        return Image.fromarray((pixels * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -98,10 +98,11 @@ class PhotoTransform:
         if self.exact and spec.resizer == "pillow":
             resample = Image.Resampling[spec.interpolation.upper()]
             pixels = _to_tensor(image.resize((width, height), resample))
-            return vision.center_crop(pixels, [spec.size, spec.size])
-        pixels = self._resize(_to_tensor(image), height, width)
-        # transformers' processors round the crop's corner down, torchvision to the nearest even
-        top, left = int((height - spec.size) / 2), int((width - spec.size) / 2)
+        else:
+            pixels = self._resize(_to_tensor(image), height, width)
+        # Half a pixel: timm rounds the crop's corner to the even side, transformers' processors round it down.
+        half = round if spec.resizer == "pillow" else int
+        top, left = half((height - spec.size) / 2), half((width - spec.size) / 2)
         return vision.crop(pixels, top, left, spec.size, spec.size)
 
     def _resize(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -1,0 +1,179 @@
+import shutil
+
+import datasets
+import pytest
+from PIL import Image
+
+from hf_sgdr import load_image_dataset, load_image_folder
+from hf_sgdr.data import stratified_split
+
+
+def names_of(split) -> list[str]:
+    rows = split.cast_column("image", datasets.Image(decode=False))
+    return [row["image"]["path"].rsplit("/", 3)[1:] for row in rows]
+
+
+def test_the_lessons_own_layout_is_read_and_sample_stays_out(tmp_path, make_photo_folder):
+    root = make_photo_folder(
+        tmp_path / "dogscats",
+        {
+            "train": {"dogs": 4, "cats": 5},
+            "valid": {"cats": 2, "dogs": 3},
+            "test1": {"": 4},
+            "sample/train": {"cats": 2, "dogs": 2},
+            "sample/valid": {"cats": 1, "dogs": 1},
+            "models/tmp": {},
+        },
+    )
+    (root / "models").mkdir(exist_ok=True)
+    photos = load_image_folder(root)
+    assert {split: len(rows) for split, rows in photos.items()} == {"train": 9, "validation": 5, "test": 4}
+    for split in photos.values():
+        assert split.column_names == ["image", "label"]
+        assert isinstance(split.features["image"], datasets.Image)
+        assert split.features["label"].names == ["cats", "dogs"]
+    assert photos["train"]["label"] == [0] * 5 + [1] * 4
+    assert photos["test"]["label"] == [-1] * 4
+    assert photos["train"][0]["image"].size == (56, 84)
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "validation"])
+def test_validation_folders_have_three_names(tmp_path, make_photo_folder, name):
+    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, name: {"a": 1, "b": 2}})
+    assert load_image_folder(root)["validation"]["label"] == [0, 1, 1]
+
+
+def test_a_labelled_test_folder_keeps_its_labels(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1}, "test": {"b": 2}})
+    assert load_image_folder(root)["test"]["label"] == [1, 1]
+
+
+def test_a_class_that_validation_lacks_does_not_shift_the_ids(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2, "c": 2}, "valid": {"a": 1, "c": 2}})
+    assert load_image_folder(root)["validation"]["label"] == [0, 2, 2]
+
+
+def test_class_folders_alone_are_split_by_class_and_seed(tmp_path, make_photo_folder, caplog):
+    root = make_photo_folder(tmp_path, {"": {"a": 10, "b": 20}})
+    photos = load_image_folder(root, validation_fraction=0.2)
+    assert sorted(photos["validation"]["label"]) == [0] * 2 + [1] * 4
+    taken = [tuple(name) for split in ("train", "validation") for name in names_of(photos[split])]
+    assert len(set(taken)) == len(taken) == 30
+    assert names_of(load_image_folder(root)["validation"]) == names_of(load_image_folder(root)["validation"])
+    assert names_of(load_image_folder(root)["validation"]) != names_of(load_image_folder(root, seed=1)["validation"])
+
+
+def test_the_split_leaves_a_photo_of_every_class_in_train(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 2, "c": 3}})
+    photos = load_image_folder(root, validation_fraction=0.9)
+    assert set(photos["train"]["label"]) == {0, 1, 2}
+    train, held_out = stratified_split(photos["train"], 0.5, 0)
+    assert len(train) + len(held_out) == len(photos["train"])
+
+
+ODD = ("with space", "ha#sh", "100%", "ünïcode", "emoji 🐈", "[brackets]*?", "new\nline", 'it\'s "quoted"', "test_tube")
+
+
+def test_odd_names_of_folders_and_files_are_only_names(tmp_path):
+    for name in ODD:
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for file in ("a#1 [x].jpg", "%20.PNG", "b\nc.jpeg"):
+            Image.new("RGB", (9, 9)).save(folder / file)
+    shutil.copytree(tmp_path / "train", tmp_path / "valid")
+    photos = load_image_folder(tmp_path)
+    assert photos["train"].features["label"].names == sorted(ODD)
+    assert photos["train"]["label"] == [i for i in range(len(ODD)) for _ in range(3)]
+    assert photos["train"][-1]["image"].size == (9, 9)
+
+
+def test_deeper_folders_belong_to_their_class_and_what_is_no_photo_is_left_out(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path, {"train": {"a": 1, "b": 1, "a/deep/deeper": 2}, "valid": {"a": 1, "b": 1}})
+    for name in (".DS_Store", ".hidden.jpg", "Thumbs.db", "notes.txt"):
+        (root / "train" / "a" / name).write_bytes(b"x")
+    (root / "train" / "empty").mkdir()
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "a" / "round").symlink_to(root / "train" / "a")
+    photos = load_image_folder(root)
+    assert photos["train"].features["label"].names == ["a", "b"]
+    assert photos["train"]["label"] == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ({"train": {"a": 1, "b": 1}, "valid": {"a": 1, "zebra": 1}}, ["valid", "'zebra'", "not among", "'a', 'b'"]),
+        ({"train": {"a": 3}, "valid": {"a": 1}}, ["one class only ('a')", "PATH/train/CLASS"]),
+        ({"": {"": 3}}, ["no photo in class folders", "3 .jpg"]),
+        ({"valid": {"a": 1, "b": 1}}, ["there is valid/ but no train/"]),
+        ({"train": {"a": 1, "b": 1}, "valid": {"": 2}}, ["valid: no photo in class folders"]),
+        ({"one/train": {"a": 1, "b": 1}, "two/train": {"a": 1, "b": 1}}, ["'one', 'two' are data sets of their own"]),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_the_mend(tmp_path, make_photo_folder, splits, words):
+    root = make_photo_folder(tmp_path, splits)
+    with pytest.raises(ValueError, match=r"Lay the photos out|Add photos|Name one") as error:
+        load_image_folder(root)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_folder_and_a_missing_one(tmp_path):
+    with pytest.raises(ValueError, match="it holds nothing"):
+        load_image_folder(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder. Beside it: 'photo.jpg'"):
+        load_image_folder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is a file, not a folder"):
+        load_image_folder(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_the_share_lies_between_nothing_and_all(tmp_path, make_photo_folder, fraction):
+    with pytest.raises(ValueError, match="give a share between 0 and 1"):
+        load_image_folder(make_photo_folder(tmp_path, {"": {"a": 2, "b": 2}}), validation_fraction=fraction)
+
+
+@pytest.fixture
+def parquet(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path / "photos", {"train": {"a": 5, "b": 5}, "valid": {"a": 1, "b": 1}})
+    for split, rows in load_image_folder(root).items():
+        rows = rows.rename_columns({"image": "img", "label": "kind"}).add_column("extra", range(len(rows)))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.to_parquet(str(tmp_path / "data" / f"{split}-00000-of-00001.parquet"))
+    return str(tmp_path / "data")
+
+
+def test_a_data_set_with_other_names_gets_ours(parquet):
+    photos = load_image_dataset(parquet, image_column_name="img", label_column_name="kind")
+    assert {split: (rows.column_names, len(rows)) for split, rows in photos.items()} == {
+        "train": (["image", "label"], 10),
+        "validation": (["image", "label"], 2),
+    }
+    assert photos["train"].features["label"].names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "has no column 'image': it has 'img', 'kind', 'extra'. Use --image_column_name."),
+        ({"image_column_name": "img"}, "has no column 'label'"),
+        ({"image_column_name": "extra", "label_column_name": "kind"}, "column 'extra' holds"),
+        ({"train_split_name": "all"}, "has no split 'all': it has 'train', 'validation'. Use --train_split_name."),
+    ],
+)
+def test_a_data_set_without_them_says_what_it_has(parquet, arguments, message):
+    with pytest.raises(ValueError, match=r"has no|holds") as error:
+        load_image_dataset(parquet, **arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.photos
+@pytest.mark.parametrize(
+    ("name", "classes", "sizes"),
+    [("dogscats", ["cats", "dogs"], (600, 200)), ("hymenoptera", ["ants", "bees"], (245, 153))],
+)
+def test_the_real_photos_are_read(shared_photos, name, classes, sizes):
+    photos = load_image_folder(shared_photos / name)
+    assert photos["train"].features["label"].names == classes
+    assert (len(photos["train"]), len(photos["validation"])) == sizes

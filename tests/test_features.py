@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from hf_sgdr import FeatureStore
+from hf_sgdr.features import cache_folder, module_hash
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr("hf_sgdr.features.ROWS_PER_SHARD", 4)
+
+
+@pytest.fixture
+def rows() -> torch.Tensor:
+    return torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+
+
+def filled(tmp_path, rows, **depends_on) -> FeatureStore:
+    store = FeatureStore(depends_on, len(rows), tmp_path)
+    for shard in range(store.num_shards):
+        store.write(shard, rows[store.shard_rows(shard).start : store.shard_rows(shard).stop])
+    return store
+
+
+def reopened(store: FeatureStore, tmp_path) -> FeatureStore:
+    return FeatureStore(store.manifest["depends_on"], store.rows, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_written_is_read_in_order(tmp_path, rows, dtype):
+    store = filled(tmp_path, rows.to(dtype), body="a")
+    read = reopened(store, tmp_path).read()
+    assert read.dtype == dtype
+    assert torch.equal(read, rows.to(dtype))
+    assert [len(store.shard_rows(shard)) for shard in range(3)] == [4, 4, 2]
+
+
+def test_the_manifest_says_what_the_features_depend_on(tmp_path, rows):
+    store = filled(tmp_path, rows, body="a", transform={"size": 32})
+    assert json.loads((store.folder / "manifest.json").read_text()) == {
+        "format": 1,
+        "rows": 10,
+        "rows_per_shard": 4,
+        "depends_on": {"body": "a", "transform": {"size": 32}},
+    }
+
+
+def test_another_dependence_or_length_is_another_store():
+    keys = {
+        FeatureStore(depends_on, rows).key for depends_on in ({"a": 1}, {"a": 2}, {"b": 1}, {}) for rows in (10, 11)
+    }
+    assert len(keys) == 8
+    assert FeatureStore({"a": 1, "b": 2}, 3).key == FeatureStore({"b": 2, "a": 1}, 3).key
+
+
+@pytest.mark.parametrize("where", [0, 8, 40, -1, -12])
+def test_a_flipped_bit_is_never_read(tmp_path, rows, where, caplog):
+    from transformers.utils import logging
+
+    store = filled(tmp_path, rows)
+    path = store.folder / "shard-000001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[where] ^= 4
+    path.write_bytes(content)
+    damaged = reopened(store, tmp_path)
+    logging.enable_propagation()
+    try:
+        assert damaged.missing() == [1]
+    finally:
+        logging.disable_propagation()
+    assert "shard-000001.safetensors is damaged" in caplog.text
+    with pytest.raises(RuntimeError, match="not complete"):
+        damaged.read()
+    damaged.write(1, rows[4:8])
+    assert torch.equal(reopened(store, tmp_path).read(), rows)
+
+
+def test_cut_off_and_left_over_files_do_not_count(tmp_path, rows):
+    store = filled(tmp_path, rows)
+    path = store.folder / "shard-000002.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    (store.folder / ".tmp-abandoned").write_bytes(b"half a shard")
+    (store.folder / "shard-000000.safetensors").unlink()
+    assert reopened(store, tmp_path).missing() == [0, 2]
+
+
+def test_a_shard_of_another_length_is_refused(tmp_path, rows):
+    with pytest.raises(ValueError, match="Shard 2 has 2 rows, 4 given"):
+        FeatureStore({}, 10, tmp_path).write(2, rows[:4])
+
+
+def test_a_full_disk_is_one_clear_error_and_the_store_stays_intact(tmp_path, rows, monkeypatch):
+    store = filled(tmp_path, rows)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_sgdr.features.save_file", full)
+    with pytest.raises(OSError, match=r"cannot be stored in .*No space left on device.*set HF_SGDR_CACHE"):
+        store.write(0, rows[:4])
+    assert torch.equal(reopened(store, tmp_path).read(), rows)
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_the_cache_folder_is_named_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    assert FeatureStore({}, 1).folder.parent == tmp_path / "here" / "features"
+    monkeypatch.delenv("HF_SGDR_CACHE")
+    assert cache_folder().name == "hf_sgdr"
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_a_hash_sees_every_weight_and_buffer_but_not_the_head():
+    model = network()
+    before = module_hash(model, leave_out=model[2])
+    assert module_hash(network(), leave_out=None) == module_hash(model)
+    with torch.no_grad():
+        model[2].weight += 1
+    assert module_hash(model, leave_out=model[2]) == before
+    for name, tensor in (*model[0].named_parameters(), *model[1].named_buffers()):
+        changed = network()
+        part = changed[0] if name in dict(changed[0].named_parameters()) else changed[1]
+        with torch.no_grad():
+            part.state_dict()[name].add_(1)
+        assert module_hash(changed, leave_out=changed[2]) != before, (name, tensor.shape)
+    assert module_hash(model.to(torch.float64), leave_out=model[2]) != before
+
+
+def test_a_hash_does_not_see_the_memory_format():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
+    before = module_hash(model)
+    assert module_hash(model.to(memory_format=torch.channels_last)) == before

@@ -1,0 +1,172 @@
+import io
+import os
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hf_sgdr import image_transforms, load_image_folder
+from hf_sgdr.photos import PhotoDataset, photo_hash, read_photo
+
+
+def picture(height=20, width=30) -> Image.Image:
+    ramp = np.linspace(0, 255, width)[None, :, None] * np.array([1.0, 0.5, 0.25])
+    return Image.fromarray(np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8))
+
+
+def saved(image: Image.Image, **kwargs) -> bytes:
+    file = io.BytesIO()
+    image.save(file, **kwargs)
+    return file.getvalue()
+
+
+def sixteen_bit() -> Image.Image:
+    grey = np.asarray(picture().convert("L")).astype(np.uint16) * 257
+    return Image.fromarray(grey)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (saved(picture(), format="PNG"), picture()),
+        (saved(picture().convert("L"), format="PNG"), picture().convert("L")),
+        (saved(picture().convert("RGBA"), format="PNG"), picture()),
+        (saved(picture().convert("CMYK"), format="TIFF"), picture()),
+        (saved(picture().quantize(64), format="PNG", transparency=0), picture().quantize(64)),
+        (saved(sixteen_bit(), format="PNG"), picture().convert("L")),
+        (saved(picture().convert("1"), format="PNG"), picture().convert("1")),
+        (saved(picture().convert("LA"), format="PNG"), picture().convert("L")),
+        (saved(picture(), format="BMP"), picture()),
+        (saved(picture().convert("F"), format="TIFF"), picture().convert("L")),
+    ],
+    ids=["rgb", "grey", "rgba", "cmyk", "palette", "16 bit", "1 bit", "grey and alpha", "bmp", "float"],
+)
+def test_every_kind_of_picture_becomes_rgb(content, expected):
+    read = read_photo(content)
+    assert read.mode == "RGB"
+    difference = np.abs(np.asarray(read).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
+    assert difference.max() <= 2
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    content = saved(frames[0], format="GIF", save_all=True, append_images=frames[1:])
+    assert read_photo(content).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_a_cmyk_jpeg_is_read():
+    assert read_photo(saved(picture().convert("CMYK"), format="JPEG")).mode == "RGB"
+
+
+def test_a_photo_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned a quarter to the left
+    read = read_photo(saved(picture(20, 30), format="JPEG", exif=exif))
+    assert read.size == (20, 30)
+
+
+def test_all_that_can_hold_a_picture_is_read(tmp_path):
+    image = picture()
+    path = tmp_path / "p.png"
+    image.save(path)
+    pixels = np.asarray(image)
+    for photo in (
+        path,
+        str(path),
+        path.read_bytes(),
+        {"path": str(path), "bytes": None},
+        {"path": None, "bytes": path.read_bytes()},
+        image,
+        pixels,
+        torch.from_numpy(pixels.copy()).permute(2, 0, 1),
+    ):
+        assert np.array_equal(np.asarray(read_photo(photo)), pixels)
+    with pytest.raises(TypeError, match="float is no picture: give a path, bytes, a Pillow image or an array"):
+        read_photo(1.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>no such photo</html>", saved(picture(), format="JPEG")[:300], b"\xff\xd8\xff\xe0" + b"\0" * 50],
+)
+def test_what_cannot_be_read_is_named_with_the_reason(tmp_path, content):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"bad.jpg: cannot be read as a picture \(.+\). Remove or replace it."
+    ) as error:
+        read_photo(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def photos(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path / "photos", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 1, "dogs": 1}})
+    return load_image_folder(root)["train"]
+
+
+@pytest.fixture
+def augmented(tiny_model):
+    return image_transforms(tiny_model, image_size=32, augment="side_on", max_zoom=1.2)[0]
+
+
+def test_rows_are_pixels_and_labels(photos, tiny_model):
+    _, transform = image_transforms(tiny_model, image_size=32)
+    dataset = PhotoDataset(photos, transform)
+    assert len(dataset) == 8
+    assert dataset[5]["labels"] == 1
+    assert dataset[5]["pixel_values"].dtype == torch.uint8
+    assert torch.equal(transform.normalize(dataset[5]["pixel_values"][None])[0], transform(photos[5]["image"]))
+    assert "labels" not in PhotoDataset(photos.map(lambda row: {"label": -1}), transform)[0]
+    assert "labels" not in PhotoDataset(photos.remove_columns("label"), transform)[0]
+
+
+def test_a_missing_image_column_is_named(photos, augmented):
+    with pytest.raises(ValueError, match=r"No image column 'img': the dataset has \['image', 'label'\]"):
+        PhotoDataset(photos, augmented, image_column="img")
+
+
+def views(photos, augmented, workers=0, epoch=0, order=None, seed=0):
+    dataset = PhotoDataset(photos, augmented, seed=seed)
+    dataset.set_epoch(epoch)
+    loader = DataLoader(dataset, batch_size=3, num_workers=workers, sampler=order)
+    batches = torch.cat([batch["pixel_values"] for batch in loader])
+    return batches if order is None else batches[np.argsort(order)]
+
+
+def test_the_number_of_workers_and_the_order_change_nothing(photos, augmented):
+    expected = views(photos, augmented)
+    assert torch.equal(views(photos, augmented, workers=2), expected)
+    assert torch.equal(views(photos, augmented, order=[3, 1, 7, 0, 2, 6, 5, 4]), expected)
+
+
+def test_epoch_and_seed_change_the_views(photos, augmented):
+    expected = views(photos, augmented)
+    assert not torch.equal(views(photos, augmented, epoch=1), expected)
+    assert not torch.equal(views(photos, augmented, seed=1), expected)
+
+
+def test_the_hash_is_of_the_content_and_its_order(photos, augmented, tmp_path):
+    def hash_of(rows):
+        return PhotoDataset(rows, augmented).content_hash()
+
+    before = hash_of(photos)
+    path = photos.cast_column("image", datasets.Image(decode=False))[0]["image"]["path"]
+    os.utime(path, (1, 1))
+    assert hash_of(photos) == before
+    assert hash_of(photos.map(lambda row: {"label": 1 - row["label"]})) == before
+    assert hash_of(photos.select([1, 0, *range(2, 8)])) != before
+    with open(path, "ab") as file:
+        file.write(b"\0")
+    assert hash_of(photos) != before
+
+
+def test_a_file_and_its_bytes_have_one_hash_and_pixels_their_own(tmp_path):
+    path = tmp_path / "p.png"
+    picture().save(path)
+    assert photo_hash(path) == photo_hash(path.read_bytes()) == photo_hash({"path": str(path), "bytes": None})
+    assert photo_hash(picture()) == photo_hash(np.asarray(picture()))
+    assert photo_hash(picture(30, 20)) != photo_hash(picture(20, 30))
