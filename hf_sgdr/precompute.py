@@ -7,7 +7,7 @@ pass, and extraction stops if the head alone does not give the model's own logit
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import timm
@@ -38,12 +38,18 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     """Rows of features and their labels, in memory; a whole batch is one indexing operation.
 
     Args:
-        features (`Tensor`): (rows, ...), any floating type.
+        views (sequence of `Tensor`): the features of each view of the photos, each (rows, ...), of any floating type;
+            epoch `e` gives view `e % len(views)`.
         labels (`Tensor`): (rows,), class ids.
     """
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        self.features, self.labels = features, labels
+    def __init__(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+        self.views, self.labels = views, labels
+        self.features = views[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the view of another epoch; accelerate's data loaders call it."""
+        self.features = self.views[epoch % len(self.views)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,7 +113,7 @@ def extract_features(
     Args:
         model (`PreTrainedModel`): the whole classifier, on the device that computes.
         head (`nn.Module`): its last layer group.
-        photos ([`PhotoDataset`]): with a transform that is not random.
+        photos ([`PhotoDataset`]): a random transform gives the views of its seed and epoch 0.
         dtype (`torch.dtype`): precision of the forward pass: float32, or bfloat16 by autocast.
         batch_size (`int`, *optional*, defaults to 32): photos a forward pass.
         num_workers (`int`, *optional*, defaults to 0): processes that read photos.
@@ -118,12 +124,13 @@ def extract_features(
         [`FeatureStore`]: rows in the order of the photos.
 
     Raises:
-        ValueError: if the transform is random, or the head alone does not give the model's logits.
+        ValueError: if the head alone does not give the model's logits.
+        TypeError: if the transform is not a [`PhotoTransform`].
         OSError: if the store cannot be written.
     """
     transform = photos.transform
-    if not isinstance(transform, PhotoTransform) or transform.is_random:
-        raise ValueError("Features are computed once, so their transform must not be random: use the evaluation one.")
+    if not isinstance(transform, PhotoTransform):
+        raise TypeError(f"The transform is {type(transform).__name__}: give one of image_transforms(model).")
     store = FeatureStore(_depends_on(model, head, photos, transform, dtype), len(photos))
     todo = [shard for shard in store.missing() if shard % world_size == rank]
     if not todo:
@@ -245,7 +252,7 @@ def _depends_on(
         "body": module_hash(model, leave_out=head),
         "model": type(model).__name__,
         "config": json.loads(json.dumps(config, default=str)),
-        "transform": transform.to_dict(),
+        "transform": {**transform.to_dict(), "seed": photos.seed if transform.is_random else None},
         "photos": photos.content_hash(),
         "dtype": str(dtype).removeprefix("torch."),
         "cut": "head",

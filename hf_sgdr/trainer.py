@@ -226,8 +226,16 @@ class SGDRTrainer(Trainer):
                 f"precompute=True: the head of {type(self.model).__name__} is not one module, so there is no one input "
                 "to store. Train with precompute=False."
             )
-        if value and not self._precompute and self.train_transform.is_random:
-            logger.warning("Augmentation has no effect with precompute: features are those of the plain photos.")
+        if value and not self._precompute and self.train_transform.is_random and not self.args.precompute_views:
+            logger.warning(
+                "Augmentation has no effect with precompute: features are those of the plain photos. "
+                "precompute_views=4 would store four augmented views of each."
+            )
+        if value and self.args.precompute_views and not self.train_transform.is_random:
+            raise ValueError(
+                f"precompute_views={self.args.precompute_views} needs a training transform that augments: give the "
+                'trainer the first one of image_transforms(model, augment="side_on", max_zoom=1.1).'
+            )
         self._precompute = value
 
     def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
@@ -400,12 +408,12 @@ class SGDRTrainer(Trainer):
             False,
             None,
         )
-        train = self._features(self.train_dataset, "train", training=True)
+        train = self._training_features()
         evaluation = self.eval_dataset
         if isinstance(evaluation, dict):
-            evaluation = {name: self._features(photos, name) for name, photos in evaluation.items()}
+            evaluation = {name: self._evaluation_features(photos, name) for name, photos in evaluation.items()}
         elif evaluation is not None:
-            evaluation = self._features(evaluation, "validation")
+            evaluation = self._evaluation_features(evaluation, "validation")
         head_model = HeadClassifier(self.model, head).to(self.args.device)
         try:
             with self._replaced(
@@ -421,16 +429,41 @@ class SGDRTrainer(Trainer):
             self.callback_handler.model = self.model
             self.accelerator.free_memory()  # forgets the head, so that the whole model is prepared again
 
-    def _features(self, dataset: Any, name: str, training: bool = False) -> FeatureDataset:
-        photos = self._photos(dataset, self.eval_transform.fast() if training else self.eval_transform)
-        wanted = self.args.feature_dtype if training or self.args.feature_dtype == "bfloat16" else "float32"
+    def _training_features(self) -> FeatureDataset:
+        """The plain photos' features, and those of the augmented views, if any."""
+        photos = [self._photos(self.train_dataset, self.eval_transform.fast())]
+        count = self.args.precompute_views
+        photos += [
+            self._photos(self.train_dataset, self.train_transform, seed_of=("view", view)) for view in range(count)
+        ]
+        views = [
+            self._features(view, f"train, view {i} of {count}" if i else "train", self.args.feature_dtype)
+            for i, view in enumerate(photos)
+        ]
+        if count:
+            megabytes = sum(view.numel() * view.element_size() for view in views) / 1e6
+            logger.warning(
+                f"Features of the plain photos and {count} augmented views take {megabytes:.1f} MB; "
+                f"epoch e trains on view e % {count + 1}, of which 0 is the plain one."
+            )
+        return FeatureDataset(views, self._labels(self.train_dataset))
+
+    def _evaluation_features(self, dataset: Any, name: str) -> FeatureDataset:
+        dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
+        features = self._features(self._photos(dataset, self.eval_transform), name, dtype)
+        return FeatureDataset([features], self._labels(dataset))
+
+    def _labels(self, dataset: Any) -> torch.Tensor:
+        return torch.as_tensor([-1 if label is None else label for label in dataset[self.args.label_column_name]])
+
+    def _features(self, photos: PhotoDataset, name: str, wanted_dtype: str) -> torch.Tensor:
         head = self.layer_groups.head
         assert head is not None
         store = extract_features(
             self.model,
             head,
             photos,
-            dtype=inference_dtype(self.model, self.eval_transform.spec.size, len(photos), wanted),
+            dtype=inference_dtype(self.model, self.eval_transform.spec.size, len(photos), wanted_dtype),
             # on the CPU small batches stay in its caches; the first one is five times as fast as with 64
             batch_size=32 if self.args.device.type == "cpu" else self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
@@ -441,8 +474,7 @@ class SGDRTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if store.key not in self._feature_datasets:
             self._feature_datasets[store.key] = store.read()
-        labels = torch.as_tensor([-1 if label is None else label for label in dataset[self.args.label_column_name]])
-        return FeatureDataset(self._feature_datasets[store.key], labels)
+        return self._feature_datasets[store.key]
 
     def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
         if isinstance(dataset, PhotoDataset):

@@ -33,6 +33,8 @@ class SGDRTrainingArguments(TrainingArguments):
         n_groups (`int`, *optional*, defaults to 3): how many layer groups.
         freeze_to (`int`, *optional*, defaults to -1): the first group that trains; -1 trains the head only, 0 all.
         precompute (`bool`, *optional*, defaults to False): train the head on its input, computed once for every photo.
+        precompute_views (`int`, *optional*, defaults to 0): augmented views of each training photo that are computed
+            beside the plain one and taken in turn, epoch by epoch, so that augmentation works with precompute.
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
             "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
         momentum (`float`, *optional*, defaults to 0.9): of SGD.
@@ -65,6 +67,7 @@ class SGDRTrainingArguments(TrainingArguments):
     n_groups: int = field(default=3, metadata={"help": "How many layer groups."})
     freeze_to: int = field(default=-1, metadata={"help": "First layer group that trains; -1: head only, 0: all."})
     precompute: bool = field(default=False, metadata={"help": "Train the head on features computed once."})
+    precompute_views: int = field(default=0, metadata={"help": "Augmented views beside the plain photo."})
     feature_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "Keep all batch-norm statistics still."})
@@ -76,6 +79,7 @@ class SGDRTrainingArguments(TrainingArguments):
             require_whole("cycle_len", self.cycle_len, at_least=1)
         require_whole("cycle_mult", self.cycle_mult, at_least=1)
         require_whole("num_cycles", self.num_cycles, at_least=1)
+        require_whole("precompute_views", self.precompute_views, at_least=0)
         if self.feature_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")
         if not 0.0 <= self.momentum < 1.0:

@@ -67,10 +67,10 @@ class PhotoTransform:
 
     def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """The picture before normalising, uint8 (3, size, size); the same seed gives the same view."""
-        image = read_photo(photo)
         if self.is_random:
+            image = read_photo(photo, int(self.spec.size * self.max_zoom))
             return self._random_view(_to_tensor(image), np.random.default_rng(seed))
-        return self._centre_view(image)
+        return self._centre_view(read_photo(photo, None if self.exact else self.spec.resize))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """A batch of pixels, uint8 (N, 3, H, W) on any device, as float32 with the model's mean and std."""
@@ -79,15 +79,16 @@ class PhotoTransform:
         return scaled.sub_(mean).div_(std)
 
     def fast(self) -> "PhotoTransform":
-        """The same view, resized on tensors whatever the stock processor does: twice as fast."""
+        """The same view, decoded no larger than needed and resized on tensors: at least twice as fast."""
         return replace(self, exact=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides the pixels, as plain values."""
-        resizer = self.spec.resizer if self.exact and not self.is_random else "torch"
+        exact = self.exact and not self.is_random
         return {
             **self.spec.to_dict(),
-            "resizer": resizer,
+            "resizer": self.spec.resizer if exact else "torch",
+            "decoding": "full" if exact else "scaled",
             "augment": self.augment,
             "max_zoom": self.max_zoom,
         }

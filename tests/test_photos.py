@@ -68,6 +68,14 @@ def test_a_photo_is_turned_upright():
     assert read.size == (20, 30)
 
 
+@pytest.mark.parametrize(("needed", "decoded"), [(None, 800), (401, 800), (400, 400), (150, 200), (90, 100), (5, 100)])
+def test_a_large_jpeg_is_decoded_no_larger_than_needed(needed, decoded):
+    content = saved(picture(800, 1200), format="JPEG")
+    read = read_photo(content, needed)
+    assert min(read.size) == decoded
+    assert read_photo(saved(picture(800, 1200), format="PNG"), needed).size == (1200, 800)
+
+
 def test_all_that_can_hold_a_picture_is_read(tmp_path):
     image = picture()
     path = tmp_path / "p.png"

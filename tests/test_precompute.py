@@ -155,16 +155,18 @@ def test_processes_share_the_work(tiny_model, folder, monkeypatch):
     assert sum(calls) == 12
 
 
-def test_a_random_transform_is_refused(tiny_model, folder):
+def test_an_augmented_view_is_stored_by_its_seed(tiny_model, folder):
     photos = load_image_folder(folder)["train"]
     train_transform, _ = image_transforms(tiny_model, image_size=SIZE, augment="side_on")
-    with pytest.raises(ValueError, match="transform must not be random"):
-        extract_features(
-            tiny_model,
-            LayerGroups.from_model(tiny_model).head,
-            PhotoDataset(photos, train_transform),
-            dtype=torch.float32,
-        )
+    head = LayerGroups.from_model(tiny_model).head
+    first, again, other = (
+        extract_features(tiny_model, head, PhotoDataset(photos, train_transform, seed=seed), dtype=torch.float32)
+        for seed in (1, 1, 2)
+    )
+    assert first.key == again.key != other.key
+    assert not torch.equal(first.read(), other.read())
+    with pytest.raises(TypeError, match="The transform is int: give one of image_transforms"):
+        extract_features(tiny_model, head, PhotoDataset(photos, 3), dtype=torch.float32)
 
 
 def test_a_head_that_does_not_give_the_logits_is_refused_and_nothing_is_stored(tiny_model, folder, tmp_path):
@@ -183,12 +185,21 @@ def test_extraction_leaves_torchs_generator_alone(tiny_model, folder):
 
 def test_a_feature_data_set_gives_whole_batches():
     features = torch.arange(12, dtype=torch.bfloat16).view(6, 2)
-    dataset = FeatureDataset(features, torch.arange(6))
+    dataset = FeatureDataset([features], torch.arange(6))
     batch = whole_batch(dataset.__getitems__([4, 1]))
     assert batch["features"].dtype == torch.float32
     assert batch["features"].tolist() == [[8, 9], [2, 3]]
     assert batch["labels"].tolist() == [4, 1]
     assert dataset[3]["features"].tolist() == [6, 7]
+
+
+def test_epochs_take_the_views_in_turn():
+    dataset = FeatureDataset([torch.full((2, 1), float(view)) for view in range(3)], torch.zeros(2))
+    seen = []
+    for epoch in range(7):
+        dataset.set_epoch(epoch)
+        seen.append(dataset.__getitems__([1])["features"].item())
+    assert seen == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_the_heads_tensors_are_the_models_own(tiny_model):

@@ -156,6 +156,48 @@ def test_adamw_is_one_argument_away(make_trainer):
     assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
 
 
+class Batches:
+    """As many batches as an epoch has on one of several processes."""
+
+    def __init__(self, photos, batch, processes):
+        self.count = math.ceil(photos / (batch * processes))
+
+    def __len__(self):
+        return self.count
+
+
+SCHEDULES = list(
+    itertools.product((1, 2, 3), (1, 2, 3), (1, 3), ((640, 64), (601, 16), (23000, 64)), (1, 2, 5), (1, 4))
+)
+
+
+def test_cycles_are_whole_optimizer_steps_for_all_lengths_accumulations_and_process_counts(make_trainer):
+    trainer = make_trainer(freeze_to=0)
+    rates = [1e-4, 1e-3, 1e-2]
+    assert len(SCHEDULES) >= 100
+    for cycle_len, cycle_mult, cycles, (photos, batch), accumulation, processes in SCHEDULES:
+        args = trainer.args
+        args.cycle_len, args.cycle_mult, args.num_cycles = cycle_len, cycle_mult, cycles
+        args.gradient_accumulation_steps, args.group_learning_rates = accumulation, rates
+        args.num_train_epochs = args.total_epochs
+        values = trainer.set_initial_training_values(args, Batches(photos, batch, processes))
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.create_optimizer()
+        scheduler = trainer.create_scheduler(values[-1])
+        steps_per_epoch = math.ceil(math.ceil(photos / (batch * processes)) / accumulation)
+        epochs = cycle_len * sum(cycle_mult**k for k in range(cycles))
+        assert values[-1] == scheduler.schedule.total_steps == epochs * steps_per_epoch
+        step, expected = 0, []
+        for cycle in range(cycles):
+            steps = cycle_len * cycle_mult**cycle * steps_per_epoch
+            probes = sorted({0, 1 % steps, steps // 3, steps - 1})
+            expected += [(step + i, cosine(i, steps)) for i in probes]
+            step += steps
+        for at, multiplier in expected:
+            scheduler.last_epoch = at
+            assert scheduler.get_lr() == [rate * multiplier for rate in rates]
+
+
 # ---- Freezing ----
 
 
@@ -243,6 +285,36 @@ def test_augmentation_with_precompute_is_warned_about(make_trainer, caplog):
     finally:
         logging.disable_propagation()
     assert "Augmentation has no effect with precompute" in caplog.text
+
+
+def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch):
+    trainer = make_trainer(precompute=True, precompute_views=2)
+    extracted, taken = [], []
+    original = SGDRTrainer._features
+    monkeypatch.setattr(
+        SGDRTrainer,
+        "_features",
+        lambda self, photos, name, dtype: (extracted.append(name), original(self, photos, name, dtype))[1],
+    )
+    training_step = trainer.training_step
+
+    def noting(model, inputs, num_items=None):
+        taken.append((int(trainer.state.epoch or 0), inputs["features"].sum().item()))
+        return training_step(model, inputs, num_items)
+
+    trainer.training_step = noting
+    trainer.fit(1e-2, 6)
+    assert extracted == ["train", "train, view 1 of 2", "train, view 2 of 2", "validation"]
+    sums = [sum(total for epoch, total in taken if epoch == e) for e in range(6)]
+    assert sums[:3] == pytest.approx(sums[3:], rel=1e-5)
+    assert len({round(total, 2) for total in sums[:3]}) == 3
+
+
+def test_views_without_augmentation_are_refused(make_trainer):
+    trainer = make_trainer(precompute_views=2)
+    trainer.train_transform = trainer.eval_transform
+    with pytest.raises(ValueError, match="precompute_views=2 needs a training transform that augments"):
+        trainer.precompute = True
 
 
 def test_of_several_rates_the_head_takes_the_last(make_trainer):
