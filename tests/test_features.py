@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import nn
 
 from hf_sgdr import FeatureStore
 from hf_sgdr.features import cache_folder, module_hash
+from hf_sgdr.features.__main__ import main, stores
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +114,33 @@ def test_the_cache_folder_is_named_by_the_environment(monkeypatch, tmp_path):
     assert FeatureStore({}, 1).folder.parent == tmp_path / "here" / "features"
     monkeypatch.delenv("HF_SGDR_CACHE")
     assert cache_folder().name == "hf_sgdr"
+
+
+def test_stores_are_listed_and_pruned(tmp_path, rows, capsys):
+    config = {"architecture": "resnet34"}
+    old = filled(tmp_path, rows, config=config, transform={"size": 64}, dtype="bfloat16")
+    new = filled(tmp_path, rows, config=config, transform={"size": 224}, dtype="float32")
+    (new.folder / "shard-000001.safetensors").unlink()
+    for file in old.folder.iterdir():
+        os.utime(file, (time.time() - 40 * 86_400,) * 2)
+    main(["--root", str(tmp_path), "ls"])
+    newer, older = capsys.readouterr().out.splitlines()
+    assert newer.startswith(new.key)
+    assert newer.endswith("resnet34 at 224 px, float32  incomplete")
+    assert older.startswith(f"{old.key}        10 rows")
+    assert older.endswith("40.0 days  resnet34 at 64 px, bfloat16")
+    main(["--root", str(tmp_path), "prune", "--days", "30"])
+    assert capsys.readouterr().out.startswith("Removed 1 stores")
+    assert [store.folder for store in stores(tmp_path)] == [new.folder]
+
+
+def test_reading_a_store_keeps_it_from_being_pruned(tmp_path, rows):
+    store = filled(tmp_path, rows)
+    for file in store.folder.iterdir():
+        os.utime(file, (0, 0))
+    reopened(store, tmp_path).read()
+    assert stores(tmp_path)[0].days < 1
+    assert stores(tmp_path / "nowhere") == []
 
 
 def network() -> nn.Sequential:

@@ -5,6 +5,7 @@ things out, and safetensors shards. A shard is written under a temporary name an
 read only if that fits: what is missing or damaged is computed again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,6 +98,8 @@ class FeatureStore:
         if any(shard is None for shard in shards):
             raise RuntimeError(f"{self.folder}: the store is not complete.")
         self._intact.clear()
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(self.folder / "manifest.json")  # what was read lately is not pruned
         return torch.cat([shard for shard in shards if shard is not None])
 
     def _path(self, shard: int) -> Path:
