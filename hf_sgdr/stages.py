@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers.utils import logging
 
-from hf_sgdr.range_test import LRRangeResult
+from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import require_whole
 from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting
 from hf_sgdr.trainer import RUNS_FOLDER, SGDRTrainer
@@ -42,7 +42,9 @@ class Stage:
             the first one whose validation loss is above the best cycle end's by more than 1 % while the training loss
             fell; `max_cycles` at most, and `cycles` is ignored.
         max_cycles (`int`, *optional*, defaults to 3): for `until_overfitting`.
-        range_test_steps (`int`, *optional*, defaults to 100): for `lr="auto"`.
+        range_test_start, range_test_end (`float`, *optional*, default to 1e-7 and 10): the head's rates between which
+            `lr="auto"` looks.
+        range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
 
     Raises:
         ValueError: if a number is out of range.
@@ -59,6 +61,8 @@ class Stage:
     freeze_batch_norm: bool = False
     until_overfitting: bool = False
     max_cycles: int = 3
+    range_test_start: float = 1e-7
+    range_test_end: float = 10.0
     range_test_steps: int = 100
 
     def __post_init__(self) -> None:
@@ -70,7 +74,7 @@ class Stage:
             require_whole(f"{self.name}: cycle_len", self.cycle_len, at_least=1)
         elif self.cycle_mult != 1 or self.until_overfitting:
             raise ValueError(f"{self.name}: cycle_mult and until_overfitting need cycle_len.")
-        require_whole(f"{self.name}: range_test_steps", self.range_test_steps, at_least=2)
+        LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
         if isinstance(self.lr, str) and self.lr != "auto":
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if not 1.0 <= self.lr_spread < math.inf:
@@ -113,6 +117,9 @@ LESSON: tuple[Stage, ...] = (
         freeze_to=0,
         freeze_batch_norm=True,
         until_overfitting=True,
+        # A step through the whole network costs a thousand times one through the head: look where the answer is.
+        range_test_start=1e-5,
+        range_test_end=1.0,
         range_test_steps=40,
     ),
 )
@@ -210,7 +217,12 @@ def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
         return _spread(trainer, stage, float(stage.lr))
     if stage.lr is None:
         return _spread(trainer, stage, head_rate)
-    found = trainer.lr_find(num_steps=stage.range_test_steps, group_learning_rates=_spread(trainer, stage, 1.0))
+    found = trainer.lr_find(
+        stage.range_test_start,
+        stage.range_test_end,
+        stage.range_test_steps,
+        group_learning_rates=_spread(trainer, stage, 1.0),
+    )
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir, f"{stage.name}-range-test.png")
         _save_figure(found.plot(), path)

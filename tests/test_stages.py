@@ -97,7 +97,7 @@ def test_auto_takes_the_suggestion_and_leaves_the_curve(trainer, monkeypatch, tm
     asked = []
 
     def lr_find(*args, **kwargs):
-        asked.append(kwargs)
+        asked.append(args)
         return result
 
     lrs = [10 ** (-6 + i / 10) for i in range(70)]
@@ -109,7 +109,7 @@ def test_auto_takes_the_suggestion_and_leaves_the_curve(trainer, monkeypatch, tm
     results = run_stages(trainer, stages)
     assert results.stages[0]["learning_rates"] == [result.suggestion()] * 3
     assert results.stages[1]["learning_rates"] == [result.suggestion()] * 3
-    assert asked[0]["num_steps"] == 70
+    assert asked == [(1e-7, 10.0, 70)]
     assert (tmp_path / "out" / "head-range-test.png").stat().st_size > 1000
 
 
