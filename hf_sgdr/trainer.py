@@ -13,6 +13,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import nn
@@ -303,7 +305,7 @@ class SGDRTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """SGDR in whole optimizer steps, or a constant rate without `cycle_len`."""
         if self.lr_scheduler is None:
-            optimizer = optimizer if optimizer is not None else self.optimizer
+            optimizer = optimizer if optimizer is not None else self._light_optimizer()
             args = self.args
             if args.cycle_len is None:
                 self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
@@ -350,6 +352,24 @@ class SGDRTrainer(Trainer):
             rate = next(float(rate) for rate, group in zip(rates, groups, strict=True) if group.get("name") == name)
             self._last_rates.setdefault(name, []).append(rate)
         return float(rates[-1])
+
+    def _light_optimizer(self) -> Any:
+        """Take accelerate's wrapper off the head's optimizer, where all it does is to pass calls on.
+
+        It looks for an optional package on disk twice a step (accelerate 1.15), which is a quarter of a head's step.
+        """
+        if (
+            isinstance(self.model, HeadClassifier)
+            and isinstance(self.optimizer, AcceleratedOptimizer)
+            and self.accelerator.distributed_type == DistributedType.NO
+            and self.accelerator.scaler is None
+        ):
+            self.optimizer = self.optimizer.optimizer
+        return self.optimizer
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Unless gradients are clipped, nobody asked for their norm: it is not computed in every step."""
+        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
@@ -427,7 +447,7 @@ class SGDRTrainer(Trainer):
                 yield
         finally:
             self.callback_handler.model = self.model
-            self.accelerator.free_memory()  # forgets the head, so that the whole model is prepared again
+            self.accelerator._models.clear()  # forgets the head, so that the whole model is prepared again
 
     def _training_features(self) -> FeatureDataset:
         """The plain photos' features, and those of the augmented views, if any."""
