@@ -196,6 +196,7 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON) -> RunRes
     finally:
         trainer.remove_callback(best)
     trainer.precompute = False
+    trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
     results.best = best.figures
     return results

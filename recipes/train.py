@@ -9,7 +9,7 @@ Copy it and change it: everything it does is here or in one call of hf_sgdr.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +78,15 @@ def main(argv: Sequence[str]) -> int:
 
 def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments) -> tuple[Stage, ...]:
     """The stages; a --learning_rate takes the place of the range test."""
-    default = SGDRTrainingArguments(training.output_dir)
-    said = [name for name in SAID_BY_STAGES if getattr(training, name) != getattr(default, name)]
+    # not from a second SGDRTrainingArguments: making one sets up the processes anew
+    default = {item.name: item.default for item in fields(SGDRTrainingArguments)}
+    said = [name for name in SAID_BY_STAGES if getattr(training, name) != default[name]]
     if said:
         raise ValueError(
             f"{', '.join('--' + name for name in said)}: the stages say that; write stages in a YAML file."
         )
     stages = chosen_stages(recipe.stages)
-    if training.learning_rate != default.learning_rate:
+    if training.learning_rate != default["learning_rate"]:
         stages = tuple(replace(stage, lr=training.learning_rate) if stage.lr == "auto" else stage for stage in stages)
     return stages
 
@@ -96,7 +97,7 @@ def test_time_augmentation(trainer: SGDRTrainer, n_aug: int) -> dict[str, float]
     labels = np.asarray(trainer.eval_dataset[trainer.args.label_column_name])
     of_truth = probabilities[np.arange(len(labels)), labels]
     return {
-        "loss": float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean()),
+        "loss": float(np.abs(np.log(np.maximum(of_truth, np.finfo(np.float32).tiny))).mean()),
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
     }
 
