@@ -144,6 +144,22 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             return [self[index] for index in indices]
         return list(_readers().map(self.__getitem__, indices))
 
+    def labels(self) -> list[int]:
+        """Every photo's class id.
+
+        Raises:
+            ValueError: if there is no column of labels, or a photo has none.
+        """
+        if isinstance(self.rows, datasets.Dataset) and self.label_column not in self.rows.column_names:
+            raise ValueError(
+                f"No label column {self.label_column!r}: the dataset has {self.rows.column_names}. "
+                "Name it with label_column_name."
+            )
+        unknown = sum(label is None or label < 0 for label in self.rows[self.label_column])
+        if unknown:
+            raise ValueError(f"{unknown} of {len(self)} photos have no label: training and evaluation need them all.")
+        return [int(label) for label in self.rows[self.label_column]]
+
     def content_hash(self) -> str:
         """SHA-256 over every photo's content, in order; labels do not count."""
         digests = _readers().map(lambda index: photo_hash(self.rows[index][self.image_column]), range(len(self)))

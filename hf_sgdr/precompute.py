@@ -7,14 +7,14 @@ pass, and extraction stops if the head alone does not give the model's own logit
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import timm
 import torch
 import transformers
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -32,65 +32,6 @@ _NOT_IN_KEY = {
     "_name_or_path", "dtype", "hf_sgdr", "id2label", "label2id", "label_names", "num_classes", "num_labels",
     "pretrained_cfg", "problem_type", "transformers_version",
 }  # fmt: skip
-
-
-class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
-    """Rows of features and their labels, in memory; a whole batch is one indexing operation.
-
-    Args:
-        views (sequence of `Tensor`): the features of each view of the photos, each (rows, ...), of any floating type;
-            epoch `e` gives view `e % len(views)`.
-        labels (`Tensor`): (rows,), class ids.
-    """
-
-    def __init__(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
-        self.views, self.labels = views, labels
-        self.features = views[0]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give the view of another epoch; accelerate's data loaders call it."""
-        self.features = self.views[epoch % len(self.views)]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"features": self.features[index].float(), "labels": self.labels[index]}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        rows = torch.as_tensor(indices)
-        return {"features": self.features[rows].float(), "labels": self.labels[rows]}
-
-
-def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The collator for a dataset that already returns whole batches."""
-    return batch
-
-
-class HeadClassifier(nn.Module):
-    """A model's head alone, on precomputed features; its tensors are the model's own.
-
-    Args:
-        model (`PreTrainedModel`): the whole classifier, for its configuration and loss.
-        head (`nn.Module`): the model's last layer group.
-    """
-
-    main_input_name = "features"
-
-    def __init__(self, model: PreTrainedModel, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-        self.config = model.config
-        self._loss = model.loss_function
-
-    def forward(
-        self, features: torch.Tensor, labels: torch.Tensor | None = None, **loss_kwargs: Any
-    ) -> dict[str, torch.Tensor]:
-        """Logits (batch, classes), and the model's own loss where labels are given."""
-        logits = self.head(features)
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": self._loss(labels, logits, self.config, **loss_kwargs), "logits": logits}
 
 
 def extract_features(

@@ -27,11 +27,11 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hf_sgdr.epoch_table import show_epoch_table
+from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.memory import keep_freed_memory
 from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.plots import plot_rates
-from hf_sgdr.precompute import FeatureDataset, HeadClassifier, extract_features, inference_dtype, whole_batch
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
 from hf_sgdr.training_args import SGDRTrainingArguments
@@ -107,7 +107,8 @@ class SGDRTrainer(Trainer):
         self._steps_per_epoch = 0
         self._last_rates: dict[str, list[float]] = {}
         self._fits = 0
-        self._feature_datasets: dict[str, torch.Tensor] = {}
+        if self.layer_groups.head is not None:
+            self._features = FeatureReader(model, self.layer_groups.head, args, self.accelerator)
         self.layer_groups.freeze_to(args.freeze_to)
         self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
         self.precompute = args.precompute
@@ -420,8 +421,6 @@ class SGDRTrainer(Trainer):
         if not self._precompute:
             yield
             return
-        head = self.layer_groups.head
-        assert head is not None  # the setter of `precompute` has seen to it
         args = copy.copy(self.args)
         args.dataloader_num_workers, args.dataloader_persistent_workers, args.dataloader_prefetch_factor = (
             0,
@@ -434,7 +433,7 @@ class SGDRTrainer(Trainer):
             evaluation = {name: self._evaluation_features(photos, name) for name, photos in evaluation.items()}
         elif evaluation is not None:
             evaluation = self._evaluation_features(evaluation, "validation")
-        head_model = HeadClassifier(self.model, head).to(self.args.device)
+        head_model = HeadClassifier(self.model, self._features.head)
         try:
             with self._replaced(
                 args=args,
@@ -451,50 +450,14 @@ class SGDRTrainer(Trainer):
 
     def _training_features(self) -> FeatureDataset:
         """The plain photos' features, and those of the augmented views, if any."""
-        photos = [self._photos(self.train_dataset, self.eval_transform.fast())]
-        count = self.args.precompute_views
-        photos += [
-            self._photos(self.train_dataset, self.train_transform, seed_of=("view", view)) for view in range(count)
-        ]
-        views = [
-            self._features(view, f"train, view {i} of {count}" if i else "train", self.args.feature_dtype)
-            for i, view in enumerate(photos)
-        ]
-        if count:
-            megabytes = sum(view.numel() * view.element_size() for view in views) / 1e6
-            logger.warning(
-                f"Features of the plain photos and {count} augmented views take {megabytes:.1f} MB; "
-                f"epoch e trains on view e % {count + 1}, of which 0 is the plain one."
-            )
-        return FeatureDataset(views, self._labels(self.train_dataset))
+        views = [self._photos(self.train_dataset, self.eval_transform.fast())]
+        for view in range(self.args.precompute_views):
+            views.append(self._photos(self.train_dataset, self.train_transform, seed_of=("view", view)))
+        return self._features.dataset(views, "train", self.args.feature_dtype)
 
     def _evaluation_features(self, dataset: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
-        features = self._features(self._photos(dataset, self.eval_transform), name, dtype)
-        return FeatureDataset([features], self._labels(dataset))
-
-    def _labels(self, dataset: Any) -> torch.Tensor:
-        return torch.as_tensor([-1 if label is None else label for label in dataset[self.args.label_column_name]])
-
-    def _features(self, photos: PhotoDataset, name: str, wanted_dtype: str) -> torch.Tensor:
-        head = self.layer_groups.head
-        assert head is not None
-        store = extract_features(
-            self.model,
-            head,
-            photos,
-            dtype=inference_dtype(self.model, self.eval_transform.spec.size, len(photos), wanted_dtype),
-            # on the CPU small batches stay in its caches; the first one is five times as fast as with 64
-            batch_size=32 if self.args.device.type == "cpu" else self.args.eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            progress=None if self.args.disable_tqdm or not self.is_local_process_zero() else f"Features ({name})",
-        )
-        self.accelerator.wait_for_everyone()
-        if store.key not in self._feature_datasets:
-            self._feature_datasets[store.key] = store.read()
-        return self._feature_datasets[store.key]
+        return self._features.dataset([self._photos(dataset, self.eval_transform)], name, dtype)
 
     def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
         if isinstance(dataset, PhotoDataset):

@@ -132,6 +132,15 @@ def test_rows_are_pixels_and_labels(photos, tiny_model):
     assert "labels" not in PhotoDataset(photos.remove_columns("label"), transform)[0]
 
 
+def test_labels_are_all_there_or_it_is_said(photos, augmented):
+    assert PhotoDataset(photos, augmented).labels() == [0] * 4 + [1] * 4
+    with pytest.raises(ValueError, match=r"No label column 'kind': the dataset has \['image', 'label'\]"):
+        PhotoDataset(photos, augmented, label_column="kind").labels()
+    some = photos.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
+    with pytest.raises(ValueError, match="3 of 8 photos have no label"):
+        PhotoDataset(some, augmented).labels()
+
+
 def test_a_missing_image_column_is_named(photos, augmented):
     with pytest.raises(ValueError, match=r"No image column 'img': the dataset has \['image', 'label'\]"):
         PhotoDataset(photos, augmented, image_column="img")

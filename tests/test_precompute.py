@@ -7,9 +7,10 @@ from PIL import Image
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.features import ROWS_PER_SHARD, FeatureStore
+from hf_sgdr.head_training import FeatureDataset, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import FeatureDataset, HeadClassifier, extract_features, inference_dtype, whole_batch
+from hf_sgdr.precompute import extract_features, inference_dtype
 
 SIZE = 32
 

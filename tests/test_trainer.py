@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainingArguments, pipeline
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
+from hf_sgdr.head_training import FeatureReader
 
 SIZE = 32
 
@@ -295,9 +296,9 @@ def test_augmentation_with_precompute_is_warned_about(make_trainer, caplog):
 def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch):
     trainer = make_trainer(precompute=True, precompute_views=2)
     extracted, taken = [], []
-    original = SGDRTrainer._features
+    original = FeatureReader._features
     monkeypatch.setattr(
-        SGDRTrainer,
+        FeatureReader,
         "_features",
         lambda self, photos, name, dtype: (extracted.append(name), original(self, photos, name, dtype))[1],
     )

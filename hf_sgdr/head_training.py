@@ -1,0 +1,142 @@
+"""Training the head on precomputed features: the small model and the rows of data that take the places of the large.
+
+Both are ordinary for a Trainer: a module with a loss, and a data set that indexes a whole batch at once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.precompute import extract_features, inference_dtype
+from hf_sgdr.training_args import SGDRTrainingArguments
+from hf_sgdr.transforms import PhotoTransform
+
+logger = logging.get_logger(__name__)
+
+# On the CPU a small batch stays in its caches, and the first one is five times as fast as with 64.
+CPU_BATCH = 32
+
+
+class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
+    """Rows of features and their labels, in memory; a whole batch is one indexing operation.
+
+    Args:
+        views (sequence of `Tensor`): the features of each view of the photos, each (rows, ...), of any floating type;
+            epoch `e` gives view `e % len(views)`.
+        labels (`Tensor`): (rows,), class ids.
+    """
+
+    def __init__(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+        self.views, self.labels = views, labels
+        self.features = views[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the view of another epoch; accelerate's data loaders call it."""
+        self.features = self.views[epoch % len(self.views)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"features": self.features[index].float(), "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        rows = torch.as_tensor(indices)
+        return {"features": self.features[rows].float(), "labels": self.labels[rows]}
+
+
+def whole_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collator for a dataset that already returns whole batches."""
+    return batch
+
+
+class HeadClassifier(nn.Module):
+    """A model's head alone, on precomputed features; its tensors are the model's own.
+
+    Args:
+        model (`PreTrainedModel`): the whole classifier, for its configuration and loss.
+        head (`nn.Module`): the model's last layer group.
+    """
+
+    main_input_name = "features"
+
+    def __init__(self, model: PreTrainedModel, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.config = model.config
+        self._loss = model.loss_function
+
+    def forward(
+        self, features: torch.Tensor, labels: torch.Tensor | None = None, **loss_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Logits (batch, classes), and the model's own loss where labels are given."""
+        logits = self.head(features)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": self._loss(labels, logits, self.config, **loss_kwargs), "logits": logits}
+
+
+class FeatureReader:
+    """Features of photos for one model: read from their store, after what it lacks was computed.
+
+    Args:
+        model (`PreTrainedModel`): the whole classifier.
+        head (`nn.Module`): its last layer group.
+        args ([`SGDRTrainingArguments`]): batch size, workers, progress bars.
+        accelerator (`Accelerator`): the processes that share the work.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, head: nn.Module, args: SGDRTrainingArguments, accelerator: Accelerator
+    ) -> None:
+        self.model, self.head, self.args, self.accelerator = model, head, args, accelerator
+        self._read: dict[str, torch.Tensor] = {}
+
+    def dataset(self, views: Sequence[PhotoDataset], name: str, dtype: str) -> FeatureDataset:
+        """The features of one or more views of the same photos, with their labels.
+
+        Args:
+            views (sequence of [`PhotoDataset`]): the plain one first.
+            name (`str`): for the progress bar.
+            dtype (`str`): "float32", "bfloat16", or "auto" for the faster one.
+        """
+        count = len(views) - 1
+        features = [
+            self._features(view, f"{name}, view {i} of {count}" if i else name, dtype) for i, view in enumerate(views)
+        ]
+        if count:
+            megabytes = sum(view.numel() * view.element_size() for view in features) / 1e6
+            logger.warning(
+                f"Features of the plain photos and {count} augmented views take {megabytes:.1f} MB; "
+                f"epoch e trains on view e % {count + 1}, of which 0 is the plain one."
+            )
+        return FeatureDataset(features, torch.as_tensor(views[0].labels()))
+
+    def _features(self, photos: PhotoDataset, name: str, wanted_dtype: str) -> torch.Tensor:
+        assert isinstance(photos.transform, PhotoTransform)
+        on_cpu = self.accelerator.device.type == "cpu"
+        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
+        store = extract_features(
+            self.model,
+            self.head,
+            photos,
+            dtype=inference_dtype(self.model, photos.transform.spec.size, len(photos), wanted_dtype),
+            batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            progress=None
+            if self.args.disable_tqdm or not self.accelerator.is_local_main_process
+            else f"Features ({name})",
+        )
+        self.accelerator.wait_for_everyone()
+        if store.key not in self._read:
+            self._read[store.key] = store.read()
+        return self._read[store.key]
