@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,15 @@ def build_trainer(photos: DatasetDict, model_args: ModelArguments, training: SGD
     train_transform, eval_transform = image_transforms(
         model, image_size=model_args.image_size, augment=augment, max_zoom=model_args.max_zoom
     )
-    return SGDRTrainer(
-        model,
-        training,
-        train_dataset=photos["train"],
-        eval_dataset=photos["validation"],
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-    )
+    with nothing_left_on_failure(training.output_dir):
+        return SGDRTrainer(
+            model,
+            training,
+            train_dataset=photos["train"],
+            eval_dataset=photos["validation"],
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+        )
 
 
 def chosen_stages(words: Sequence[str] | None) -> tuple[Stage, ...]:
@@ -160,14 +162,30 @@ def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted.", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:
         if os.environ.get("HF_SGDR_DEBUG") == "1":
             raise
         # an error of a worker process carries that process's traceback; its last line says what is wrong
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         message = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else " ".join(lines)
+        if not isinstance(error, ValueError | TypeError | OSError | ImportError):
+            message += f" ({type(error).__name__}; HF_SGDR_DEBUG=1 shows where it came from)"
         print(f"{program}: error: {message}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def nothing_left_on_failure(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """If what is inside fails, a folder that it made and left empty is removed."""
+    path = Path(folder)
+    existed = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # it holds something after all
+                path.rmdir()
+        raise
 
 
 class _OneLineParser(HfArgumentParser):

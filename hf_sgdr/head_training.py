@@ -132,9 +132,7 @@ class FeatureReader:
             num_workers=self.args.dataloader_num_workers,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            progress=None
-            if self.args.disable_tqdm or not self.accelerator.is_local_main_process
-            else f"Features ({name})",
+            progress=f"Features ({name})" if is_shown else None,
         )
         self.accelerator.wait_for_everyone()
         if store.key not in self._read:

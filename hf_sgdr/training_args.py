@@ -79,6 +79,8 @@ class SGDRTrainingArguments(TrainingArguments):
             require_whole("cycle_len", self.cycle_len, at_least=1)
         require_whole("cycle_mult", self.cycle_mult, at_least=1)
         require_whole("num_cycles", self.num_cycles, at_least=1)
+        require_whole("per_device_train_batch_size", self.per_device_train_batch_size, at_least=1)
+        require_whole("per_device_eval_batch_size", self.per_device_eval_batch_size, at_least=1)
         require_whole("precompute_views", self.precompute_views, at_least=0)
         if self.feature_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")

@@ -140,6 +140,13 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained):
         ("train.py", ["--data_dir", "photos", "--learning_rate", "fast"], "invalid float value: 'fast'"),
         ("train.py", ["--data_dir", "photos", "--dataset_name", "x"], "give one of the two"),
         ("train.py", ["--data_dir", "photos", "--image_size", "2"], "image_size=2: give the side of the square input"),
+        ("train.py", ["--data_dir", "photos", "--hub_token", "x"], "hub_token is not taken as an argument"),
+        (
+            "train.py",
+            ["--data_dir", "photos", "--per_device_train_batch_size", "0"],
+            "give a whole number of at least 1",
+        ),
+        ("train.py", ["--data_dir", "photos", "--image_size", "32", "--push_to_hub"], "train.py: error: "),
         ("train.py", ["missing.yaml"], "missing.yaml: no such file."),
         ("find_lr.py", ["--data_dir", "photos", "--start_lr", "5", "--end_lr", "1"], "give 0 < start_lr < end_lr"),
         ("find_lr.py", ["--image_size", "32"], "No photos: give --data_dir FOLDER"),
