@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import Dataset, get_worker_info
 
 
@@ -56,7 +56,10 @@ def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
         if shorter_side is not None and image.format == "JPEG":
             scale = shorter_side / min(image.size)
             image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        return _to_rgb(ImageOps.exif_transpose(image))
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
+            image = ImageOps.exif_transpose(image)
+        image.load()  # here, where an error still knows the file's name
+        return _to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name}: cannot be read as a picture ({reason}). Remove or replace it.") from error
