@@ -347,12 +347,11 @@ class SGDRTrainer(Trainer):
 
     def _get_learning_rate(self) -> float:
         """The head's rate. Called once a step, before the scheduler's: every group's rate is noted."""
-        rates = self.lr_scheduler.get_last_lr()
-        groups = self.optimizer.param_groups
-        for name in dict.fromkeys(group["name"] for group in groups if "name" in group):
-            rate = next(float(rate) for rate, group in zip(rates, groups, strict=True) if group.get("name") == name)
+        rates = [float(rate) for rate in self.lr_scheduler.get_last_lr()]
+        names = [group.get("name", f"group {i}") for i, group in enumerate(self.optimizer.param_groups)]
+        for name, rate in dict(zip(names, rates, strict=True)).items():  # with weight decay two have one name, and rate
             self._last_rates.setdefault(name, []).append(rate)
-        return float(rates[-1])
+        return rates[-1]
 
     def _light_optimizer(self) -> Any:
         """Take accelerate's wrapper off the head's optimizer, where all it does is to pass calls on.
