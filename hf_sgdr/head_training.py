@@ -38,7 +38,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         self.features = views[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the view of another epoch; accelerate's data loaders call it."""
+        """Give the view of another epoch; [`DatasetEpoch`] calls it."""
         self.features = self.views[epoch % len(self.views)]
 
     def __len__(self) -> int:

@@ -125,7 +125,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentations of another epoch; accelerate's data loaders call it."""
+        """Draw the augmentations of another epoch; [`DatasetEpoch`] calls it."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:

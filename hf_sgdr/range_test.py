@@ -177,8 +177,9 @@ def _endless_batches(trainer: Trainer) -> Generator[list[Any], None, None]:
     loader = trainer.get_train_dataloader()
     epoch = 0
     while True:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
+        for part in (loader, loader.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
         collected: list[Any] = []
         for batch in loader:
             collected.append(batch)

@@ -26,6 +26,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from hf_sgdr.dataset_epoch import DatasetEpoch
 from hf_sgdr.epoch_table import show_epoch_table
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
@@ -101,6 +102,7 @@ class SGDRTrainer(Trainer):
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.add_callback(DatasetEpoch())
         show_epoch_table(self)
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._precompute = False

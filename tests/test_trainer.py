@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -327,6 +328,71 @@ def test_of_several_rates_the_head_takes_the_last(make_trainer):
     trainer = make_trainer(precompute=True)
     trainer.fit([1e-4, 1e-3, 1e-2], 1)
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-2]
+
+
+# ---- Resuming ----
+
+
+class KilledError(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KilledError
+
+
+@pytest.mark.parametrize(
+    ("values", "save_steps", "killed_at"),
+    [
+        ({"freeze_to": 0}, 3, 5),  # in the middle of the first epoch
+        ({"freeze_to": 0}, 4, 6),  # at its end
+        ({"freeze_to": 0}, 5, 7),  # in the middle of the second
+        ({"freeze_to": 0, "gradient_accumulation_steps": 2}, 3, 4),
+        ({"precompute": True}, 5, 6),
+        ({"precompute": True, "precompute_views": 2}, 6, 8),
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_weights(make_trainer, values, save_steps, killed_at):
+    start = None
+    ends = []
+    for kill in (None, killed_at, "resume"):
+        trainer = make_trainer(
+            callbacks=[KillAt(kill)] if isinstance(kill, int) else None,
+            **{**values, "num_cycles": 2, "cycle_mult": 2, "save_strategy": "steps", "save_steps": save_steps},
+        )
+        start = start or weights(trainer.model)
+        trainer.model.load_state_dict(start)
+        if isinstance(kill, int):
+            shutil.rmtree(trainer.args.output_dir)
+            with pytest.raises(KilledError):
+                trainer.train()
+        else:
+            trainer.train(resume_from_checkpoint=kill == "resume")
+            ends.append((weights(trainer.model), trainer.state.global_step))
+    (whole, steps), (resumed, resumed_steps) = ends
+    assert resumed_steps == steps
+    assert any(not torch.equal(start[name], whole[name]) for name in start)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_augmentation_differs_from_epoch_to_epoch(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    seen = []
+    original = trainer.training_step
+
+    def noting(model, inputs, num_items=None):
+        seen.append((int(trainer.state.epoch or 0), float(inputs["pixel_values"].double().sum())))
+        return original(model, inputs, num_items)
+
+    trainer.training_step = noting
+    trainer.fit(1e-3, 2)
+    sums = [sum(value for epoch, value in seen if epoch == e) for e in (0, 1)]
+    assert sums[0] != sums[1]
 
 
 # ---- The range test ----
