@@ -35,13 +35,14 @@ def lesson(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
     """The highest rate at which the loss is still clearly improving (lesson step 2).
 
     Up to the curve's minimum: the highest rate at which the loss falls, per decade of rate, at a fifth or more of its
-    steepest fall.
+    steepest fall. Where it falls to the very end, nobody saw how far it is to the edge: a decade is kept from it.
     """
     curve, slope, reason = _curve(lrs, losses)
     if reason:
         return None, reason
     falling = np.flatnonzero(slope[: int(curve.argmin()) + 1] <= CLEAR * slope.min())
-    return float(lrs[falling[-1]]), None
+    unseen = int(curve.argmin()) == len(curve) - 1
+    return min(float(lrs[falling[-1]]), float(lrs[-1]) / 10 if unseen else np.inf), None
 
 
 def steep(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:

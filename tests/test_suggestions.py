@@ -64,6 +64,10 @@ def test_the_methods_find_their_places_on_a_clean_curve(centre):
     assert steep(LRS, losses)[0] <= rate <= 10 * minimum(LRS, losses)[0]
 
 
+def test_where_the_loss_falls_to_the_very_end_a_decade_is_kept_from_it():
+    assert lesson(LRS, list(1 - 0.1 * np.log10(np.array(LRS) / LRS[0]))) == (1.0, None)
+
+
 def test_the_edge_is_where_the_loss_takes_off():
     assert 3e-3 < edge(LRS, list(0.3 + np.where(np.array(LRS) > 1e-2, 3.0, 0.0))) <= 1.3e-2
     assert edge(LRS, list(CURVES["falls"])) is None
