@@ -65,15 +65,20 @@ def parse(kinds: Sequence[Any], argv: Sequence[str], description: str, defaults:
         ValueError: for an unknown argument or a value that does not fit, in one line.
     """
     parser = _OneLineParser(list(kinds), description=description)
-    words = list(argv)
-    read = _words_of_yaml(defaults) if defaults is not None else []
-    if words and words[0].endswith((".yaml", ".yml")):
-        read += _words_of_yaml(Path(words.pop(0)))
+    read, words = _words_of_yaml(defaults) if defaults is not None else [], all_words(argv)
     if "--output_dir" not in read + words:
         read += ["--output_dir", DEFAULT_OUTPUT]
     if "--save_strategy" not in read + words:
         read += ["--save_strategy", "no"]  # the recipe keeps the best weights itself
     return tuple(parser.parse_args_into_dataclasses(read + words))
+
+
+def all_words(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, those of a YAML file at its beginning in that file's place."""
+    words = list(argv)
+    if words and words[0].endswith((".yaml", ".yml")):
+        return _words_of_yaml(Path(words[0])) + words[1:]
+    return words
 
 
 def load_photos(data: DataArguments, training: SGDRTrainingArguments) -> DatasetDict:

@@ -90,7 +90,15 @@ class Stage:
         if unknown or "name" not in values:
             problem = f"unknown {', '.join(map(repr, unknown))}" if unknown else "no name"
             raise ValueError(f"Stage {values.get('name', '')!r}: {problem}; a stage has {', '.join(allowed)}.")
-        return cls(**values)
+        lr = values.get("lr")
+        try:  # YAML reads 1e-3 as text
+            if isinstance(lr, str) and lr != "auto":
+                lr = float(lr)
+            elif isinstance(lr, list):
+                lr = [float(rate) for rate in lr]
+        except ValueError:
+            pass  # what it is instead is said below
+        return cls(**{**values, "lr": lr})
 
     @property
     def num_cycles(self) -> int:

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_sgdr.cli import DataArguments, ModelArguments, build_trainer, chosen_stages, load_photos, one_clear_line, parse
+from hf_sgdr.cli import (
+    DataArguments,
+    ModelArguments,
+    all_words,
+    build_trainer,
+    chosen_stages,
+    load_photos,
+    one_clear_line,
+    parse,
+)
 from hf_sgdr.demo import demo_photo_folder, demo_weights_file
 from hf_sgdr.stages import RunResults, Stage, run_stages, save_results
 from hf_sgdr.trainer import SGDRTrainer
@@ -52,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     is_demo = is_demo and not (argv and argv[0].endswith((".yaml", ".yml")))
     kinds = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
     data, model_args, recipe, training = parse(kinds, argv, __doc__, CONFIGS / "demo.yaml" if is_demo else None)
-    stages = stages_of(recipe, training)
+    given = {word.split("=")[0].replace("-", "_").lstrip("_") for word in all_words(argv) if word.startswith("--")}
+    stages = stages_of(recipe, training, "learning_rate" in given)
     results_file = Path(training.output_dir, "results.json")
     if recipe.resume and results_file.exists():
         print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to do.")
@@ -76,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments) -> tuple[Stage, ...]:
+def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments, has_rate: bool) -> tuple[Stage, ...]:
     """The stages; a --learning_rate takes the place of the range test."""
     # not from a second SGDRTrainingArguments: making one sets up the processes anew
     default = {item.name: item.default for item in fields(SGDRTrainingArguments)}
@@ -86,7 +96,7 @@ def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments) -> tuple
             f"{', '.join('--' + name for name in said)}: the stages say that; write stages in a YAML file."
         )
     stages = chosen_stages(recipe.stages)
-    if training.learning_rate != default["learning_rate"]:
+    if has_rate:
         stages = tuple(replace(stage, lr=training.learning_rate) if stage.lr == "auto" else stage for stage in stages)
     return stages
 

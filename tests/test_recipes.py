@@ -194,6 +194,22 @@ def test_flags_win_over_the_file(tmp_path):
     assert (data.data_dir, model.image_size, model.augment) == ("a", 32, "basic")
 
 
+@pytest.mark.parametrize("words", [["--learning_rate", "0.01"], ["--learning-rate=0.01"]])
+def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_default(words, tmp_path, monkeypatch):
+    main = runpy.run_path(str(RECIPES / "train.py"))["main"]
+    seen = []
+
+    def stop(recipe, training, has_rate):
+        seen.extend(stages_of_recipe(recipe, training, has_rate))
+        raise ValueError("seen")
+
+    stages_of_recipe = main.__globals__["stages_of"]
+    monkeypatch.setitem(main.__globals__, "stages_of", stop)
+    with pytest.raises(ValueError, match="seen"):
+        main(["--data_dir", "photos", "--output_dir", str(tmp_path / "out"), *words])
+    assert [stage.lr for stage in seen] == [0.01, None, 0.01]
+
+
 def test_stages_by_name():
     assert chosen_stages(None) == LESSON
     assert chosen_stages(["augmented"]) == (LESSON[1],)

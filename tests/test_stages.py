@@ -210,6 +210,11 @@ def test_wrong_stages_are_refused(values, message):
     assert str(error.value).startswith(message)
 
 
+def test_rates_that_yaml_reads_as_text_are_numbers():
+    assert Stage.from_dict({"name": "a", "lr": "1e-3"}).lr == 1e-3
+    assert Stage.from_dict({"name": "a", "lr": ["1e-4", 1e-3]}).lr == [1e-4, 1e-3]
+
+
 def test_two_stages_of_one_name_are_refused(trainer):
     with pytest.raises(ValueError, match="each with a name of its own"):
         run_stages(trainer, (Stage("a"), Stage("a")))
