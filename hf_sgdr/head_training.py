@@ -1,4 +1,4 @@
-"""Training the head on precomputed features: the small model and the rows of data that take the places of the large.
+"""Training on precomputed features: the small model and the rows of data that take the places of the large.
 
 Both are ordinary for a Trainer: a module with a loss, and a data set that indexes a whole batch at once.
 """
@@ -13,8 +13,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_sgdr.cut import Cut
+from hf_sgdr.features import FeatureStore, RowsOnDisk
 from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.precompute import extract_features, inference_dtype
+from hf_sgdr.shards import available_memory
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform
 
@@ -23,17 +26,19 @@ logger = logging.get_logger(__name__)
 # On the CPU a small batch stays in its caches, and the first one is five times as fast as with 64.
 CPU_BATCH = 32
 
+Rows = torch.Tensor | RowsOnDisk
+
 
 class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
-    """Rows of features and their labels, in memory; a whole batch is one indexing operation.
+    """Rows of features and their labels; a whole batch is one indexing operation.
 
     Args:
-        views (sequence of `Tensor`): the features of each view of the photos, each (rows, ...), of any floating type;
-            epoch `e` gives view `e % len(views)`.
+        views (sequence of `Tensor` or [`RowsOnDisk`]): the features of each view of the photos, each (rows, ...), of
+            any floating type; epoch `e` gives view `e % len(views)`.
         labels (`Tensor`): (rows,), class ids.
     """
 
-    def __init__(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+    def __init__(self, views: Sequence[Rows], labels: torch.Tensor) -> None:
         self.views, self.labels = views, labels
         self.features = views[0]
 
@@ -88,44 +93,43 @@ class FeatureReader:
 
     Args:
         model (`PreTrainedModel`): the whole classifier.
-        head (`nn.Module`): its last layer group.
-        args ([`SGDRTrainingArguments`]): batch size, workers, progress bars.
+        args ([`SGDRTrainingArguments`]): batch size, workers, budgets, progress bars.
         accelerator (`Accelerator`): the processes that share the work.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, head: nn.Module, args: SGDRTrainingArguments, accelerator: Accelerator
-    ) -> None:
-        self.model, self.head, self.args, self.accelerator = model, head, args, accelerator
-        self._read: dict[str, torch.Tensor] = {}
+    def __init__(self, model: PreTrainedModel, args: SGDRTrainingArguments, accelerator: Accelerator) -> None:
+        self.model, self.args, self.accelerator = model, args, accelerator
+        self._read: dict[str, Rows] = {}
 
-    def dataset(self, views: Sequence[PhotoDataset], name: str, dtype: str) -> FeatureDataset:
+    def dataset(self, views: Sequence[PhotoDataset], cut: Cut, name: str, dtype: str) -> FeatureDataset:
         """The features of one or more views of the same photos, with their labels.
 
         Args:
             views (sequence of [`PhotoDataset`]): the plain one first.
+            cut ([`Cut`]): what part of the model makes them.
             name (`str`): for the progress bar.
             dtype (`str`): "float32", "bfloat16", or "auto" for the faster one.
         """
         count = len(views) - 1
         features = [
-            self._features(view, f"{name}, view {i} of {count}" if i else name, dtype) for i, view in enumerate(views)
+            self._features(view, cut, f"{name}, view {i} of {count}" if i else name, dtype)
+            for i, view in enumerate(views)
         ]
         if count:
-            megabytes = sum(view.numel() * view.element_size() for view in features) / 1e6
+            megabytes = sum(view.nbytes for view in features) / 1e6
             logger.warning(
                 f"Features of the plain photos and {count} augmented views take {megabytes:.1f} MB; "
                 f"epoch e trains on view e % {count + 1}, of which 0 is the plain one."
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 
-    def _features(self, photos: PhotoDataset, name: str, wanted_dtype: str) -> torch.Tensor:
+    def _features(self, photos: PhotoDataset, cut: Cut, name: str, wanted_dtype: str) -> Rows:
         assert isinstance(photos.transform, PhotoTransform)
         on_cpu = self.accelerator.device.type == "cpu"
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         store = extract_features(
             self.model,
-            self.head,
+            cut,
             photos,
             dtype=inference_dtype(self.model, photos.transform.spec.size, len(photos), wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
@@ -133,8 +137,28 @@ class FeatureReader:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             progress=f"Features ({name})" if is_shown else None,
+            max_gb=self.args.cache_disk_gb,
         )
         self.accelerator.wait_for_everyone()
         if store.key not in self._read:
-            self._read[store.key] = store.read()
+            self._read[store.key] = self._within_budget(store, name)
         return self._read[store.key]
+
+    def _within_budget(self, store: FeatureStore, name: str) -> Rows:
+        """In memory if they fit, in place of those read longest ago if need be; else row by row from disk."""
+        on_disk = store.open()
+        in_memory = {key: rows.nbytes for key, rows in self._read.items() if isinstance(rows, torch.Tensor)}
+        budget = self.args.feature_memory_gb
+        # what is held already may be given up for it
+        limit = available_memory() / 2 + sum(in_memory.values()) if budget is None else budget * 1e9
+        if on_disk.nbytes > limit:
+            logger.warning(
+                f"Features ({name}) take {on_disk.nbytes / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB of "
+                "memory that they may (feature_memory_gb): they are read from disk, row by row."
+            )
+            return on_disk
+        for key in list(in_memory):
+            if on_disk.nbytes + sum(in_memory.values()) <= limit:
+                break
+            del self._read[key], in_memory[key]
+        return store.read()

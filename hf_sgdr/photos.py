@@ -20,6 +20,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import Dataset, get_worker_info
 
+_HASHED_AT_ONCE = 1024
+
 
 def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
     """A picture as a Pillow image in RGB, turned upright as its EXIF orientation says; a GIF gives its first frame.
@@ -88,10 +90,19 @@ def photo_hash(photo: Any) -> bytes:
 
 
 class PixelTransform(Protocol):
-    """Anything with `pixels(photo, seed) -> uint8 tensor`; see `hf_sgdr.transforms.PhotoTransform`."""
+    """What `hf_sgdr.transforms.PhotoTransform` is to a data set."""
 
     def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """A photo as a uint8 tensor (3, size, size), its random choices drawn from the seed."""
+
+    def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
+        """The same from what a cache keeps of a photo."""
+
+
+class Pictures(Protocol):
+    """What a [`PhotoCache`] is to a data set: decoded pictures by their number."""
+
+    def __getitem__(self, index: int) -> torch.Tensor: ...
 
 
 class PhotoDataset(Dataset[dict[str, Any]]):
@@ -106,6 +117,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are; rows without the
             label column, or with an unknown label (None or -1), give no "labels".
         seed (`int`, *optional*, defaults to 0): for the augmentation.
+        cache ([`PhotoCache`], *optional*): what is kept of the same photos, so that none is decoded.
     """
 
     def __init__(
@@ -116,11 +128,13 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         image_column: str = "image",
         label_column: str = "label",
         seed: int = 0,
+        cache: Pictures | None = None,
     ) -> None:
         self.rows = undecoded(dataset, image_column)
         self.transform = transform
         self.image_column, self.label_column = image_column, label_column
         self.seed = seed
+        self.cache = cache
         # In shared memory, so that persistent workers see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -133,7 +147,11 @@ class PhotoDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        pixels = self.transform.pixels(row[self.image_column], (self.seed, int(self._epoch), index))
+        seed = (self.seed, int(self._epoch), index)
+        if self.cache is not None:
+            pixels = self.transform.of_kept(self.cache[index], seed)
+        else:
+            pixels = self.transform.pixels(row[self.image_column], seed)
         label = row.get(self.label_column)
         return {"pixel_values": pixels} if label is None or label < 0 else {"pixel_values": pixels, "labels": label}
 
@@ -145,7 +163,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         """
         if get_worker_info() is not None or len(indices) < 2:
             return [self[index] for index in indices]
-        return list(_readers().map(self.__getitem__, indices))
+        return list(readers().map(self.__getitem__, indices))
 
     def labels(self) -> list[int]:
         """Every photo's class id.
@@ -165,12 +183,17 @@ class PhotoDataset(Dataset[dict[str, Any]]):
 
     def content_hash(self) -> str:
         """SHA-256 over every photo's content, in order; labels do not count."""
-        digests = _readers().map(lambda index: photo_hash(self.rows[index][self.image_column]), range(len(self)))
-        return hashlib.sha256(b"".join(digests)).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _HASHED_AT_ONCE):  # a future a photo takes memory
+            indices = range(start, min(start + _HASHED_AT_ONCE, len(self)))
+            for one in readers().map(lambda index: photo_hash(self.rows[index][self.image_column]), indices):
+                digest.update(one)
+        return digest.hexdigest()
 
 
 @functools.cache
-def _readers() -> ThreadPoolExecutor:
+def readers() -> ThreadPoolExecutor:
+    """Threads that read photos, one a processor."""
     return ThreadPoolExecutor(usable_processors(), thread_name_prefix="photo-reader")
 
 

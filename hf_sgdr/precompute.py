@@ -1,10 +1,11 @@
-"""Precomputing: the head's input for every photo, computed once, and the small classifier that is trained on it.
+"""Precomputing: what the trained part of a model receives, computed once for every photo.
 
-Correct by construction: the features are whatever the head really receives, caught by a hook in the model's own forward
-pass, and extraction stops if the head alone does not give the model's own logits.
+Correct by construction: the features are caught in the model's own forward pass, and extraction stops if the rest of
+the model does not make the whole model's logits of them.
 """
 
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr.features import FeatureStore, _replace, cache_folder, module_hash
+from hf_sgdr.cut import Cut
+from hf_sgdr.features import FeatureStore, cache_folder, module_hash
 from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.shards import replace_file
 from hf_sgdr.transforms import PhotoTransform
 
 logger = logging.get_logger(__name__)
@@ -36,7 +39,7 @@ _NOT_IN_KEY = {
 
 def extract_features(
     model: PreTrainedModel,
-    head: nn.Module,
+    at: nn.Module | Cut,
     photos: PhotoDataset,
     *,
     dtype: torch.dtype,
@@ -45,44 +48,56 @@ def extract_features(
     rank: int = 0,
     world_size: int = 1,
     progress: str | None = None,
+    max_gb: float = math.inf,
 ) -> FeatureStore:
-    """Compute, where they are not stored yet, the head's input for every photo.
+    """Compute, where they are not stored yet, the inputs of the head, or of another place, for every photo.
 
     This is the lesson's step 1, `precompute=True`. Every process writes its own shards and returns when those are done;
     read the store after all have.
 
     Args:
         model (`PreTrainedModel`): the whole classifier, on the device that computes.
-        head (`nn.Module`): its last layer group.
+        at (`nn.Module` or [`Cut`]): the head, whose input is stored as it is computed; or a cut, whose activations are
+            stored in 16 bits: bfloat16 if that is the `dtype`, else float16.
         photos ([`PhotoDataset`]): a random transform gives the views of its seed and epoch 0.
         dtype (`torch.dtype`): precision of the forward pass: float32, or bfloat16 by autocast.
         batch_size (`int`, *optional*, defaults to 32): photos a forward pass.
         num_workers (`int`, *optional*, defaults to 0): processes that read photos.
         rank, world_size (`int`, *optional*): this process, and how many share the work.
         progress (`str`, *optional*): the progress bar's text; None shows none.
+        max_gb (`float`, *optional*): refuse if the store would take more GB than this.
 
     Returns:
         [`FeatureStore`]: rows in the order of the photos.
 
     Raises:
-        ValueError: if the head alone does not give the model's logits.
+        ValueError: if the rest of the model does not give its logits, or the store would be larger than `max_gb`.
         TypeError: if the transform is not a [`PhotoTransform`].
-        OSError: if the store cannot be written.
+        OSError: if the store cannot be written, or the disk has not enough room.
+        OverflowError: if an activation exceeds float16; bfloat16 would hold it.
     """
     transform = photos.transform
     if not isinstance(transform, PhotoTransform):
         raise TypeError(f"The transform is {type(transform).__name__}: give one of image_transforms(model).")
-    store = FeatureStore(_depends_on(model, head, photos, transform, dtype), len(photos))
+    cut = at if isinstance(at, Cut) else Cut.at_head(model, at)
+    store = FeatureStore(_depends_on(model, cut, photos, transform, dtype), len(photos))
     todo = [shard for shard in store.missing() if shard % world_size == rank]
     if not todo:
         logger.info(f"Features of {len(photos)} photos are read from {store.folder}.")
         return store
+    device = next(model.parameters()).device
+    row = _one_row(model, cut, transform.spec.size, device, dtype)
+    size = len(photos) * row.numel() * row.element_size()
+    shape = " x ".join(map(str, row.shape))
+    (logger.info if cut.skipped is None else logger.warning)(
+        f"Features before {cut.name}: {shape} of {str(row.dtype).removeprefix('torch.')}, {size / 1e6:,.1f} MB in all."
+    )
+    store.check_space(size, f"Features before {cut.name} of {len(photos)} photos", max_gb, "cache_disk_gb")
     batches = [
         list(store.shard_rows(shard)[start : start + batch_size])
         for shard in todo
         for start in range(0, len(store.shard_rows(shard)), batch_size)
     ]
-    device = next(model.parameters()).device
     loader = DataLoader(
         photos,
         batch_sampler=batches,
@@ -91,12 +106,12 @@ def extract_features(
         collate_fn=_stack,
         generator=torch.Generator(),  # of its own: a warm store must leave the global one just as a cold one does
     )
-    features = _features_of_batches(model, head, loader, transform, device, dtype)
+    features = _features_of_batches(model, cut, loader, transform, device, dtype)
     with tqdm(total=sum(map(len, batches)), desc=progress, unit="photo", disable=progress is None) as bar:
         for shard in todo:
             rows: list[torch.Tensor] = []
             while sum(map(len, rows)) < len(store.shard_rows(shard)):
-                rows.append(next(features))
+                rows.append(_as_stored(next(features), row.dtype))
                 bar.update(len(rows[-1]))
             store.write(shard, torch.cat(rows))
     return store
@@ -128,7 +143,7 @@ def inference_dtype(model: PreTrainedModel, size: int, num_photos: int, wanted: 
         seconds = {dtype: _forward_seconds(model, size, dtype) for dtype in (torch.float32, torch.bfloat16)}
         answers[question] = "bfloat16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(answers, indent=1).encode())
+        replace_file(path, json.dumps(answers, indent=1).encode())
     return torch.bfloat16 if answers[question] == "bfloat16" else torch.float32
 
 
@@ -148,55 +163,72 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
+def _one_row(model: nn.Module, cut: Cut, size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """An empty row as it will be stored."""
+    model.eval()
+    with torch.inference_mode(), _autocast(device, dtype):
+        features, _ = cut.caught(torch.zeros(1, 3, size, size, device=device))
+    if cut.skipped is None:
+        return features[0]
+    return features[0].to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float16)
+
+
+def _as_stored(features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    stored = features.to(dtype)
+    if dtype == torch.float16 and not stored.isfinite().all():
+        raise OverflowError(
+            f"An activation reaches {features.abs().max():.3g}, more than float16 holds: give feature_dtype=bfloat16."
+        )
+    return stored.cpu()
+
+
 def _features_of_batches(
     model: nn.Module,
-    head: nn.Module,
+    cut: Cut,
     loader: DataLoader[Any],
     transform: PhotoTransform,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
-    """The head's input for each batch of pixels, caught on its way through the model's own forward pass."""
-    caught: list[torch.Tensor] = []
+    """The features of each batch of pixels; the first one shows that the rest makes the model's logits of them."""
     model.eval()
-    hook = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    for number, pixels in enumerate(loader):
+        with torch.inference_mode(), _autocast(device, dtype):
+            batch = transform.normalize(pixels.to(device, non_blocking=True))
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            features, logits = cut.caught(batch, with_logits=number == 0)
+            if logits is not None:
+                _check_rest_gives_logits(cut, features, logits)
+        yield features
+
+
+def _check_rest_gives_logits(cut: Cut, features: torch.Tensor, logits: torch.Tensor) -> None:
     try:
-        for number, pixels in enumerate(loader):
-            with torch.inference_mode(), _autocast(device, dtype):
-                batch = transform.normalize(pixels.to(device, non_blocking=True))
-                logits = model(batch.contiguous(memory_format=torch.channels_last)).logits
-                if number == 0:
-                    _check_head_gives_logits(model, head, caught, logits)
-            yield caught[0].cpu()
-            caught.clear()
-    finally:
-        hook.remove()
-
-
-def _check_head_gives_logits(
-    model: nn.Module, head: nn.Module, caught: list[torch.Tensor], logits: torch.Tensor
-) -> None:
-    alone = head(caught[0]) if len(caught) == 1 else None
-    del caught[1:]  # what the line above added
-    if alone is None or alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
+        alone = cut.logits(features)
+        fits = alone.shape == logits.shape and torch.allclose(alone, logits, rtol=1e-3, atol=1e-4)
+    except (RuntimeError, ValueError, TypeError) as error:
+        logger.info(f"The rest of the model does not run on features: {error}")
+        fits = False
+    if not fits:
+        part = "its head alone" if cut.skipped is None else f"what comes after the input of {cut.name}"
         raise ValueError(
-            f"{type(model).__name__} cannot be precomputed: its head alone does not give its logits. "
+            f"{type(cut.model).__name__} cannot be precomputed: {part} does not give its logits. "
             "Train with precompute=False."
         )
 
 
 def _depends_on(
-    model: PreTrainedModel, head: nn.Module, photos: PhotoDataset, transform: PhotoTransform, dtype: torch.dtype
+    model: PreTrainedModel, cut: Cut, photos: PhotoDataset, transform: PhotoTransform, dtype: torch.dtype
 ) -> dict[str, Any]:
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_IN_KEY}
     return {
-        "body": module_hash(model, leave_out=head),
+        "body": module_hash(model, leave_out=cut.names_after()),
         "model": type(model).__name__,
         "config": json.loads(json.dumps(config, default=str)),
         "transform": {**transform.to_dict(), "seed": photos.seed if transform.is_random else None},
         "photos": photos.content_hash(),
         "dtype": str(dtype).removeprefix("torch."),
-        "cut": "head",
+        "cut": cut.name,
         "versions": {"timm": timm.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
 

@@ -36,7 +36,7 @@ class Stage:
         cycle_len (`int`, *optional*): epochs of the first cycle; None is a constant rate.
         cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
         freeze_to (`int`, *optional*, defaults to -1): the first layer group that trains: -1 the head only, 0 all.
-        precompute (`bool`, *optional*, defaults to False): train the head on precomputed features.
+        precompute (`bool`, *optional*, defaults to False): train what is not frozen on precomputed features.
         freeze_batch_norm (`bool`, *optional*, defaults to False): keep all batch-norm statistics still.
         until_overfitting (`bool`, *optional*, defaults to False): train on, cycle after cycle, and stop at the end of
             the first one whose validation loss is above the best cycle end's by more than 1 % while the training loss
@@ -79,8 +79,8 @@ class Stage:
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if not 1.0 <= self.lr_spread < math.inf:
             raise ValueError(f"{self.name}: lr_spread={self.lr_spread!r}: give a factor of at least 1.")
-        if self.precompute and self.freeze_to != -1:
-            raise ValueError(f"{self.name}: precompute trains the head only; give freeze_to=-1.")
+        if self.precompute and self.freeze_to == 0:
+            raise ValueError(f"{self.name}: precompute with freeze_to=0 has nothing frozen; give freeze_to=-1.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":

@@ -6,7 +6,7 @@ precomputed features, `train()` sees the head as its model and rows of features 
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from hf_sgdr.cut import Cut
 from hf_sgdr.dataset_epoch import DatasetEpoch
 from hf_sgdr.epoch_table import show_epoch_table
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.memory import keep_freed_memory
+from hf_sgdr.photo_cache import DecodedPhotos
 from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.plots import plot_rates
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
@@ -109,8 +111,9 @@ class SGDRTrainer(Trainer):
         self._steps_per_epoch = 0
         self._last_rates: dict[str, list[float]] = {}
         self._fits = 0
-        if self.layer_groups.head is not None:
-            self._features = FeatureReader(model, self.layer_groups.head, args, self.accelerator)
+        self._features = FeatureReader(model, args, self.accelerator)
+        self._cuts: dict[int, Cut] = {}
+        self._decoded = DecodedPhotos(args, self.accelerator)
         self.layer_groups.freeze_to(args.freeze_to)
         self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
         self.precompute = args.precompute
@@ -204,11 +207,17 @@ class SGDRTrainer(Trainer):
         self.freeze_to(-1)
 
     def freeze_to(self, n: int) -> None:
-        """Train layer group `n` and those after it; unless that is the head alone, precompute is switched off."""
-        if n % len(self.layer_groups) != len(self.layer_groups) - 1 and self._precompute:
-            logger.warning("The body is to train, so precompute is switched off.")
-            self._precompute = False
+        """Train layer group `n` and those after it.
+
+        With precompute on, what the last frozen group gives is stored from then on; if nothing is frozen any more,
+        precompute is switched off.
+        """
         self.layer_groups.freeze_to(n)
+        if self._precompute and self.layer_groups.frozen == 0:
+            logger.warning("The whole body is to train, so precompute is switched off.")
+            self._precompute = False
+        elif self._precompute:
+            self._cut()
 
     def unfreeze(self) -> None:
         """Train all layer groups; precompute is switched off."""
@@ -216,21 +225,20 @@ class SGDRTrainer(Trainer):
 
     @property
     def precompute(self) -> bool:
-        """Whether training uses precomputed features of the photos, so that only the head runs.
+        """Whether training uses precomputed features of the photos, so that only what is not frozen runs.
 
-        Setting it True needs a frozen body. The features are computed when they are first needed.
+        With the whole body frozen the features are the head's input; after a partial `freeze_to`, the activations
+        between the frozen groups and the rest. They are computed when they are first needed.
+
+        Raises:
+            ValueError: on setting it True, if nothing is frozen or the model cannot be cut where the frozen groups end.
         """
         return self._precompute
 
     @precompute.setter
     def precompute(self, value: bool) -> None:
-        if value and self.layer_groups.frozen != len(self.layer_groups) - 1:
-            raise ValueError("precompute=True, but the body is not frozen: call freeze() first.")
-        if value and self.layer_groups.head is None:
-            raise ValueError(
-                f"precompute=True: the head of {type(self.model).__name__} is not one module, so there is no one input "
-                "to store. Train with precompute=False."
-            )
+        if value:
+            self._cut()
         if value and not self._precompute and self.train_transform.is_random and not self.args.precompute_views:
             logger.warning(
                 "Augmentation has no effect with precompute: features are those of the plain photos. "
@@ -376,9 +384,10 @@ class SGDRTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
             if kwargs.get("is_training"):
-                dataset = self._photos(dataset, self.train_transform, seed_of=("train", self._fits))
+                photos = self._photos(dataset, self.train_transform, seed_of=("train", self._fits))
+                dataset = self._cached(photos, dataset, "train")
             else:
-                dataset = self._photos(dataset, self.eval_transform)
+                dataset = self._cached(self._photos(dataset, self.eval_transform), dataset, "validation")
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -428,37 +437,48 @@ class SGDRTrainer(Trainer):
             False,
             None,
         )
-        train = self._training_features()
+        cut = self._cut()
+        train = self._training_features(cut)
         evaluation = self.eval_dataset
         if isinstance(evaluation, dict):
-            evaluation = {name: self._evaluation_features(photos, name) for name, photos in evaluation.items()}
+            evaluation = {name: self._evaluation_features(cut, photos, name) for name, photos in evaluation.items()}
         elif evaluation is not None:
-            evaluation = self._evaluation_features(evaluation, "validation")
-        head_model = HeadClassifier(self.model, self._features.head)
+            evaluation = self._evaluation_features(cut, evaluation, "validation")
+        replaced: dict[str, Any] = {"args": args, "train_dataset": train, "eval_dataset": evaluation}
+        if cut.skipped is None:
+            head_model = HeadClassifier(self.model, cut.module)
+            replaced |= {"model": head_model, "model_wrapped": head_model}
         try:
-            with self._replaced(
-                args=args,
-                model=head_model,
-                model_wrapped=head_model,
-                train_dataset=train,
-                eval_dataset=evaluation,
-                data_collator=whole_batch,
+            with (
+                self._replaced(data_collator=whole_batch, **replaced),
+                nullcontext() if cut.skipped is None else cut.fed_with_features(),
             ):
                 yield
         finally:
             self.callback_handler.model = self.model
             self.accelerator._models.clear()  # forgets the head, so that the whole model is prepared again
 
-    def _training_features(self) -> FeatureDataset:
+    def _cut(self) -> Cut:
+        """Where the frozen groups end.
+
+        Raises:
+            ValueError: if nothing is frozen, or the model cannot be cut there.
+        """
+        frozen = self.layer_groups.frozen
+        if frozen not in self._cuts:
+            self._cuts[frozen] = Cut.at_boundary(self.layer_groups, self.eval_transform.spec.size)
+        return self._cuts[frozen]
+
+    def _training_features(self, cut: Cut) -> FeatureDataset:
         """The plain photos' features, and those of the augmented views, if any."""
         views = [self._photos(self.train_dataset, self.eval_transform.fast())]
         for view in range(self.args.precompute_views):
             views.append(self._photos(self.train_dataset, self.train_transform, seed_of=("view", view)))
-        return self._features.dataset(views, "train", self.args.feature_dtype)
+        return self._features.dataset(views, cut, "train", self.args.feature_dtype)
 
-    def _evaluation_features(self, dataset: Any, name: str) -> FeatureDataset:
+    def _evaluation_features(self, cut: Cut, dataset: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
-        return self._features.dataset([self._photos(dataset, self.eval_transform)], name, dtype)
+        return self._features.dataset([self._photos(dataset, self.eval_transform)], cut, name, dtype)
 
     def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
         if isinstance(dataset, PhotoDataset):
@@ -472,6 +492,13 @@ class SGDRTrainer(Trainer):
             label_column=self.args.label_column_name,
             seed=int(np.random.SeedSequence(words).generate_state(1)[0]),
         )
+
+    def _cached(self, photos: PhotoDataset, dataset: Any, name: str) -> PhotoDataset:
+        """With `cache_images`, the trainer's own photos decoded once for all epochs; others as they are."""
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if self.args.cache_images and any(dataset is one for one in (self.train_dataset, *own)):
+            photos.cache = self._decoded.of(photos, dataset, name)
+        return photos
 
     def _logits(self, dataset: Any) -> Any:
         predictions = self.predict(dataset).predictions

@@ -32,11 +32,18 @@ class SGDRTrainingArguments(TrainingArguments):
             head; `learning_rate` for all by default.
         n_groups (`int`, *optional*, defaults to 3): how many layer groups.
         freeze_to (`int`, *optional*, defaults to -1): the first group that trains; -1 trains the head only, 0 all.
-        precompute (`bool`, *optional*, defaults to False): train the head on its input, computed once for every photo.
+        precompute (`bool`, *optional*, defaults to False): train what is not frozen on its input, computed once for
+            every photo.
         precompute_views (`int`, *optional*, defaults to 0): augmented views of each training photo that are computed
             beside the plain one and taken in turn, epoch by epoch, so that augmentation works with precompute.
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
             "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
+        feature_memory_gb (`float`, *optional*): features of more GB (1e9 bytes) stay on disk and are read row by row;
+            by default half of the memory that is free.
+        cache_images (`bool`, *optional*, defaults to False): decode and resize each photo once and keep its 8-bit
+            pixels on disk, so that later epochs decode nothing.
+        cache_disk_gb (`float`, *optional*, defaults to 50.0): features or photos of more GB than this are refused
+            before they are computed.
         momentum (`float`, *optional*, defaults to 0.9): of SGD.
         freeze_batch_norm (`bool`, *optional*, defaults to False): keep the statistics of batch norms still in the
             groups that train too (fast.ai 0.7's `bn_freeze`).
@@ -66,9 +73,12 @@ class SGDRTrainingArguments(TrainingArguments):
     )
     n_groups: int = field(default=3, metadata={"help": "How many layer groups."})
     freeze_to: int = field(default=-1, metadata={"help": "First layer group that trains; -1: head only, 0: all."})
-    precompute: bool = field(default=False, metadata={"help": "Train the head on features computed once."})
+    precompute: bool = field(default=False, metadata={"help": "Train what is not frozen on features computed once."})
     precompute_views: int = field(default=0, metadata={"help": "Augmented views beside the plain photo."})
     feature_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
+    feature_memory_gb: float | None = field(default=None, metadata={"help": "Features above this stay on disk."})
+    cache_images: bool = field(default=False, metadata={"help": "Keep decoded photos on disk for later epochs."})
+    cache_disk_gb: float = field(default=50.0, metadata={"help": "Features or photos above this are refused."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "Keep all batch-norm statistics still."})
     image_column_name: str = field(default="image", metadata={"help": "The data's column of images."})
@@ -88,10 +98,14 @@ class SGDRTrainingArguments(TrainingArguments):
             raise ValueError(f"momentum={self.momentum!r}: give a number from 0 to below 1.")
         if not 0.0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate={self.learning_rate!r}: give a finite number above 0.")
-        if self.precompute and self.freeze_to != -1:
+        for name in ("feature_memory_gb", "cache_disk_gb"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value!r}: give a number of GB, zero or more.")
+        if self.precompute and self.freeze_to in (0, -self.n_groups):
             raise ValueError(
-                f"precompute=True with freeze_to={self.freeze_to}: precomputed features train the head only; "
-                "give freeze_to=-1 or precompute=False."
+                f"precompute=True with freeze_to={self.freeze_to}: nothing is frozen, so there is nothing to "
+                "precompute; give freeze_to=-1 or precompute=False."
             )
         if self.hub_token is not None:
             raise ValueError(

@@ -68,9 +68,33 @@ class PhotoTransform:
     def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """The picture before normalising, uint8 (3, size, size); the same seed gives the same view."""
         if self.is_random:
-            image = read_photo(photo, int(self.spec.size * self.max_zoom))
+            image = read_photo(photo, self._highest_zoom)
             return self._random_view(_to_tensor(image), np.random.default_rng(seed))
         return self._centre_view(read_photo(photo, None if self.exact else self.spec.resize))
+
+    def to_keep(self, photo: Any) -> torch.Tensor:
+        """What a cache keeps of a photo, uint8 (3, height, width).
+
+        The view itself unless that is random; then the whole picture, its shorter side no longer than the highest zoom.
+        """
+        if not self.is_random:
+            return self.pixels(photo, (0,))
+        pixels = _to_tensor(read_photo(photo, self._highest_zoom))
+        scale = self._highest_zoom / min(pixels.shape[1:])
+        if scale >= 1:
+            return pixels
+        height, width = (max(self._highest_zoom, round(side * scale)) for side in pixels.shape[1:])
+        return self._resize(pixels, height, width)
+
+    def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
+        """The view that `pixels(photo, seed)` would be, up to one more resizing, from what `to_keep(photo)` was."""
+        return self._random_view(pixels, np.random.default_rng(seed)) if self.is_random else pixels
+
+    def kept(self) -> dict[str, Any]:
+        """All that decides what is kept, as plain values."""
+        if not self.is_random:
+            return self.to_dict()
+        return {"shorter_side": self._highest_zoom, "interpolation": self.spec.interpolation, "decoding": "scaled"}
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """A batch of pixels, uint8 (N, 3, H, W) on any device, as float32 with the model's mean and std."""
@@ -92,6 +116,11 @@ class PhotoTransform:
             "augment": self.augment,
             "max_zoom": self.max_zoom,
         }
+
+    @property
+    def _highest_zoom(self) -> int:
+        """The shorter side of a picture at the highest zoom, in pixels."""
+        return int(self.spec.size * self.max_zoom)
 
     def _centre_view(self, image: Image.Image) -> torch.Tensor:
         spec = self.spec

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import time
 
@@ -13,7 +14,7 @@ from hf_sgdr.features.__main__ import main, stores
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr("hf_sgdr.features.ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 4)
 
 
 @pytest.fixture
@@ -101,11 +102,68 @@ def test_a_full_disk_is_one_clear_error_and_the_store_stays_intact(tmp_path, row
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_sgdr.features.save_file", full)
-    with pytest.raises(OSError, match=r"cannot be stored in .*No space left on device.*set HF_SGDR_CACHE"):
+    monkeypatch.setattr("hf_sgdr.shards.save_file", full)
+    with pytest.raises(OSError, match=r"cannot be written .*No space left on device.*set HF_SGDR_CACHE"):
         store.write(0, rows[:4])
     assert torch.equal(reopened(store, tmp_path).read(), rows)
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".tmp")]
+
+
+def test_a_folder_that_may_only_be_read_gives_what_it_has(tmp_path, rows, monkeypatch):
+    store = filled(tmp_path, rows)
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("hf_sgdr.shards.tempfile.NamedTemporaryFile", "hf_sgdr.shards.os.utime"):
+        monkeypatch.setattr(name, refused)
+    assert torch.equal(reopened(store, tmp_path).read(), rows)
+    with pytest.raises(OSError, match=r"cannot be written .*Permission denied.*set HF_SGDR_CACHE to a folder"):
+        reopened(store, tmp_path).write(0, rows[:4])
+
+
+def test_no_room_in_memory_is_one_clear_error(tmp_path, rows, monkeypatch):
+    store = filled(tmp_path, rows)
+
+    def full(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("hf_sgdr.features.torch.empty", full)
+    with pytest.raises(MemoryError, match=r"do not fit into memory: lower feature_memory_gb.*what is stored stays"):
+        reopened(store, tmp_path).read()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), ()])
+def test_rows_on_disk_are_indexed_as_a_tensor_is(tmp_path, shape):
+    rows = torch.arange(10 * math.prod(shape), dtype=torch.float16).view(10, *shape)
+    on_disk = filled(tmp_path, rows).open()
+    assert (len(on_disk), on_disk.shape, on_disk.dtype, on_disk.nbytes) == (10, rows.shape, rows.dtype, rows.nbytes)
+    for index in (3, -1, torch.tensor([9, 0, 4, 4]), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(on_disk[index], rows[index])
+    with pytest.raises(IndexError, match="row 10 of 10"):
+        on_disk[10]
+
+
+def test_a_store_of_many_rows_has_few_shards_and_files_of_the_users_umask(tmp_path):
+    store = FeatureStore({}, 1_000_000, tmp_path)
+    assert store.num_shards <= 256
+    umask = os.umask(0o027)
+    try:
+        filled(tmp_path, torch.zeros(3, 2))
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {"manifest.json": 0o640, "shard-000000.safetensors": 0o640}
+
+
+def test_what_a_killed_run_left_half_written_is_removed_in_time(tmp_path, rows):
+    store = filled(tmp_path, rows)
+    for name, age in (("old", 7200), ("new", 60)):
+        path = store.folder / f".tmp-{name}"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    reopened(store, tmp_path).read()
+    assert [path.name for path in store.folder.glob(".tmp-*")] == [".tmp-new"]
 
 
 def test_the_cache_folder_is_named_by_the_environment(monkeypatch, tmp_path):
@@ -143,6 +201,9 @@ def test_reading_a_store_keeps_it_from_being_pruned(tmp_path, rows):
     assert stores(tmp_path / "nowhere") == []
 
 
+HEAD = {"2.weight", "2.bias"}
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
@@ -150,18 +211,18 @@ def network() -> nn.Sequential:
 
 def test_a_hash_sees_every_weight_and_buffer_but_not_the_head():
     model = network()
-    before = module_hash(model, leave_out=model[2])
-    assert module_hash(network(), leave_out=None) == module_hash(model)
+    before = module_hash(model, leave_out=HEAD)
+    assert module_hash(network(), leave_out=()) == module_hash(model)
     with torch.no_grad():
         model[2].weight += 1
-    assert module_hash(model, leave_out=model[2]) == before
+    assert module_hash(model, leave_out=HEAD) == before
     for name, tensor in (*model[0].named_parameters(), *model[1].named_buffers()):
         changed = network()
         part = changed[0] if name in dict(changed[0].named_parameters()) else changed[1]
         with torch.no_grad():
             part.state_dict()[name].add_(1)
-        assert module_hash(changed, leave_out=changed[2]) != before, (name, tensor.shape)
-    assert module_hash(model.to(torch.float64), leave_out=model[2]) != before
+        assert module_hash(changed, leave_out=HEAD) != before, (name, tensor.shape)
+    assert module_hash(model.to(torch.float64), leave_out=HEAD) != before
 
 
 def test_a_hash_does_not_see_the_memory_format():

@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -6,7 +11,8 @@ import torch
 from PIL import Image
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.features import ROWS_PER_SHARD, FeatureStore
+from hf_sgdr.cut import Cut
+from hf_sgdr.features import FeatureStore
 from hf_sgdr.head_training import FeatureDataset, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.photos import PhotoDataset
@@ -130,7 +136,7 @@ def test_the_interpolation_and_the_normalisation_are_part_of_the_key(folder):
 
 
 def test_only_missing_and_damaged_shards_are_computed_again(tiny_model, folder, monkeypatch):
-    monkeypatch.setattr("hf_sgdr.features.ROWS_PER_SHARD", 5)
+    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 5)
     store = extract(tiny_model, folder)
     expected = store.read()
     assert sorted(path.name for path in store.folder.glob("*.safetensors")) == [
@@ -146,8 +152,70 @@ def test_only_missing_and_damaged_shards_are_computed_again(tiny_model, folder, 
     assert sum(calls) == 5 + 2
 
 
+EXTRACTION = """
+import sys, time, torch
+import hf_sgdr.shards
+from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.layer_groups import LayerGroups
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.precompute import extract_features
+
+hf_sgdr.shards.ROWS_PER_SHARD = 2
+torch.manual_seed(0)
+model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+photos = load_image_folder(sys.argv[1])["train"]
+model.timm_model.conv1.register_forward_pre_hook(lambda *args: time.sleep(float(sys.argv[2])))
+forwards = []
+model.register_forward_pre_hook(lambda module, args: forwards.append(len(args[0])) if args[0].any() else None)
+_, transform = image_transforms(model, image_size=32)
+print("ready", flush=True)
+head = LayerGroups.from_model(model).head
+extract_features(model, head, PhotoDataset(photos, transform), dtype=torch.float32, batch_size=2)
+print(sum(forwards), flush=True)
+"""
+
+
+def extraction(folder, pause, **kwargs):
+    command = [sys.executable, "-c", EXTRACTION, str(folder), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **kwargs)
+
+
+def test_after_kill_9_the_shards_that_are_there_are_not_computed_again(folder, tmp_path, tiny_model, monkeypatch):
+    first = extraction(folder, 0.3)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "cache").rglob("shard-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    there = len(list((tmp_path / "cache").rglob("shard-*")))
+    assert 2 <= there < 6
+    output, _ = extraction(folder, 0).communicate()
+    assert int(output.split()[-1]) == 12 - 2 * there
+    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 2)
+    torch.manual_seed(0)
+    fresh = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+    calls = count_forwards(fresh)
+    stored = extract(fresh, folder)
+    assert calls == []
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "another"))
+    assert torch.equal(stored.read(), extract(fresh, folder, batch_size=2).read())
+
+
+def test_two_runs_at_once_end_with_one_good_store(folder, tmp_path):
+    runs = [extraction(folder, 0.05) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    folders = list((tmp_path / "cache" / "features").iterdir())
+    assert len(folders) == 1
+    manifest = json.loads((folders[0] / "manifest.json").read_text())
+    assert not [name for name in os.listdir(folders[0]) if name.startswith(".tmp")]
+    assert len(list(folders[0].glob("shard-*"))) == 6
+    store = FeatureStore(manifest["depends_on"], 12)
+    store.folder, store.rows_per_shard = folders[0], 2
+    assert store.read().isfinite().all()
+
+
 def test_processes_share_the_work(tiny_model, folder, monkeypatch):
-    monkeypatch.setattr("hf_sgdr.features.ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 4)
     calls = count_forwards(tiny_model)
     store = extract(tiny_model, folder, rank=0, world_size=2)
     assert sum(calls) == 8
@@ -232,4 +300,32 @@ def test_bfloat16_features_cost_little(tiny_model, folder):
     exact = extract(tiny_model, folder).read()
     rounded = extract(tiny_model, folder, dtype=torch.bfloat16).read().float()
     assert torch.cosine_similarity(exact, rounded).min() > 0.99
-    assert ROWS_PER_SHARD == 512
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_at_a_cut_are_stored_in_16_bits(tiny_model, folder, dtype):
+    groups = LayerGroups.from_model(tiny_model)
+    groups.freeze_to(1)
+    photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
+    cut = Cut.at_boundary(groups, SIZE)
+    store = extract_features(tiny_model, cut, photos, dtype=dtype)
+    rows = store.read()
+    assert rows.dtype == (torch.float16 if dtype == torch.float32 else torch.bfloat16)
+    assert store.manifest["depends_on"]["cut"] == "timm_model.layer3"
+    before = store.key
+    with torch.no_grad():  # what comes after the cut does not count, what comes before does
+        tiny_model.timm_model.layer4[0].conv1.weight.add_(1)
+    assert extract_features(tiny_model, cut, photos, dtype=dtype).key == before
+    with torch.no_grad():
+        tiny_model.timm_model.layer2[0].conv1.weight.mul_(2)
+    assert extract_features(tiny_model, cut, photos, dtype=dtype).key != before
+
+
+def test_an_activation_beyond_float16_is_said(tiny_model, folder):
+    groups = LayerGroups.from_model(tiny_model)
+    groups.freeze_to(1)
+    with torch.no_grad():
+        tiny_model.timm_model.layer2[-1].bn2.weight.fill_(1e7)
+    photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
+    with pytest.raises(OverflowError, match="more than float16 holds: give feature_dtype=bfloat16"):
+        extract_features(tiny_model, Cut.at_boundary(groups, SIZE), photos, dtype=torch.float32)

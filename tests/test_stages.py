@@ -199,7 +199,10 @@ def test_in_the_middle_of_a_cycle_nothing_stops(trainer):
         ({"name": "a", "cycle_mult": 2}, "a: cycle_mult and until_overfitting need cycle_len."),
         ({"name": "a", "lr": "fast"}, "a: lr='fast': give a number, one a layer group, 'auto', or leave it out."),
         ({"name": "a", "lr_spread": 0.5}, "a: lr_spread=0.5: give a factor of at least 1."),
-        ({"name": "a", "precompute": True, "freeze_to": 0}, "a: precompute trains the head only; give freeze_to=-1."),
+        (
+            {"name": "a", "precompute": True, "freeze_to": 0},
+            "a: precompute with freeze_to=0 has nothing frozen; give freeze_to=-1.",
+        ),
         ({"name": "a", "epochs": 3}, "Stage 'a': unknown 'epochs'; a stage has name, lr"),
         ({"lr": 1e-2}, "Stage '': no name; a stage has name, lr"),
     ],

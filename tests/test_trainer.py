@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainingArguments, pipeline
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.head_training import FeatureReader
 
 SIZE = 32
@@ -235,7 +235,7 @@ def test_unfreezing_switches_precompute_off(make_trainer):
     trainer.unfreeze()
     assert not trainer.precompute
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
-    with pytest.raises(ValueError, match=r"the body is not frozen: call freeze\(\) first"):
+    with pytest.raises(ValueError, match=r"Nothing is frozen, so there is nothing to precompute: call freeze\(\)"):
         trainer.precompute = True
     trainer.freeze()
     trainer.precompute = True
@@ -294,6 +294,98 @@ def test_augmentation_with_precompute_is_warned_about(make_trainer, caplog):
     assert "Augmentation has no effect with precompute" in caplog.text
 
 
+def tiny_vit():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=SIZE, patch_size=8,
+        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def tiny_resnet():
+    torch.manual_seed(0)
+    return create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+
+
+@pytest.mark.parametrize("make_model", [tiny_resnet, tiny_vit])
+@pytest.mark.parametrize("frozen", [1, 2, 3])
+def test_precompute_at_any_depth_trains_what_photos_would(make_trainer, make_model, frozen):
+    results = []
+    for precompute in (True, False):
+        trainer = make_trainer(model=make_model(), augment=None, n_groups=4, seed=3)
+        before = weights(trainer.model)
+        trainer.freeze_to(frozen)
+        trainer.precompute = precompute
+        trainer.fit([1e-3, 1e-3, 1e-2, 1e-2], 2, cycle_len=1)
+        after = weights(trainer.model)
+        still = {name for i in range(frozen) for name in trainer.layer_groups.parameter_names(i)}
+        assert all(torch.equal(before[name], after[name]) for name in still)
+        moved = {name for i in range(frozen, 4) for name in trainer.layer_groups.parameter_names(i)}
+        assert not all(torch.equal(before[name], after[name]) for name in moved)
+        parameters = dict(trainer.model.named_parameters())
+        results.append((losses(trainer, "loss"), losses(trainer, "eval_loss"), parameters))
+    (on_features, *_), (on_photos, *_) = results
+    assert on_features == pytest.approx(on_photos, rel=2e-2)
+    assert results[0][1] == pytest.approx(results[1][1], rel=2e-2)
+    for name, value in results[0][2].items():
+        torch.testing.assert_close(value, results[1][2][name], rtol=2e-2, atol=2e-2)
+
+
+def test_a_partial_freeze_under_precompute_stores_what_the_frozen_part_gives(make_trainer, monkeypatch):
+    trainer = make_trainer(precompute=True)
+    trainer.freeze_to(1)
+    assert trainer.precompute
+    convolve, ran = torch.nn.functional.conv2d, []
+    trainer.fit(1e-3, 1)  # features are stored
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *args: (ran.append(args[1].shape), convolve(*args))[1])
+    trainer.fit(1e-3, 1)
+    assert tuple(trainer.model.timm_model.conv1[0].weight.shape) not in {tuple(shape) for shape in ran}
+    assert np.isfinite(trainer.log_predictions()).all()
+    assert trainer.lr_find(num_steps=8).history["loss"]
+
+
+def test_too_many_features_are_refused_with_the_figure(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
+    trainer = make_trainer(precompute=True, cache_disk_gb=1e-5, freeze_to=1)
+    with pytest.raises(
+        ValueError, match=r"would take 0\.\d+ GB on disk, more than cache_disk_gb=1e-05 allows: raise it"
+    ):
+        trainer.fit(1e-3, 1)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    trainer.args.cache_disk_gb = 50.0
+    monkeypatch.setattr("hf_sgdr.shards.shutil.disk_usage", lambda place: type("Usage", (), {"free": 10}))
+    with pytest.raises(OSError, match=r"0\.00 GB free: make room, or set HF_SGDR_CACHE"):
+        trainer.fit(1e-3, 1)
+
+
+def test_features_that_do_not_fit_into_memory_train_the_same_from_disk(make_trainer, caplog):
+    from transformers.utils import logging
+
+    results = []
+    for budget in (None, 0.0):
+        trainer = make_trainer(model=tiny_resnet(), precompute=True, precompute_views=1, feature_memory_gb=budget)
+        logging.enable_propagation()
+        try:
+            trainer.fit(1e-2, 3)
+        finally:
+            logging.disable_propagation()
+        results.append((losses(trainer, "loss"), weights(trainer.model)))
+        assert ("they are read from disk, row by row" in caplog.text) is (budget is not None)
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[0][1][name], results[1][1][name]) for name in results[0][1])
+
+
+def test_memory_holds_no_more_features_than_its_budget(make_trainer):
+    size = 26 * 4 * tiny_resnet().timm_model.fc.in_features / 1e9
+    trainer = make_trainer(precompute=True, precompute_views=3, feature_memory_gb=2.5 * size)
+    trainer.fit(1e-2, 1)
+    held = sum(rows.nbytes for rows in trainer._features._read.values() if isinstance(rows, torch.Tensor))
+    assert 0 < held <= 2.5 * size * 1e9
+
+
 def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch):
     trainer = make_trainer(precompute=True, precompute_views=2)
     extracted, taken = [], []
@@ -301,7 +393,7 @@ def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch
     monkeypatch.setattr(
         FeatureReader,
         "_features",
-        lambda self, photos, name, dtype: (extracted.append(name), original(self, photos, name, dtype))[1],
+        lambda self, photos, cut, name, dtype: (extracted.append(name), original(self, photos, cut, name, dtype))[1],
     )
     training_step = trainer.training_step
 
@@ -495,14 +587,7 @@ def test_a_saved_model_is_stock_and_gives_the_same_probabilities(make_trainer, p
 
 
 def test_a_vision_transformer_of_transformers_goes_the_whole_way(make_trainer, photos, tmp_path):
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=SIZE, patch_size=8,
-        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
-    )  # fmt: skip
-    trainer = make_trainer(model=ViTForImageClassification(config), precompute=True)
+    trainer = make_trainer(model=tiny_vit(), precompute=True)
     trainer.fit(1e-2, 1)
     trainer.unfreeze()
     trainer.fit([1e-4, 1e-3, 1e-2], 1, cycle_len=1)

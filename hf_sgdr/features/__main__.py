@@ -1,4 +1,8 @@
-"""List and prune feature stores: `python -m hf_sgdr.features ls`, `python -m hf_sgdr.features prune --days 30`."""
+"""List and prune stores of features and of decoded photos.
+
+python -m hf_sgdr.features ls
+python -m hf_sgdr.features prune --days 30
+"""
 
 import argparse
 import json
@@ -84,14 +88,20 @@ def _listed(folder: Path) -> Listed:
 
 
 def _line(store: Listed) -> str:
-    depends_on = store.manifest.get("depends_on", {})
-    model = depends_on.get("config", {}).get("architecture") or depends_on.get("model", "?")
-    size = depends_on.get("transform", {}).get("size", "?")
     state = "" if store.is_complete else "  incomplete"
     return (
         f"{store.folder.name}  {store.manifest.get('rows', '?'):>8} rows  {store.size / 1e6:>9.1f} MB  "
-        f"{store.days:>6.1f} days  {model} at {size} px, {depends_on.get('dtype', '?')}{state}"
+        f"{store.days:>6.1f} days  {_content(store.manifest.get('depends_on', {}))}{state}"
     )
+
+
+def _content(depends_on: dict[str, Any]) -> str:
+    if "kept" in depends_on:
+        kept = depends_on["kept"]
+        return f"decoded photos, {kept.get('shorter_side') or kept.get('size', '?')} px"
+    model = depends_on.get("config", {}).get("architecture") or depends_on.get("model", "?")
+    cut = "" if depends_on.get("cut", "head") == "head" else f" before {depends_on['cut']}"
+    return f"{model}{cut} at {depends_on.get('transform', {}).get('size', '?')} px, {depends_on.get('dtype', '?')}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,228 @@
+"""A store of rows as files that anyone can read, and never stale: what features and reduced photos are kept in.
+
+A store is a folder named by the hash of everything its rows depend on; it holds `manifest.json`, which spells those
+things out, and safetensors shards. A shard is written under a temporary name and renamed, carries a checksum, and is
+read only if that fits: what is missing or damaged is computed again. Whoever writes a shard writes the same bytes, so
+processes and runs may share a store without a lock.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+FORMAT = 1
+ROWS_PER_SHARD = 512
+# More would be more open files than a process may have; a store of many rows has longer shards instead.
+MOST_SHARDS = 256
+_AN_HOUR = 3600.0
+
+
+def cache_folder() -> Path:
+    """Where stores and measurements live: `HF_SGDR_CACHE`, by default `hf_sgdr` below `HF_HOME`."""
+    return Path(os.environ.get("HF_SGDR_CACHE") or Path(constants.HF_HOME, "hf_sgdr"))
+
+
+class ShardStore:
+    """Rows in shards, each shard a few named tensors.
+
+    Args:
+        depends_on (`dict`): plain values; all that the rows depend on. Its hash is the store's name.
+        rows (`int`): how many rows the whole has.
+        root (`Path`, *optional*): the folder of all stores; by default `features` below [`cache_folder`].
+    """
+
+    def __init__(self, depends_on: dict[str, Any], rows: int, root: Path | None = None) -> None:
+        self.rows = rows
+        self.rows_per_shard = max(ROWS_PER_SHARD, -(-rows // MOST_SHARDS))
+        self.manifest = {
+            "format": FORMAT,
+            "rows": rows,
+            "rows_per_shard": self.rows_per_shard,
+            "depends_on": depends_on,
+        }
+        canonical = json.dumps(self.manifest, sort_keys=True, allow_nan=False)
+        self.key = hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        self.folder = (root or cache_folder() / "features") / self.key
+        self._verified: set[int] = set()
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the whole has."""
+        return -(-self.rows // self.rows_per_shard)
+
+    def shard_rows(self, shard: int) -> range:
+        """Which rows a shard holds."""
+        return range(shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows))
+
+    def missing(self) -> list[int]:
+        """The shards that are not there or are damaged; a damaged one is named in a warning."""
+        return [shard for shard in range(self.num_shards) if not self._is_intact(shard)]
+
+    def check_space(self, size: int, what: str, limit_gb: float, argument: str) -> None:
+        """Refuse before it starts what would not fit.
+
+        Args:
+            size (`int`): bytes that the whole will take.
+            what (`str`): what they are, for the message.
+            limit_gb (`float`): budget in GB (1e9 bytes).
+            argument (`str`): the argument that holds it.
+
+        Raises:
+            ValueError: if the size exceeds the budget.
+            OSError: if the disk has not that much room.
+        """
+        if size > limit_gb * 1e9:
+            raise ValueError(
+                f"{what} would take {size / 1e9:.2f} GB on disk, more than {argument}={limit_gb:g} allows: raise it, "
+                "or store less (a smaller image_size, fewer precompute_views, fewer photos, fewer frozen groups)."
+            )
+        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise OSError(
+                f"{what} would take {size / 1e9:.2f} GB, but {place} has {free / 1e9:.2f} GB free: make room, or set "
+                "HF_SGDR_CACHE to a folder on another disk."
+            )
+
+    def write_tensors(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Store a shard. The manifest is written with the first one.
+
+        Raises:
+            OSError: if the folder cannot be written; what is already stored stays intact.
+        """
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "manifest.json").exists():
+                replace_file(self.folder / "manifest.json", json.dumps(self.manifest, indent=1).encode())
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
+                temporary = Path(file.name)
+            try:
+                save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
+                temporary.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+                temporary.replace(self._path(shard))
+            finally:
+                temporary.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"{self.folder} cannot be written ({error}). Make room, or set HF_SGDR_CACHE to a folder "
+                "that can be written; what is stored stays."
+            ) from error
+        _opened.cache_clear()
+        self._verified.add(shard)
+
+    def read_tensors(self, shard: int) -> dict[str, torch.Tensor]:
+        """A shard's tensors, its checksum looked at unless this object did so already.
+
+        Raises:
+            RuntimeError: if the shard is missing or damaged.
+        """
+        if not self._is_intact(shard):
+            raise RuntimeError(f"{self.folder}: the store is not complete, shard {shard} is missing or damaged.")
+        return self._load(shard)[0]
+
+    def touch(self) -> None:
+        """Note that the store was used, so that it is not pruned, and remove what killed runs left half written."""
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(self.folder / "manifest.json")
+            for leftover in self.folder.glob(".tmp-*"):
+                if time.time() - leftover.stat().st_mtime > _AN_HOUR:
+                    leftover.unlink()
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:06d}.safetensors"
+
+    def _load(self, shard: int) -> tuple[dict[str, torch.Tensor], str]:
+        with safe_open(self._path(shard), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["sha256"]  # noqa: SIM118
+
+    def _is_intact(self, shard: int) -> bool:
+        path = self._path(shard)
+        if not path.exists():
+            self._verified.discard(shard)
+            return False
+        if shard not in self._verified:
+            try:
+                tensors, checksum = self._load(shard)
+                if checksum != _checksum(tensors) or not self._has_all_rows(shard, tensors):
+                    raise ValueError("its checksum does not fit")
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                logger.warning(f"{path} is damaged ({error}): computing it again.")
+                return False
+            self._verified.add(shard)
+        return True
+
+    def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
+        raise NotImplementedError
+
+    def _locate(self, shard: int, name: str) -> tuple[Path, int, dict[str, Any]]:
+        """Where in a shard's file a tensor's bytes begin, and its entry in the file's header."""
+        path = self._path(shard)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry: dict[str, Any] = json.loads(file.read(length))[name]
+        return path, 8 + length + entry["data_offsets"][0], entry
+
+
+def read_bytes(path: Path, start: int, count: int) -> bytes:
+    """Some bytes of a file, by threads and forked processes at once; recently read files stay open."""
+    if hasattr(os, "pread"):
+        return os.pread(_opened(path).fileno(), count, start)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(count)
+
+
+def available_memory() -> int:
+    """Bytes that processes of this machine may still take without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's content as bytes, row by row."""
+    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+@functools.lru_cache(maxsize=MOST_SHARDS)
+def _opened(path: Path) -> FileIO:
+    return path.open("rb", buffering=0)
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The user's umask; there is no way to ask for it but to set it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
