@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from timing import write_section
+
 HEAD_LR, RATES, BATCH, SIZE = 1e-1, [1e-4, 1e-3, 1e-2], 64, 224
 STEPS = {"step 3, head, 2 epochs": 2, "step 4, head, augmented, 3 epochs": 3, "step 8, all layers, 7 epochs": 7}
 Figures = dict[str, dict[str, float]]
@@ -46,9 +48,7 @@ def main() -> None:
     lines = table(runs)
     print("\n".join(lines))
     if options.write:
-        from run import write_section  # beside this file
-
-        write_section("The lesson against fastai", lines, options.repetitions)
+        write_section("The lesson against fastai", lines, f"medians of {options.repetitions}, the two in turn")
 
 
 def table(runs: dict[str, list[Figures]]) -> list[str]:

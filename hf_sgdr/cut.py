@@ -5,7 +5,7 @@ rest is that same forward pass with the modules before it answering at once and 
 between them, tokens, masks or pooling, is the model's own code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,7 +104,7 @@ class Cut:
         hook = self.module.register_forward_pre_hook(catch, with_kwargs=True)
         logits = None
         try:
-            logits = _logits(self.model(pixels))
+            logits = logits_of(self.model(pixels))
         except _Reached:
             pass
         finally:
@@ -116,9 +116,9 @@ class Cut:
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """What the rest makes of features."""
         if self.skipped is None:
-            return _logits(self.module(features))
+            return logits_of(self.module(features))
         with self.fed_with_features():
-            return _logits(self.model(features=features))
+            return logits_of(self.model(features=features))
 
     @contextmanager
     def fed_with_features(self) -> Iterator[None]:
@@ -126,9 +126,7 @@ class Cut:
         assert self.skipped is not None, "a head takes features as it is"
         with ExitStack() as undo:
             for name, output in self.skipped.items():
-                module = self.model.get_submodule(name)
-                module.forward = self._answering(output)
-                undo.callback(delattr, module, "forward")
+                replace_forward(self.model.get_submodule(name), self._answering(output), undo)
             for hook in (
                 self.model.register_forward_pre_hook(self._take_features, with_kwargs=True),
                 self.module.register_forward_pre_hook(self._give_features, with_kwargs=True),
@@ -244,7 +242,17 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
     return [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
 
 
-def _logits(output: Any) -> torch.Tensor:
+def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Have a module do something else, until the stack is closed."""
+    if "forward" in vars(module):
+        undo.callback(setattr, module, "forward", module.forward)
+    else:
+        undo.callback(delattr, module, "forward")
+    module.forward = forward
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits that a model returned, bare or in an output with names."""
     logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output["logits"]
     return logits
 

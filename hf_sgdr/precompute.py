@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from hf_sgdr.cut import Cut
 from hf_sgdr.features import FeatureStore, cache_folder, module_hash
+from hf_sgdr.folding import batch_norms_folded
 from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.shards import replace_file
 from hf_sgdr.transforms import PhotoTransform
@@ -107,7 +108,10 @@ def extract_features(
         generator=torch.Generator(),  # of its own: a warm store must leave the global one just as a cold one does
     )
     features = _features_of_batches(model, cut, loader, transform, device, dtype)
-    with tqdm(total=sum(map(len, batches)), desc=progress, unit="photo", disable=progress is None) as bar:
+    with (
+        batch_norms_folded(model, transform.spec.size),
+        tqdm(total=sum(map(len, batches)), desc=progress, unit="photo", disable=progress is None) as bar,
+    ):
         for shard in todo:
             rows: list[torch.Tensor] = []
             while sum(map(len, rows)) < len(store.shard_rows(shard)):

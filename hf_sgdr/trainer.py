@@ -31,7 +31,7 @@ from hf_sgdr.dataset_epoch import DatasetEpoch
 from hf_sgdr.epoch_table import show_epoch_table
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
-from hf_sgdr.memory import keep_freed_memory
+from hf_sgdr.memory import keep_freed_memory, nothing_to_collect
 from hf_sgdr.photo_cache import DecodedPhotos
 from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.plots import plot_rates
@@ -452,6 +452,7 @@ class SGDRTrainer(Trainer):
             with (
                 self._replaced(data_collator=whole_batch, **replaced),
                 nullcontext() if cut.skipped is None else cut.fed_with_features(),
+                nothing_to_collect() if args.device.type == "cpu" else nullcontext(),
             ):
                 yield
         finally:

@@ -1,0 +1,141 @@
+"""Epochs on photos, frozen and not: SGDRTrainer, fastai, and a stock Trainer with timm's processor."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Image
+from timing import Row, medians
+from torch import nn
+from transformers import AutoImageProcessor, PreTrainedModel, Trainer, TrainingArguments
+
+from hf_sgdr import LayerGroups, SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms
+from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
+
+BATCH, SIZE = 64, 224
+QUIET = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "report_to": "none"}
+
+
+def training(files: list[Path], repetitions: int) -> list[Row]:
+    """Photos a second of a training epoch, evaluation left out."""
+    photos = Dataset.from_dict({"image": [str(file) for file in files], "label": [i % 2 for i in range(len(files))]})
+    photos = photos.cast_column("image", Image())
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
+        ours = _ours(photos, place)
+        runs: dict[str, Callable[[], Any]] = {
+            "frozen, augmented": lambda: ours("frozen"),
+            "frozen, augmented, cache_images": lambda: ours("frozen cached"),
+            "unfrozen, augmented": lambda: ours("unfrozen"),
+            "unfrozen, augmented, cache_images": lambda: ours("unfrozen cached"),
+            "extraction": lambda: ours("extraction"),
+            "stock frozen": _stock(photos, place),
+        }
+        if find_spec("fastai"):
+            theirs = _fastai(files)
+            runs["fastai frozen"] = lambda: theirs(True)
+            runs["fastai unfrozen"] = lambda: theirs(False)
+        seconds = medians(runs, repetitions)
+    rates = {name: len(files) / value for name, value in seconds.items()}
+    what = "extraction, one pass"
+    rows = [(what, "a stock Trainer, frozen body, timm's processor", rates["extraction"], rates["stock frozen"])]
+    if "fastai frozen" in rates:
+        rows.append((what, "fastai, frozen epoch", rates["extraction"], rates["fastai frozen"]))
+        for kind in ("frozen", "unfrozen"):
+            for cached in ("", ", cache_images"):
+                what = f"{kind}, augmented{cached}"
+                rows.append(
+                    (f"epoch, {what}", f"fastai, {kind} epoch, augmented", rates[what], rates[f"fastai {kind}"])
+                )
+    return rows
+
+
+def _model() -> PreTrainedModel:
+    return create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file())
+
+
+def _ours(photos: Dataset, place: str) -> Callable[[str], Any]:
+    trainers = {}
+    for cached in (False, True):
+        model = _model()
+        train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
+        args = SGDRTrainingArguments(
+            place, per_device_train_batch_size=BATCH, eval_strategy="no", cache_images=cached, **QUIET
+        )
+        trainers[cached] = SGDRTrainer(
+            model, args, train_dataset=photos, train_transform=train, eval_transform=evaluation
+        )
+
+    def run(what: str) -> None:
+        trainer = trainers["cached" in what]
+        trainer.freeze()
+        if what == "extraction":
+            with tempfile.TemporaryDirectory() as cache:
+                os.environ["HF_SGDR_CACHE"] = cache
+                trainer.precompute = True
+                trainer._training_features(trainer._cut())
+                trainer._features._read.clear()
+                trainer.precompute = False
+            os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
+            return
+        if what.startswith("unfrozen"):
+            trainer.unfreeze()
+            trainer.layer_groups.freeze_batch_norm = True
+        trainer.fit(1e-3, 1, cycle_len=1)
+
+    return run
+
+
+def _stock(photos: Dataset, place: str) -> Callable[[], Any]:
+    model = _model()
+    model.save_pretrained(place)
+    processor = AutoImageProcessor.from_pretrained(place)
+    groups = LayerGroups.from_model(model)
+    groups.freeze_to(-1)
+
+    def processed(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        images = [image.convert("RGB") for image in batch["image"]]
+        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
+
+    rows = photos.with_transform(processed)
+
+    def run() -> None:
+        args = TrainingArguments(
+            place, num_train_epochs=1, per_device_train_batch_size=BATCH, remove_unused_columns=False, **QUIET
+        )
+        Trainer(model, args, train_dataset=rows).train()
+
+    return run
+
+
+def _fastai(files: list[Path]) -> Callable[[bool], Any]:
+    from fastai.data.transforms import Normalize
+    from fastai.learner import Learner
+    from fastai.optimizer import SGD
+    from fastai.vision.augment import Resize, aug_transforms
+    from fastai.vision.data import ImageDataLoaders
+
+    network = _model().timm_model
+    groups = LayerGroups.from_model(network)
+    transforms = aug_transforms(size=SIZE, max_zoom=1.1, max_lighting=0.05, max_warp=0.0, max_rotate=10.0)
+    place = {file: i % 2 for i, file in enumerate(files)}
+    loaders = ImageDataLoaders.from_path_func(
+        files[0].parent, files, place.__getitem__, valid_pct=0.0, bs=BATCH, item_tfms=Resize(256),
+        batch_tfms=[*transforms, Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=torch.cuda.is_available())],
+    )  # fmt: skip
+    learner = Learner(
+        loaders, network, loss_func=nn.CrossEntropyLoss(), opt_func=SGD,
+        splitter=lambda _: [groups.parameters(i) for i in range(len(groups))],
+    )  # fmt: skip
+    learner._do_epoch_validate = lambda *args, **kwargs: None
+
+    def run(frozen: bool) -> None:
+        (learner.freeze if frozen else learner.unfreeze)()
+        with learner.no_bar(), learner.no_logging():
+            learner.fit(1, 1e-3)
+
+    return run
