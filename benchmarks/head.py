@@ -76,6 +76,7 @@ def head(repetitions: int) -> list[Row]:
 
 
 def _with_fastai(linear: nn.Module, data: TensorDataset) -> Callable[[], Any]:
+    from fastai.callback.progress import ProgressCallback  # noqa: F401  (it patches Learner)
     from fastai.callback.schedule import fit_sgdr  # noqa: F401  (it patches Learner)
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as FastaiLoader

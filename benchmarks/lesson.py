@@ -114,6 +114,7 @@ def with_hf_sgdr(data_dir: Path) -> Figures:
 def with_fastai(data_dir: Path) -> Figures:
     """Fastai's equivalents, with its own transforms and data loaders."""
     import torch
+    from fastai.callback.progress import ProgressCallback  # noqa: F401  (it patches Learner)
     from fastai.callback.schedule import fit_sgdr  # noqa: F401  (it patches Learner)
     from fastai.data.transforms import Normalize
     from fastai.learner import Learner

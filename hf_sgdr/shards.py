@@ -184,7 +184,8 @@ class ShardStore:
 def read_bytes(path: Path, start: int, count: int) -> bytes:
     """Some bytes of a file, by threads and forked processes at once; recently read files stay open."""
     if hasattr(os, "pread"):
-        return os.pread(_opened(path).fileno(), count, start)
+        file = _opened(path)  # held, because it is closed when nobody holds it
+        return os.pread(file.fileno(), count, start)
     with path.open("rb") as file:
         file.seek(start)
         return file.read(count)

@@ -2,14 +2,16 @@ import json
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
-from hf_sgdr import FeatureStore
+from hf_sgdr import FeatureStore, shards
 from hf_sgdr.features import cache_folder, module_hash
 from hf_sgdr.features.__main__ import main, stores
+from hf_sgdr.shards import read_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +144,15 @@ def test_rows_on_disk_are_indexed_as_a_tensor_is(tmp_path, shape):
         assert torch.equal(on_disk[index], rows[index])
     with pytest.raises(IndexError, match="row 10 of 10"):
         on_disk[10]
+
+
+def test_many_threads_may_read_a_file_that_is_not_open_yet(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(300):
+            shards._opened.cache_clear()
+            assert list(pool.map(lambda i: read_bytes(path, i, 1), range(8))) == [bytes([i]) for i in range(8)]
 
 
 def test_a_store_of_many_rows_has_few_shards_and_files_of_the_users_umask(tmp_path):
