@@ -12,6 +12,7 @@ from PIL import Image
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.cut import Cut
+from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.features import FeatureStore
 from hf_sgdr.head_training import FeatureDataset, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
@@ -329,3 +330,90 @@ def test_an_activation_beyond_float16_is_said(tiny_model, folder):
     photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
     with pytest.raises(OverflowError, match="more than float16 holds: give feature_dtype=bfloat16"):
         extract_features(tiny_model, Cut.at_boundary(groups, SIZE), photos, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return create_image_classifier(DEMO_MODEL, labels=["cats", "dogs"], weights_file=demo_weights_file())
+
+
+@pytest.mark.photos
+def test_the_precision_of_features_on_real_photos(lite0, shared_photos):
+    files = sorted((shared_photos / "dogscats" / "valid").rglob("*.jpg"))[::12]
+    _, transform = image_transforms(lite0)
+    head = LayerGroups.from_model(lite0).head
+    exact, fast, rounded = (
+        extract_features(lite0, head, PhotoDataset([{"image": str(file)} for file in files], one), dtype=dtype).read()
+        for one, dtype in (
+            (transform, torch.float32), (transform.fast(), torch.float32), (transform.fast(), torch.bfloat16),
+        )
+    )  # fmt: skip
+    assert torch.cosine_similarity(exact, fast).min() >= 0.999
+    assert torch.cosine_similarity(exact, rounded.float()).min() >= 0.997
+
+
+@pytest.mark.photos
+def test_scaled_decoding_of_a_large_photo_costs_little(lite0, shared_photos, tmp_path):
+    files = sorted((shared_photos / "dogscats" / "valid").rglob("*.jpg"))[::25]
+    large = []
+    for file in files:  # as a telephone takes them
+        picture = Image.open(file).convert("RGB")
+        scale = (12e6 / (picture.width * picture.height)) ** 0.5
+        large.append(str(tmp_path / file.name))
+        picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC).save(
+            large[-1], quality=92
+        )
+    _, transform = image_transforms(lite0)
+    head = LayerGroups.from_model(lite0).head
+    exact, fast = (
+        extract_features(
+            lite0, head, PhotoDataset([{"image": file} for file in large], one), dtype=torch.float32
+        ).read()
+        for one in (transform, transform.fast())
+    )
+    assert torch.cosine_similarity(exact, fast).min() >= 0.99
+
+
+BIG_STORE = """
+import resource, sys
+import torch
+from pathlib import Path
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from hf_sgdr import FeatureStore
+from hf_sgdr.head_training import FeatureDataset, whole_batch
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(512, 2)
+    def forward(self, features, labels):
+        logits = self.linear(features)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+rows = int(sys.argv[2])
+store = FeatureStore({"made up": True}, rows, Path(sys.argv[1]))
+generator = torch.Generator().manual_seed(0)
+for shard in range(store.num_shards):
+    store.write(shard, torch.randn(len(store.shard_rows(shard)), 512, generator=generator).half())
+features = FeatureStore({"made up": True}, rows, Path(sys.argv[1])).open()
+labels = torch.cat([(features[torch.arange(i, min(i + 4096, rows))][:, 0] > 0).long() for i in range(0, rows, 4096)])
+def train(some):
+    args = TrainingArguments(sys.argv[1] + "/out", max_steps=some, per_device_train_batch_size=64, learning_rate=1e-2,
+                             use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True,
+                             remove_unused_columns=False)
+    trainer = Trainer(Head(), args, train_dataset=FeatureDataset([features], labels), data_collator=whole_batch)
+    return trainer.train().training_loss
+train(5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loss = train(rows // 64)
+print(loss, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_head_trains_on_a_store_without_loading_it_whole(tmp_path):
+    command = [sys.executable, "-c", BIG_STORE, str(tmp_path), "100000"]  # 100 MB
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    loss, megabytes = map(float, output.splitlines()[-1].split())
+    assert loss < 0.3
+    assert megabytes < 30
