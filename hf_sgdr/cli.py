@@ -69,7 +69,9 @@ def parse(kinds: Sequence[Any], argv: Sequence[str], description: str, defaults:
     if "--output_dir" not in read + words:
         read += ["--output_dir", DEFAULT_OUTPUT]
     if "--save_strategy" not in read + words:
-        read += ["--save_strategy", "no"]  # the recipe keeps the best weights itself
+        read += ["--save_strategy", "epoch"]  # --resume goes on from there
+    if "--save_total_limit" not in read + words:
+        read += ["--save_total_limit", "2"]
     return tuple(parser.parse_args_into_dataclasses(read + words))
 
 
@@ -165,7 +167,7 @@ def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
     try:
         return main(sys.argv[1:]) or 0
     except KeyboardInterrupt:
-        print(f"{program}: interrupted.", file=sys.stderr)
+        print(f"{program}: interrupted; the same command with --resume goes on.", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get("HF_SGDR_DEBUG") == "1":
@@ -173,7 +175,7 @@ def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
         # an error of a worker process carries that process's traceback; its last line says what is wrong
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         message = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else " ".join(lines)
-        if not isinstance(error, ValueError | TypeError | OSError | ImportError):
+        if not isinstance(error, ValueError | TypeError | OSError | ImportError | ArithmeticError | MemoryError):
             message += f" ({type(error).__name__}; HF_SGDR_DEBUG=1 shows where it came from)"
         print(f"{program}: error: {message}", file=sys.stderr)
         return 2

@@ -95,11 +95,14 @@ class FeatureReader:
         model (`PreTrainedModel`): the whole classifier.
         args ([`SGDRTrainingArguments`]): batch size, workers, budgets, progress bars.
         accelerator (`Accelerator`): the processes that share the work.
+
+    `auto_dtype`, where it is set, is what "auto" means.
     """
 
     def __init__(self, model: PreTrainedModel, args: SGDRTrainingArguments, accelerator: Accelerator) -> None:
         self.model, self.args, self.accelerator = model, args, accelerator
         self._read: dict[str, Rows] = {}
+        self.auto_dtype: str | None = None
 
     def dataset(self, views: Sequence[PhotoDataset], cut: Cut, name: str, dtype: str) -> FeatureDataset:
         """The features of one or more views of the same photos, with their labels.
@@ -123,6 +126,13 @@ class FeatureReader:
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 
+    def dtype(self, photos: PhotoDataset, wanted: str) -> torch.dtype:
+        """The precision in which features of these photos are computed."""
+        assert isinstance(photos.transform, PhotoTransform)
+        if wanted == "auto" and self.auto_dtype is not None:
+            wanted = self.auto_dtype
+        return inference_dtype(self.model, photos.transform.spec.size, len(photos), wanted)
+
     def _features(self, photos: PhotoDataset, cut: Cut, name: str, wanted_dtype: str) -> Rows:
         assert isinstance(photos.transform, PhotoTransform)
         on_cpu = self.accelerator.device.type == "cpu"
@@ -131,7 +141,7 @@ class FeatureReader:
             self.model,
             cut,
             photos,
-            dtype=inference_dtype(self.model, photos.transform.spec.size, len(photos), wanted_dtype),
+            dtype=self.dtype(photos, wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             rank=self.accelerator.process_index,

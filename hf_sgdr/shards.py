@@ -186,9 +186,9 @@ def read_bytes(path: Path, start: int, count: int) -> bytes:
     if hasattr(os, "pread"):
         file = _opened(path)  # held, because it is closed when nobody holds it
         return os.pread(file.fileno(), count, start)
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(count)
+    with path.open("rb") as own:
+        own.seek(start)
+        return own.read(count)
 
 
 def available_memory() -> int:
@@ -211,7 +211,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 @functools.lru_cache(maxsize=MOST_SHARDS)
 def _opened(path: Path) -> FileIO:
-    return path.open("rb", buffering=0)
+    return FileIO(path)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

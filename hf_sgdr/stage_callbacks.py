@@ -1,9 +1,11 @@
 """What a recipe listens to during a stage: weights worth keeping, and the end of learning."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -19,6 +21,8 @@ OVERFITTING = 1.01
 class KeepBestWeights(TrainerCallback):
     """Writes the model's weights whenever an evaluation during training has the lowest loss so far.
 
+    The file's metadata says which weights they are, so that a run goes on with the best of what was before.
+
     Args:
         model (`PreTrainedModel`): the whole model, also while its head alone is trained.
         path (`Path`): a safetensors file; it is replaced, never half written.
@@ -28,6 +32,9 @@ class KeepBestWeights(TrainerCallback):
         self.model, self.path = model, path
         self.stage = ""
         self.figures: dict[str, Any] = {}
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                self.figures = json.loads(file.metadata()["figures"])
 
     def on_evaluate(
         self,
@@ -50,7 +57,7 @@ class KeepBestWeights(TrainerCallback):
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(".tmp-" + self.path.name)
-            save_model(self.model, str(temporary))
+            save_model(self.model, str(temporary), metadata={"figures": json.dumps(self.figures)})
             temporary.replace(self.path)
 
     def restore(self) -> None:
@@ -62,45 +69,38 @@ class KeepBestWeights(TrainerCallback):
 class StopWhenOverfitting(TrainerCallback):
     """Ends training at the end of a cycle that over-fits; see [`Stage`].
 
+    It knows nothing but the Trainer's own history, so a resumed run decides as an uninterrupted one.
+
     Args:
         trainer ([`SGDRTrainer`]): whose schedule says where cycles end.
     """
 
     def __init__(self, trainer: SGDRTrainer) -> None:
         self.trainer = trainer
-        self.cycle_ends: list[tuple[float, float]] = []
-        self._train_loss = math.nan
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Remember the training loss."""
-        self._train_loss = (logs or {}).get("loss", self._train_loss)
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """At the end of a cycle, compare it with the best one."""
         schedule = self.trainer.schedule
-        if metrics is None or schedule is None or state.global_step not in schedule.cycle_ends:
+        if schedule is None or state.global_step not in schedule.cycle_ends:
             return
-        now = (metrics["eval_loss"], self._train_loss)
-        if self.cycle_ends:
-            best_validation, best_train = min(self.cycle_ends)
-            if now[0] > OVERFITTING * best_validation and now[1] < best_train:
-                logger.warning(
-                    f"Over-fitting: validation loss {now[0]:.4f} after {best_validation:.4f}, while the training loss "
-                    f"fell from {best_train:.4f} to {now[1]:.4f}. Training ends here."
-                )
-                control.should_training_stop = True
-        self.cycle_ends.append(now)
+        ends = self._cycle_ends(state, schedule.cycle_ends)
+        if len(ends) < 2:
+            return
+        now, (best_validation, best_train) = ends[-1], min(ends[:-1])
+        if now[0] > OVERFITTING * best_validation and now[1] < best_train:
+            logger.warning(
+                f"Over-fitting: validation loss {now[0]:.4f} after {best_validation:.4f}, while the training loss "
+                f"fell from {best_train:.4f} to {now[1]:.4f}. Training ends here."
+            )
+            control.should_training_stop = True
+            control.should_save = False  # a checkpoint from here would be gone on from, past the end
+
+    def _cycle_ends(self, state: TrainerState, steps: list[int]) -> list[tuple[float, float]]:
+        """Validation and training loss at each cycle's end so far."""
+        found: dict[int, tuple[float, float]] = {}
+        train_loss = math.nan
+        for entry in state.log_history:
+            train_loss = entry.get("loss", train_loss)
+            if "eval_loss" in entry and entry["step"] in steps:
+                found[entry["step"]] = (entry["eval_loss"], train_loss)
+        return list(found.values())

@@ -2,16 +2,21 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import set_seed
 from transformers.utils import logging
 
+from hf_sgdr.checkpoints import newest_checkpoint
+from hf_sgdr.progress import RunProgress
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import require_whole
+from hf_sgdr.shards import replace_file
 from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting
 from hf_sgdr.trainer import RUNS_FOLDER, SGDRTrainer
 
@@ -155,59 +160,136 @@ class RunResults:
         return {"schema": RESULTS_SCHEMA, **asdict(self)}
 
 
-def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON) -> RunResults:
+def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume: bool = False) -> RunResults:
     """Run a recipe; afterwards the model has the weights with the lowest validation loss of all epochs of all stages.
 
     In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the
-    best weights and each stage's checkpoints, if `save_strategy` asks for them.
+    best weights and, until [`save_results`], what an interrupted run goes on from: how far it is, and each stage's
+    checkpoints, if `save_strategy` asks for them. Each stage begins with the random generators as `args.seed` sets
+    them.
 
     Args:
         trainer ([`SGDRTrainer`]): with training and validation photos, and evaluation each epoch.
         stages (sequence of [`Stage`], *optional*, defaults to `LESSON`): in this order.
+        resume (`bool`, *optional*, defaults to False): go on with the unfinished run of `output_dir`, if there is one;
+            the result is that of a run without interruption.
 
     Returns:
         [`RunResults`]: the figures of every stage.
 
     Raises:
-        ValueError: if there is no stage, two have one name, or the trainer does not evaluate each epoch.
+        ValueError: if there is no stage, two have one name, the trainer does not evaluate each epoch, or the run to go
+            on with was begun with other arguments, photos or stages.
     """
     _check_stages(trainer, stages)
-    folder = Path(trainer.args.output_dir, RUNS_FOLDER)
-    results = RunResults(world_size=trainer.args.world_size)
-    best = KeepBestWeights(trainer.model, folder / "best.safetensors")
+    progress = _progress(trainer, stages, resume)
+    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors")
     trainer.add_callback(best)
-    head_rate = FALLBACK_LR
+    head_rate = progress.stages[-1]["learning_rates"][-1] if progress.stages else FALLBACK_LR
     try:
-        for stage in stages:
+        for number, stage in enumerate(stages):
+            if number < len(progress.stages):
+                continue
             start = time.perf_counter()
-            trainer.precompute = False
-            trainer.freeze_to(stage.freeze_to)
-            trainer.layer_groups.freeze_batch_norm = stage.freeze_batch_norm
-            trainer.precompute = stage.precompute
-            rates = _rates(trainer, stage, head_rate)
+            set_seed(trainer.args.seed)
+            _prepare(trainer, stage, number)
+            if stage.name not in progress.rates:
+                rates = _rates(trainer, stage, head_rate)
+                progress.rates[stage.name] = rates
+                if trainer.is_world_process_zero():
+                    progress.save()
+            rates = progress.rates[stage.name]
             head_rate = rates[-1]
-            _announce(trainer, stage, rates)
             best.stage = stage.name
-            stopper = StopWhenOverfitting(trainer) if stage.until_overfitting else None
-            if stopper is not None:
-                trainer.add_callback(stopper)
-            try:
-                trainer.fit(
-                    rates, stage.num_cycles, cycle_len=stage.cycle_len, cycle_mult=stage.cycle_mult, name=stage.name
-                )
-            finally:
-                if stopper is not None:
-                    trainer.remove_callback(stopper)
-            results.stages.append(_figures(trainer, stage, rates, time.perf_counter() - start))
+            _fit(trainer, stage, rates, newest_checkpoint(progress.folder / stage.name))
+            figures = _figures(trainer, stage, rates, time.perf_counter() - start)
+            trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
                 _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
+                progress.finish_stage(trainer.model, figures)
+            else:
+                progress.stages.append(figures)
     finally:
         trainer.remove_callback(best)
     trainer.precompute = False
     trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
-    results.best = best.figures
-    return results
+    return RunResults(world_size=trainer.args.world_size, stages=progress.stages, best=best.figures)
+
+
+def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunProgress:
+    """What is done already, the model's weights with it; a run that begins finds an empty place."""
+    progress = RunProgress(Path(trainer.args.output_dir, RUNS_FOLDER), _depends_on(trainer, stages))
+    with trainer.accelerator.main_process_first():
+        if resume and progress.exists:
+            progress.load()
+        elif trainer.is_world_process_zero():
+            progress.set_aside()
+    if progress.stages and trainer.is_world_process_zero():
+        done = ", ".join(stage["name"] for stage in progress.stages)
+        print(f"Going on with the run in {trainer.args.output_dir}; done: {done}.", flush=True)
+    progress.restore_weights(trainer.model)
+    if progress.feature_dtype is None and any(stage.precompute for stage in stages):
+        progress.feature_dtype = trainer.feature_dtype
+    if progress.feature_dtype is not None:
+        trainer.feature_dtype = progress.feature_dtype
+    if trainer.is_world_process_zero():
+        progress.save()
+    trainer.accelerator.wait_for_everyone()
+    return progress
+
+
+# What may be another in a resumed run: where it writes, what it shows, how it is fed.
+_MAY_CHANGE = re.compile(
+    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
+    r"resume|cache_disk|feature_memory|ddp_|do_|use_cpu"
+)
+
+
+def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]:
+    args = {name: value for name, value in trainer.args.to_dict().items() if not _MAY_CHANGE.match(name)}
+    config = trainer.model.config.to_dict()
+    photos = {"training photos": trainer.train_dataset}
+    if isinstance(trainer.eval_dataset, dict):
+        photos |= {f"validation photos ({name})": dataset for name, dataset in trainer.eval_dataset.items()}
+    else:
+        photos["validation photos"] = trainer.eval_dataset
+    return {
+        **json.loads(json.dumps(args, default=str)),
+        "stages": [asdict(stage) for stage in stages],
+        "model": config.get("architecture") or type(trainer.model).__name__,
+        "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
+        "processes": trainer.args.world_size,
+        **{name: trainer.content_hash(dataset) for name, dataset in photos.items()},
+    }
+
+
+def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
+    """Freeze, and precompute or not, as the stage says; augmentation is drawn by the number of the stage."""
+    trainer.num_fits = number
+    trainer.precompute = False
+    trainer.freeze_to(stage.freeze_to)
+    trainer.layer_groups.freeze_batch_norm = stage.freeze_batch_norm
+    trainer.precompute = stage.precompute
+
+
+def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Path | None) -> None:
+    _announce(trainer, stage, rates)
+    stopper = StopWhenOverfitting(trainer) if stage.until_overfitting else None
+    if stopper is not None:
+        trainer.add_callback(stopper)
+    try:
+        trainer.fit(
+            rates,
+            stage.num_cycles,
+            cycle_len=stage.cycle_len,
+            cycle_mult=stage.cycle_mult,
+            name=stage.name,
+            resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None,
+        )
+    finally:
+        if stopper is not None:
+            trainer.remove_callback(stopper)
 
 
 def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
@@ -292,8 +374,7 @@ def _save_figure(ax: Any, path: Path) -> None:
 
 
 def save_results(results: RunResults, path: Path) -> None:
-    """Write `results.json`, under a temporary name first."""
+    """Write `results.json`, under a temporary name first; the run is finished, nothing is left to go on with."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(".tmp-" + path.name)
-    temporary.write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, (json.dumps(results.to_dict(), indent=2) + "\n").encode())
+    RunProgress.finish(path.parent / RUNS_FOLDER, [stage["name"] for stage in results.stages])

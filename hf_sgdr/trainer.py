@@ -5,6 +5,7 @@ precomputed features, `train()` sees the head as its model and rows of features 
 """
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -29,6 +30,8 @@ from transformers.utils import logging
 from hf_sgdr.cut import Cut
 from hf_sgdr.dataset_epoch import DatasetEpoch
 from hf_sgdr.epoch_table import show_epoch_table
+from hf_sgdr.exact_resume import ExactResumeTrainer
+from hf_sgdr.finite_loss import RequireFiniteLoss
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.memory import keep_freed_memory, nothing_to_collect
@@ -47,7 +50,7 @@ RUNS_FOLDER = "_runs"
 Rates = float | Sequence[float] | slice
 
 
-class SGDRTrainer(Trainer):
+class SGDRTrainer(ExactResumeTrainer):
     """Train an image classifier by the lesson's recipe. Only the head trains at first.
 
     Args:
@@ -105,12 +108,12 @@ class SGDRTrainer(Trainer):
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.add_callback(DatasetEpoch())
+        self.add_callback(RequireFiniteLoss(self))
         show_epoch_table(self)
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._precompute = False
-        self._steps_per_epoch = 0
         self._last_rates: dict[str, list[float]] = {}
-        self._fits = 0
+        self.num_fits = 0
         self._features = FeatureReader(model, args, self.accelerator)
         self._cuts: dict[int, Cut] = {}
         self._decoded = DecodedPhotos(args, self.accelerator)
@@ -155,12 +158,12 @@ class SGDRTrainer(Trainer):
         elif cycle_mult != 1:
             raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len: without it the rate is constant.")
         rates = self.layer_groups.learning_rates(lr)
-        self._fits += 1
+        self.num_fits += 1
         args = copy.copy(self.args)
         args.group_learning_rates, args.learning_rate = rates, rates[-1]
         args.num_cycles, args.cycle_len, args.cycle_mult = cycles, cycle_len, cycle_mult
         args.num_train_epochs, args.max_steps = args.total_epochs, -1
-        args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name or f"fit-{self._fits:03d}"))
+        args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name or f"fit-{self.num_fits:03d}"))
         with self._replaced(args=args):
             return self.train(resume_from_checkpoint)
 
@@ -287,6 +290,11 @@ class SGDRTrainer(Trainer):
         weight = 1 / (1 + n_aug) if beta is None else beta
         return weight * plain + (1 - weight) * np.mean(views, axis=0, dtype=np.float32)
 
+    def content_hash(self, dataset: Any) -> str:
+        """SHA-256 of a data set's photos and labels, in order."""
+        photos = self._photos(dataset, self.eval_transform)
+        return hashlib.sha256(f"{photos.content_hash()} {photos.labels()}".encode()).hexdigest()
+
     def plot_lr(self, ax: Axes | None = None) -> Axes:
         """The rate of each layer group at each step of the last fit.
 
@@ -335,7 +343,6 @@ class SGDRTrainer(Trainer):
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
         """Transformers' own values; the cycles are laid out in its optimizer steps an epoch."""
         values = super().set_initial_training_values(args, dataloader)
-        self._steps_per_epoch = values[1]
         total = self._steps_per_epoch * self.args.total_epochs
         if args.max_steps > 0 and args.max_steps != total:
             raise ValueError(
@@ -348,6 +355,15 @@ class SGDRTrainer(Trainer):
     def schedule(self) -> SGDRSchedule | None:
         """The present schedule in optimizer steps; None before training and at a constant rate."""
         return self.lr_scheduler.schedule if isinstance(self.lr_scheduler, SGDRScheduler) else None
+
+    def state_to_keep(self) -> dict[str, Any]:
+        """Also every step's rates, for the plot."""
+        return {**super().state_to_keep(), "rates": self._last_rates}
+
+    def go_on_with(self, state: dict[str, Any]) -> None:
+        """Also every step's rates."""
+        super().go_on_with(state)
+        self._last_rates = {name: list(rates) for name, rates in state["rates"].items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; with the head's `learning_rate` goes every group's, as `learning_rate/head` and so on."""
@@ -384,7 +400,7 @@ class SGDRTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
             if kwargs.get("is_training"):
-                photos = self._photos(dataset, self.train_transform, seed_of=("train", self._fits))
+                photos = self._photos(dataset, self.train_transform, seed_of=("train", self.num_fits))
                 dataset = self._cached(photos, dataset, "train")
             else:
                 dataset = self._cached(self._photos(dataset, self.eval_transform), dataset, "validation")
@@ -476,6 +492,19 @@ class SGDRTrainer(Trainer):
         for view in range(self.args.precompute_views):
             views.append(self._photos(self.train_dataset, self.train_transform, seed_of=("view", view)))
         return self._features.dataset(views, cut, "train", self.args.feature_dtype)
+
+    @property
+    def feature_dtype(self) -> str:
+        """The precision in which training features are computed: "float32" or "bfloat16".
+
+        Setting it decides what `feature_dtype="auto"` means, which a resumed run takes over from the one before.
+        """
+        photos = self._photos(self.train_dataset, self.eval_transform.fast())
+        return str(self._features.dtype(photos, self.args.feature_dtype)).removeprefix("torch.")
+
+    @feature_dtype.setter
+    def feature_dtype(self, value: str) -> None:
+        self._features.auto_dtype = value
 
     def _evaluation_features(self, cut: Cut, dataset: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"

@@ -58,6 +58,7 @@ class SGDRTrainingArguments(TrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 clips nothing."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be False: such a loss ends training."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: photos become inputs late."})
     hub_strategy: str = field(default="end", metadata={"help": "When to push: end, every_save, checkpoint, ..."})
     dataloader_num_workers: int = field(

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     photos = load_photos(data, training)
     trainer = build_trainer(photos, model_args, training)
-    results = run_stages(trainer, stages)
+    results = run_stages(trainer, stages, resume=recipe.resume)
     if recipe.n_aug and trainer.train_transform.is_random:
         results.tta = test_time_augmentation(trainer, recipe.n_aug)
     trainer.save_model()

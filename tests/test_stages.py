@@ -149,8 +149,8 @@ def overfitting_stop(trainer, validation, training):
     stopper.trainer = Scheduled()
     for step, (valid, train) in enumerate(zip(validation, training, strict=True), 1):
         state.global_step = step
-        stopper.on_log(trainer.args, state, control, logs={"loss": train})
-        stopper.on_evaluate(trainer.args, state, control, metrics={"eval_loss": valid})
+        state.log_history += [{"loss": train, "step": step}, {"eval_loss": valid, "step": step}]
+        stopper.on_evaluate(trainer.args, state, control)
         if control.should_training_stop:
             return step
     return None
@@ -173,22 +173,18 @@ def test_over_fitting_ends_training_at_the_end_of_a_cycle(trainer, validation, t
 def test_in_the_middle_of_a_cycle_nothing_stops(trainer):
     stopper = StopWhenOverfitting(trainer)
     trainer.lr_scheduler = None
-    stopper.cycle_ends = [(0.1, 1.0)]
     control = TrainerControl()
 
     class Scheduled:
         schedule = SGDRSchedule(4, 2, 2)
 
     stopper.trainer = Scheduled()
-    stopper._train_loss = 0.5
-    for step in (3, 5, 8, 11):
-        state = TrainerState()
+    state = TrainerState()
+    for step in range(1, 13):
         state.global_step = step
-        stopper.on_evaluate(trainer.args, state, control, metrics={"eval_loss": 9.0})
-        assert not control.should_training_stop
-    state.global_step = 12
-    stopper.on_evaluate(trainer.args, state, control, metrics={"eval_loss": 9.0})
-    assert control.should_training_stop
+        state.log_history += [{"loss": 1.0 / step, "step": step}, {"eval_loss": 0.1 * step, "step": step}]
+        stopper.on_evaluate(trainer.args, state, control)
+        assert control.should_training_stop is (step == 12)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,309 @@
+"""Runs that are broken off and go on: the same weights, history and figures as without the interruption."""
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.checkpoints import SEAL, newest_checkpoint, sealed_state
+from hf_sgdr.stages import Stage, run_stages, save_results
+
+SIZE = 32
+STAGES = (
+    Stage("head", lr="auto", range_test_steps=12, cycles=2, precompute=True),
+    Stage("partly", lr=1e-2, cycles=1, cycle_len=1, freeze_to=1, precompute=True),
+    Stage(
+        "whole", lr=1e-2, lr_spread=3.0, cycle_len=1, cycle_mult=2, freeze_to=0, until_overfitting=True, max_cycles=2
+    ),
+)
+TIMES = ("runtime", "_per_second", "total_flos")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, make_photo_folder):
+    root = make_photo_folder(
+        tmp_path_factory.mktemp("photos"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}}
+    )
+    return load_image_folder(root)
+
+
+@pytest.fixture
+def make_trainer(photos, tmp_path):
+    def make(folder="out", **kwargs):
+        torch.manual_seed(0)
+        model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+        train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
+        values = {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+        values |= {"save_strategy": "epoch", "save_total_limit": 2}
+        return SGDRTrainer(
+            model,
+            SGDRTrainingArguments(str(tmp_path / folder), **{**values, **kwargs}),
+            train_dataset=photos["train"],
+            eval_dataset=photos["validation"],
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+        )
+
+    return make
+
+
+def without_times(history):
+    return [{key: value for key, value in entry.items() if not key.endswith(TIMES)} for entry in history]
+
+
+def end_of(trainer, results=None):
+    """All in which two runs must agree."""
+    figures = results.to_dict() if results is not None else {}
+    for stage in figures.get("stages", []):
+        stage.pop("seconds")
+    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    return figures, without_times(trainer.state.log_history), trainer._last_rates, weights
+
+
+def assert_same(one, other):
+    assert one[:-1] == other[:-1]
+    assert all(torch.equal(value, other[-1][name]) for name, value in one[-1].items())
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C at the count-th call of an event of training."""
+
+    def __init__(self, event, count):
+        self.left = count
+        setattr(self, event, self._interrupt)
+
+    def _interrupt(self, args, state, control, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+# ---- One fit ----
+
+
+@pytest.mark.parametrize("save", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 2}])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("event", "count"), [("on_step_end", 2), ("on_step_end", 7), ("on_save", 2), ("on_evaluate", 2)]
+)
+def test_a_fit_goes_on_in_the_middle_of_cycle_and_epoch(make_trainer, save, accumulation, event, count):
+    def trainer(folder):
+        return make_trainer(folder, gradient_accumulation_steps=accumulation, freeze_to=0, **save)
+
+    whole = trainer("whole")
+    whole_output = whole.fit([1e-3, 3e-3, 1e-2], 2, cycle_len=1, cycle_mult=2)
+    broken = trainer("broken")
+    broken.add_callback(Interrupt(event, count))
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit([1e-3, 3e-3, 1e-2], 2, cycle_len=1, cycle_mult=2)
+    resumed = trainer("broken")
+    checkpoint = newest_checkpoint(resumed_folder(resumed))
+    output = resumed.fit(
+        [1e-3, 3e-3, 1e-2], 2, cycle_len=1, cycle_mult=2, resume_from_checkpoint=str(checkpoint) if checkpoint else None
+    )
+    assert_same(end_of(whole), end_of(resumed))
+    assert output.training_loss == whole_output.training_loss
+
+
+def resumed_folder(trainer):
+    from pathlib import Path
+
+    return Path(trainer.args.output_dir, "_runs", "fit-001")
+
+
+def test_more_cycles_than_at_first_go_on_where_the_schedule_was(make_trainer):
+    whole = make_trainer("whole", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
+    whole.train()
+    first = make_trainer("broken", num_cycles=2, cycle_mult=2, learning_rate=1e-2)
+    first.train()
+    assert first.state.global_step == 18
+    more = make_trainer("broken", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == whole.state.global_step == 42
+    assert more._last_rates == whole._last_rates
+    assert min(more._last_rates["head"]) > 0
+    entries = [entry for entry in without_times(whole.state.log_history) if "train_loss" not in entry]
+    assert [e for e in without_times(more.state.log_history) if "train_loss" not in e and e in entries] == entries
+    ours, theirs = more.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "unsealed"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, caplog):
+    from transformers.utils import logging
+
+    whole = make_trainer("whole")
+    whole.fit(1e-2, 3)
+    trainer = make_trainer("broken")
+    trainer.fit(1e-2, 3)
+    last = newest_checkpoint(resumed_folder(trainer))
+    assert last.name == "checkpoint-18"
+    path = last / "optimizer.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:100])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        (last / SEAL).unlink()
+    assert sealed_state(last) is None
+    logging.enable_propagation()
+    try:
+        assert newest_checkpoint(last.parent).name == "checkpoint-12"
+    finally:
+        logging.disable_propagation()
+    assert "checkpoint-18 was not written to its end, or was changed: passed over" in caplog.text
+    resumed = make_trainer("broken")
+    if damage != "unsealed":
+        with pytest.raises(ValueError, match="checkpoint-18 is damaged"):
+            resumed.train(resume_from_checkpoint=str(last))
+    resumed = make_trainer("broken")
+    resumed.fit(1e-2, 3, resume_from_checkpoint=True)
+    assert_same(end_of(whole), end_of(resumed))
+    assert newest_checkpoint(last.parent).name == "checkpoint-18"
+
+
+def test_with_nothing_to_resume_from_it_says_so(make_trainer):
+    with pytest.raises(ValueError, match="holds no whole checkpoint to resume from"):
+        make_trainer().fit(1e-2, 1, resume_from_checkpoint=True)
+
+
+# ---- A recipe ----
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """The end of the whole run, made once."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("event", "count"),
+    [
+        ("on_train_begin", 1), ("on_step_end", 4), ("on_evaluate", 1), ("on_save", 2), ("on_train_end", 1),
+        ("on_train_begin", 2), ("on_step_end", 15), ("on_train_end", 2),
+        ("on_step_end", 21), ("on_save", 4), ("on_step_end", 30), ("on_evaluate", 6), ("on_train_end", 3),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninterrupted, event, count, tmp_path):
+    if not uninterrupted:
+        whole = make_trainer("whole")
+        uninterrupted["end"] = end_of(whole, run_stages(whole, STAGES))
+    broken = make_trainer()
+    broken.add_callback(Interrupt(event, count))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(broken, STAGES)
+    resumed = make_trainer()
+    results = run_stages(resumed, STAGES, resume=True)
+    assert_same(uninterrupted["end"], end_of(resumed, results))
+    save_results(results, tmp_path / "out" / "results.json")
+    assert [path.name for path in (tmp_path / "out" / "_runs").iterdir()] == ["best.safetensors"]
+
+
+def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, monkeypatch):
+    whole = make_trainer("whole")
+    expected = end_of(whole, run_stages(whole, STAGES))
+    broken, calls = make_trainer(), []
+    training_step = SGDRTrainer.training_step
+
+    def failing(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("somebody's own code")
+        return training_step(self, *args)
+
+    monkeypatch.setattr(SGDRTrainer, "training_step", failing)
+    with pytest.raises(RuntimeError, match="somebody's own code"):
+        run_stages(broken, STAGES)
+    for event, count in (("on_save", 1), ("on_step_end", 2), ("on_save", 2)):
+        again = make_trainer()
+        again.add_callback(Interrupt(event, count))
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(again, STAGES, resume=True)
+    resumed = make_trainer()
+    assert_same(expected, end_of(resumed, run_stages(resumed, STAGES, resume=True)))
+
+
+def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, uninterrupted):
+    import hf_sgdr.progress
+
+    whole = make_trainer("whole")
+    expected = end_of(whole, run_stages(whole, STAGES))
+    broken = make_trainer()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf_sgdr.progress, "save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_stages(broken, STAGES)
+    monkeypatch.undo()
+    resumed = make_trainer()
+    assert_same(expected, end_of(resumed, run_stages(resumed, STAGES, resume=True)))
+
+
+def test_with_nothing_to_go_on_with_a_recipe_starts(make_trainer):
+    trainer = make_trainer()
+    assert [stage["name"] for stage in run_stages(trainer, STAGES[:1], resume=True).stages] == ["head"]
+
+
+def test_another_run_is_not_gone_on_with(make_trainer, photos, tmp_path):
+    broken = make_trainer()
+    broken.add_callback(Interrupt("on_train_end", 1))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(broken, STAGES)
+    before = json.loads((tmp_path / "out" / "_runs" / "progress.json").read_text())
+    for change, message in (
+        ({"seed": 7}, "seed was 42 and is now 7"),
+        ({"per_device_train_batch_size": 8}, "per_device_train_batch_size was 4 and is now 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_stages(make_trainer(**change), STAGES, resume=True)
+    other = make_trainer()
+    other.train_dataset = photos["train"].select(range(20))
+    with pytest.raises(ValueError, match="training photos was"):
+        run_stages(other, STAGES, resume=True)
+    with pytest.raises(ValueError, match="stages was"):
+        run_stages(make_trainer(), STAGES[:2], resume=True)
+    assert json.loads((tmp_path / "out" / "_runs" / "progress.json").read_text()) == before
+
+
+def test_a_run_that_begins_anew_keeps_what_the_unfinished_one_left(make_trainer, tmp_path, caplog):
+    from transformers.utils import logging
+
+    broken = make_trainer()
+    broken.add_callback(Interrupt("on_train_end", 1))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(broken, STAGES)
+    logging.enable_propagation()
+    try:
+        run_stages(make_trainer(), STAGES[:1])
+    finally:
+        logging.disable_propagation()
+    assert "holds an unfinished run. --resume goes on with it" in caplog.text
+    assert (tmp_path / "out" / "_runs-unfinished" / "progress.json").exists()
+
+
+# ---- Numbers that are none ----
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_a_loss_that_is_no_number_stops_with_the_weights_of_before(make_trainer, precompute):
+    trainer = make_trainer(precompute=precompute)
+    seen, model, compute_loss = [], trainer.model, trainer.compute_loss
+
+    def poisoned(trained, inputs, *args, **kwargs):
+        loss = compute_loss(trained, inputs, *args, **kwargs)
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return loss * float("nan") if len(seen) == 4 else loss
+
+    trainer.compute_loss = poisoned
+    with pytest.raises(FloatingPointError, match=r"The loss is NaN at step 4 of 6, learning rate .*head 1\.00e-02"):
+        trainer.fit(1e-2, 1)
+    assert all(torch.equal(tensor, seen[-1][name]) for name, tensor in trainer.model.state_dict().items())
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
