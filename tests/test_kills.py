@@ -1,0 +1,126 @@
+"""A recipe killed from outside at random moments, gone on with by --resume: the same end, bit for bit.
+
+The children are forked from a server that has everything imported, so that a kill hits the run and not its imports.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_sgdr import create_image_classifier
+
+pytestmark = pytest.mark.kills
+RECIPES = Path(__file__).parent.parent / "recipes"
+KILLS = 24
+STAGES = [
+    '{"name": "head", "lr": "auto", "range_test_steps": 20, "cycles": 2, "precompute": true}',
+    '{"name": "whole", "lr": 0.01, "cycles": 2, "cycle_len": 1, "cycle_mult": 2, "freeze_to": 0}',
+]
+
+
+def recipe(place: str, output_dir: str, words: list[str]) -> None:
+    """The body of a child process."""
+    sys.path.insert(0, str(RECIPES))
+    import train
+
+    os.chdir(place)
+    os.environ["HF_SGDR_CACHE"] = f"{output_dir}-cache"
+    torch.set_num_threads(1)
+    with open(f"{output_dir}.log", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.argv[0] = "train.py"
+    os._exit(train.main([
+        "--data_dir", "photos", "--model", "body", "--image_size", "32", "--output_dir", output_dir, "--n_aug", "1",
+        "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true",
+        "--save_strategy", "steps", "--save_steps", "3", "--stages", *STAGES, *words,
+    ]))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hf_sgdr.stages", "hf_sgdr.cli", "hf_sgdr.metrics", "hf_sgdr.demo", __name__])
+    return context
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, make_photo_folder):
+    place = tmp_path_factory.mktemp("kills")
+    make_photo_folder(place / "photos", {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}})
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
+    return place
+
+
+def start(context, place, output_dir, *words):
+    child = context.Process(target=recipe, args=(str(place), output_dir, list(words)))
+    child.start()
+    return child
+
+
+def end_of(folder):
+    results = json.loads((folder / "results.json").read_text())
+    for stage in results["stages"]:
+        del stage["seconds"]
+    return results, load_file(folder / "model.safetensors"), (folder / "config.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(context, place):
+    seconds = []
+    for name in ("warm", "whole"):
+        began = time.monotonic()
+        child = start(context, place, name)
+        child.join()
+        assert child.exitcode == 0, (place / f"{name}.log").read_text()[-3000:]
+        seconds.append(time.monotonic() - began)
+    assert (place / "whole" / "head-learning-rate.png").exists()
+    return end_of(place / "whole"), seconds[-1]
+
+
+def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, place, uninterrupted):
+    expected, seconds = uninterrupted
+    rng = random.Random(0)
+    kills = runs = 0
+    while kills < KILLS:
+        output_dir = f"killed-{runs}"
+        finished = False
+        for _ in range(30):
+            child = start(context, place, output_dir, "--resume", "true")
+            child.join(rng.uniform(0.05, 0.8) * seconds)
+            if child.is_alive():
+                os.kill(child.pid, rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+                child.join()
+                kills += 1
+            else:
+                finished = child.exitcode == 0
+                assert finished, (place / f"{output_dir}.log").read_text()[-3000:]
+                break
+        if not finished:
+            child = start(context, place, output_dir, "--resume", "true")
+            child.join()
+            assert child.exitcode == 0, (place / f"{output_dir}.log").read_text()[-3000:]
+        results, weights, config = end_of(place / output_dir)
+        assert results == expected[0]
+        assert config == expected[2]
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in expected[1].items())
+        assert sorted(path.name for path in (place / output_dir / "_runs").iterdir()) == ["best.safetensors"]
+        runs += 1
+    assert kills >= 20
+
+
+def test_a_finished_run_is_left_as_it_is(context, place, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in (place / "whole").rglob("*")}
+    child = start(context, place, "whole", "--resume", "true")
+    child.join()
+    assert child.exitcode == 0
+    assert {path: path.stat().st_mtime_ns for path in (place / "whole").rglob("*")} == before
