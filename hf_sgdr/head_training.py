@@ -76,7 +76,7 @@ class HeadClassifier(nn.Module):
         super().__init__()
         self.head = head
         self.config = model.config
-        self._loss = model.loss_function
+        self.loss_function = model.loss_function
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor | None = None, **loss_kwargs: Any
@@ -85,7 +85,7 @@ class HeadClassifier(nn.Module):
         logits = self.head(features)
         if labels is None:
             return {"logits": logits}
-        return {"loss": self._loss(labels, logits, self.config, **loss_kwargs), "logits": logits}
+        return {"loss": self.loss_function(labels, logits, self.config, **loss_kwargs), "logits": logits}
 
 
 class FeatureReader:

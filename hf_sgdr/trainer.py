@@ -24,12 +24,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from hf_sgdr.cut import Cut
 from hf_sgdr.dataset_epoch import DatasetEpoch
 from hf_sgdr.epoch_table import show_epoch_table
+from hf_sgdr.equal_buffers import EqualBuffers
 from hf_sgdr.exact_resume import ExactResumeTrainer
 from hf_sgdr.finite_loss import RequireFiniteLoss
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
@@ -109,6 +110,7 @@ class SGDRTrainer(ExactResumeTrainer):
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.add_callback(DatasetEpoch())
         self.add_callback(RequireFiniteLoss(self))
+        self.add_callback(EqualBuffers())
         show_epoch_table(self)
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._precompute = False
@@ -405,6 +407,27 @@ class SGDRTrainer(ExactResumeTrainer):
             else:
                 dataset = self._cached(self._photos(dataset, self.eval_transform), dataset, "validation")
         return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Transformers' own; under several processes the loss is that of all photos, each counted once.
+
+        The Trainer averages the losses of batches there, which the last ones, filled up with photos seen before, shift.
+        """
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        name = f"{metric_key_prefix}_loss"
+        is_ours = self.compute_loss_func is None and self.label_smoother is None and output.label_ids is not None
+        if self.args.world_size > 1 and name in output.metrics and is_ours:
+            logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+            labels, logits = torch.from_numpy(output.label_ids), torch.from_numpy(logits).float()
+            output.metrics[name] = float(self.model.loss_function(labels, logits, self.model.config))
+        return output
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Photos come as 8-bit pixels and are normalised here, a batch at a time, on the device."""

@@ -1,0 +1,85 @@
+"""What tests/test_ranks.py launches: the lesson's calls on a tiny model; each rank writes what it saw."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+
+
+def digest(tensors) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+class Losses(TrainerCallback):
+    def __init__(self):
+        self.values = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.values += [logs[key] for key in ("loss", "eval_loss", "eval_accuracy") if key in logs]
+
+
+def main() -> None:
+    folder, place, kind, global_batch = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(1)
+    photos = load_image_folder(folder)
+    torch.manual_seed(0)
+    if kind == "vit":
+        model = ViTForImageClassification(ViTConfig(
+            hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=32,
+            patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+        ))  # fmt: skip
+    else:
+        model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+    train_transform, eval_transform = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)
+    trainer = SGDRTrainer(
+        model,
+        SGDRTrainingArguments(
+            str(place / "out"), per_device_train_batch_size=global_batch // world, use_cpu=True, report_to="none",
+            disable_tqdm=True, save_strategy="no", logging_strategy="steps", logging_steps=1,
+            freeze_batch_norm=kind == "still",
+        ),
+        train_dataset=photos["train"], eval_dataset=photos["validation"],
+        train_transform=train_transform, eval_transform=eval_transform,
+    )  # fmt: skip
+    seen = {"rank": trainer.args.process_index, "weights": [], "buffers": []}
+    losses = Losses()
+    trainer.add_callback(losses)
+
+    def note() -> None:
+        seen["weights"].append(digest(trainer.model.parameters()))
+        seen["buffers"].append(digest(trainer.model.buffers()))
+
+    trainer.precompute = True
+    found = trainer.lr_find(1e-4, 10.0, 8)
+    seen["range test"] = [found.history["loss"], found.suggestion()]
+    trainer.fit(1e-2, 2)
+    note()
+    trainer.freeze_to(1)
+    trainer.fit(1e-2, 1, cycle_len=1)
+    note()
+    trainer.precompute = False
+    trainer.fit(1e-2, 1, cycle_len=1)
+    note()
+    trainer.unfreeze()
+    seen["second range test"] = trainer.lr_find(1e-5, 1.0, 6).history["loss"]
+    trainer.fit([1e-4, 1e-3, 1e-2], 2, cycle_len=1, cycle_mult=2)
+    note()
+    seen["losses"] = losses.values
+    seen["evaluation"] = [trainer.evaluate()[key] for key in ("eval_loss", "eval_accuracy")]
+    seen["predictions"] = np.exp(trainer.log_predictions()).tolist()
+    seen["tta"] = trainer.tta(2).tolist()
+    (place / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(seen))
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Two processes on one machine, over gloo: all ranks agree, and with one process where the statistics are still."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from hf_sgdr import create_image_classifier
+
+pytestmark = pytest.mark.ranks
+SCRIPT = Path(__file__).parent / "run_of_ranks.py"
+RECIPE = Path(__file__).parent.parent / "recipes" / "train.py"
+
+
+def launched(world: int, *words: object, **kwargs) -> subprocess.Popen[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable]
+    if world > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(world)]
+        launcher += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--num_machines", "1"]
+    return subprocess.Popen(
+        [*launcher, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_photo_folder):
+    return make_photo_folder(
+        tmp_path_factory.mktemp("photos"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 5}}
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, folder):
+    """`runs(kind, world)`: what each rank of a run saw."""
+    known = {}
+
+    def run(kind, world):
+        if (kind, world) not in known:
+            place = tmp_path_factory.mktemp(f"{kind}-{world}")
+            environment = {**os.environ, "HF_SGDR_CACHE": str(place / "cache")}
+            process = launched(world, SCRIPT, folder, place, kind, 8, env=environment)
+            output, _ = process.communicate(timeout=280)
+            assert process.returncode == 0, output[-3000:]
+            known[kind, world] = [json.loads((place / f"rank-{rank}.json").read_text()) for rank in range(world)]
+        return known[kind, world]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["still", "vit", "moving"])
+def test_all_ranks_see_the_same(runs, kind):
+    first, second = runs(kind, 2)
+    assert (first.pop("rank"), second.pop("rank")) == (0, 1)
+    assert first == second
+    assert len(set(first["weights"])) == 4
+
+
+@pytest.mark.parametrize("kind", ["still", "vit"])
+def test_two_processes_equal_one_on_the_same_global_batch(runs, kind):
+    (one,), (two, _) = runs(kind, 1), runs(kind, 2)
+    for name in ("losses", "evaluation", "predictions", "tta", "second range test"):
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(two["range test"][0], one["range test"][0], rtol=1e-4, atol=1e-5)
+
+
+WORDS = [
+    "--image_size", "32", "--n_aug", "1", "--per_device_train_batch_size", "4", "--report_to", "none",
+    "--use_cpu", "true", "--disable_tqdm", "true", "--stages",
+    '{"name": "head", "lr": "auto", "range_test_steps": 10, "cycles": 2, "precompute": true}',
+    '{"name": "whole", "lr": 0.01, "cycles": 3, "cycle_len": 1, "cycle_mult": 2, "freeze_to": 0}',
+]  # fmt: skip
+
+
+def test_a_rank_that_dies_ends_the_run_and_it_can_be_gone_on_with(folder, tmp_path):
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
+
+    def recipe(output_dir, *words):
+        words = [RECIPE, "--data_dir", folder, "--model", tmp_path / "body", "--output_dir", output_dir, *WORDS, *words]
+        return launched(2, *words, env={**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"})
+
+    whole = recipe(tmp_path / "whole")
+    output, _ = whole.communicate(timeout=280)
+    assert whole.returncode == 0, output[-3000:]
+    assert output.count("Model, plots and results.json are in") == 1
+    broken = recipe(tmp_path / "out")
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "out" / "_runs" / "whole").glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ranks = psutil.Process(broken.pid).children(recursive=True)
+    victim = max((rank for rank in ranks if "train.py" in " ".join(rank.cmdline())), key=lambda rank: rank.pid)
+    victim.send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    broken.communicate(timeout=120)
+    assert broken.returncode != 0
+    assert time.monotonic() - died < 60
+    assert not (tmp_path / "out" / "results.json").exists()
+    resumed = recipe(tmp_path / "out", "--resume", "true")
+    output, _ = resumed.communicate(timeout=280)
+    assert resumed.returncode == 0, output[-3000:]
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    for name in theirs:
+        np.testing.assert_allclose(ours[name].numpy(), theirs[name].numpy(), atol=1e-6, err_msg=name)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "whole")]
+    for result in results:
+        assert result["world_size"] == 2
+        for stage in result["stages"]:
+            del stage["seconds"]
+    assert results[0]["best"] == pytest.approx(results[1]["best"])
