@@ -1,5 +1,6 @@
 """What the recipes share: arguments from flags or a YAML file, photos and trainer from them, errors in one line."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,12 +17,13 @@ from transformers import HfArgumentParser, set_seed
 from hf_sgdr.data import load_image_dataset, load_image_folder
 from hf_sgdr.modeling import create_image_classifier
 from hf_sgdr.stages import LESSON, Stage
+from hf_sgdr.text import printable
 from hf_sgdr.trainer import SGDRTrainer
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import image_transforms
 
 DEFAULT_MODEL = "timm/resnet34.a1_in1k"
-DEFAULT_OUTPUT = "hf_sgdr_out"
+_OUR_DEFAULTS = {"output_dir": "hf_sgdr_out", "save_strategy": "epoch", "save_total_limit": "2"}  # --resume needs them
 
 
 @dataclass
@@ -66,12 +68,10 @@ def parse(kinds: Sequence[Any], argv: Sequence[str], description: str, defaults:
     """
     parser = _OneLineParser(list(kinds), description=description)
     read, words = _words_of_yaml(defaults) if defaults is not None else [], all_words(argv)
-    if "--output_dir" not in read + words:
-        read += ["--output_dir", DEFAULT_OUTPUT]
-    if "--save_strategy" not in read + words:
-        read += ["--save_strategy", "epoch"]  # --resume goes on from there
-    if "--save_total_limit" not in read + words:
-        read += ["--save_total_limit", "2"]
+    known = {one.name for kind in kinds for one in dataclasses.fields(kind)}
+    for name, value in _OUR_DEFAULTS.items():
+        if name in known and f"--{name}" not in read:
+            read += [f"--{name}", value]
     return tuple(parser.parse_args_into_dataclasses(read + words))
 
 
@@ -177,7 +177,7 @@ def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
         message = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else " ".join(lines)
         if not isinstance(error, ValueError | TypeError | OSError | ImportError | ArithmeticError | MemoryError):
             message += f" ({type(error).__name__}; HF_SGDR_DEBUG=1 shows where it came from)"
-        print(f"{program}: error: {message}", file=sys.stderr)
+        print(f"{program}: error: {printable(message)}", file=sys.stderr)
         return 2
 
 
