@@ -41,6 +41,7 @@ from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.plots import plot_rates
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
+from hf_sgdr.trackers import TrackedFits
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform, image_transforms
 
@@ -112,6 +113,8 @@ class SGDRTrainer(ExactResumeTrainer):
         self.add_callback(RequireFiniteLoss(self))
         self.add_callback(EqualBuffers())
         show_epoch_table(self)
+        self._tracked_fits = TrackedFits(self.callback_handler, self.plot_lr)
+        self.add_callback(self._tracked_fits)
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._precompute = False
         self._last_rates: dict[str, list[float]] = {}
@@ -165,7 +168,9 @@ class SGDRTrainer(ExactResumeTrainer):
         args.group_learning_rates, args.learning_rate = rates, rates[-1]
         args.num_cycles, args.cycle_len, args.cycle_mult = cycles, cycle_len, cycle_mult
         args.num_train_epochs, args.max_steps = args.total_epochs, -1
-        args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name or f"fit-{self.num_fits:03d}"))
+        name = name or f"fit-{self.num_fits:03d}"
+        args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name))
+        self._tracked_fits.name_fit(args, self.args.output_dir, name)
         with self._replaced(args=args):
             return self.train(resume_from_checkpoint)
 
@@ -205,7 +210,9 @@ class SGDRTrainer(ExactResumeTrainer):
             args.group_learning_rates = self.layer_groups.learning_rates(group_learning_rates)
         given_optimizer, _ = self._given_optimizers
         with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_photos():
-            return test.run(self)
+            found = test.run(self)
+        self._tracked_fits.range_test_done(found)
+        return found
 
     def freeze(self) -> None:
         """Train the head only."""
@@ -368,9 +375,14 @@ class SGDRTrainer(ExactResumeTrainer):
         self._last_rates = {name: list(rates) for name, rates in state["rates"].items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; with the head's `learning_rate` goes every group's, as `learning_rate/head` and so on."""
+        """Log; beside `learning_rate`, the head's, go every group's, `learning_rate/head` and so on, and the `cycle`.
+
+        The cycle is counted from 1; at a constant rate there is none.
+        """
         if "learning_rate" in logs and self._last_rates:
             logs = {**logs, **{f"learning_rate/{name}": rates[-1] for name, rates in self._last_rates.items()}}
+            if self.schedule is not None:
+                logs["cycle"] = 1 + self.schedule.cycle_of(max(self.state.global_step - 1, 0))
         super().log(logs, start_time)
 
     def _get_learning_rate(self) -> float:
