@@ -1,0 +1,258 @@
+"""The model card: `README.md` and its pictures, written from what a run measured and from nothing else.
+
+The text is in `model_card_template.md`, the figures in it come from `card_facts`; here is what the Hub wants to know.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from matplotlib.axes import Axes
+
+from hf_sgdr import card_facts
+from hf_sgdr.environment import environment
+from hf_sgdr.interpretation import ClassifierInterpretation
+from hf_sgdr.shards import replace_file
+from hf_sgdr.stages import RunResults
+from hf_sgdr.text import markdown_text, printable
+from hf_sgdr.trainer import SGDRTrainer
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# Where the model is, as long as nobody has pushed it.
+PLACEHOLDER = "user/name"
+# The Hub's own word for a licence that nobody has stated.
+UNKNOWN_LICENSE = "unknown"
+CONFUSION_MATRIX = "confusion-matrix.png"
+MOST_CORRECT, MOST_INCORRECT, MOST_UNCERTAIN = "most-correct.png", "most-incorrect.png", "most-uncertain.png"
+NUM_PHOTOS = 8
+# Of the lesson: `learn.TTA(n_aug=4)`.
+DEFAULT_VIEWS = 4
+
+
+def write_model_card(
+    trainer: SGDRTrainer,
+    results: RunResults | None = None,
+    folder: str | Path | None = None,
+    *,
+    photos_name: str | None = None,
+    dataset: str | None = None,
+    base_model: str | None = None,
+    origin: str | None = None,
+    license: str | None = None,
+    tags: Iterable[str] = (),
+    tta_views: int = 0,
+    command: str | None = None,
+    with_photos: bool = False,
+) -> Path:
+    """Write the card of the model that a trainer holds, with its pictures beside it.
+
+    The validation photos are predicted once more, so that every figure is of the weights that are saved. Under several
+    processes all of them call it, and the main one writes.
+
+    Args:
+        trainer ([`SGDRTrainer`]): with the weights that are saved, and with validation photos.
+        results ([`RunResults`], *optional*): of the run that made these weights; by default the trainer's own fits.
+        folder (`str` or `Path`, *optional*): where to write; by default the trainer's `output_dir`. Plots of stages are
+            taken from `output_dir`.
+        photos_name (`str`, *optional*): what the photos are called.
+        dataset (`str`, *optional*): the id of the photos on the Hub, if they are from there.
+        base_model (`str`, *optional*): the id on the Hub of the model that this one started from; by default the id
+            that it was loaded by, if any.
+        origin (`str`, *optional*): a sentence about the weights that it started from, where no id names them.
+        license (`str`, *optional*, defaults to "unknown"): the Hub's identifier of the licence that you give the model.
+        tags (iterable of `str`, *optional*): further tags for the Hub.
+        tta_views (`int`, *optional*, defaults to 0): augmented views that `results.tta` was measured with.
+        command (`str`, *optional*): the command that makes the run again.
+        with_photos (`bool`, *optional*, defaults to False): show the most correct, incorrect and uncertain validation
+            photos. They are then part of the card, which may be public.
+
+    Returns:
+        `Path`: of `README.md`.
+
+    Raises:
+        ValueError: if an id or the licence is none of the Hub's form, or the trainer has no single set of validation
+            photos.
+    """
+    for name, value in (("dataset", dataset), ("base_model", base_model)):
+        if value is not None and hub_id(value) is None:
+            raise ValueError(f"{name}={value!r}: give an id of the Hub, such as user/name, or leave it out.")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise ValueError(
+            f"license={license!r}: give an identifier of the Hub, such as apache-2.0, cc-by-4.0, other or unknown."
+        )
+    seen = ClassifierInterpretation.from_trainer(trainer)
+    place = Path(folder if folder is not None else trainer.args.output_dir)
+    path = place / "README.md"
+    if not trainer.is_world_process_zero():
+        return path
+    place.mkdir(parents=True, exist_ok=True)
+    model_id = trainer.hub_model_id or trainer.args.hub_model_id
+    base_model = base_model if base_model is not None else hub_id(trainer.model.name_or_path)
+    if base_model is not None and base_model == model_id:
+        base_model, origin = None, "It went on from an earlier version of itself."
+    done = results if results is not None else _own_fits(trainer)
+    title = card_facts.architecture(trainer) + (f" on {photos_name}" if photos_name else "")
+    _save(seen.plot_confusion_matrix(), place / CONFUSION_MATRIX)
+    card = ModelCard.from_template(
+        _metadata(seen, done, title, photos_name, dataset, base_model, license, tags, tta_views),
+        template_path=str(TEMPLATE),
+        title=markdown_text(title),
+        summary=card_facts.summary(trainer, base_model),
+        validation_photos=len(seen.labels),
+        loss=seen.loss,
+        accuracy=seen.accuracy,
+        right=int((seen.predicted == seen.labels).sum()),
+        tta={**done.tta, "views": tta_views, "right": round(done.tta["accuracy"] * len(seen.labels))} if done.tta else None,
+        tta_views=(tta_views or DEFAULT_VIEWS) if trainer.train_transform.is_random else 0,
+        model_id=model_id or PLACEHOLDER,
+        placeholder=PLACEHOLDER,
+        origin=card_facts.origin_of_weights(trainer, base_model, origin),
+        stages=[card_facts.stage_row(stage, trainer.layer_groups.names) for stage in done.stages],
+        best=done.best,
+        is_recipe=results is not None,
+        settings=card_facts.settings(trainer, done),
+        pictures=_stage_pictures(done, Path(trainer.args.output_dir), place),
+        confusion_matrix=CONFUSION_MATRIX,
+        classes=card_facts.class_rows(trainer, seen.per_class()),
+        photos=_photo_pictures(seen, place, with_photos),
+        limits=card_facts.limits(trainer, seen, done),
+        environment=environment(trainer.args.device),
+        command=command,
+        licence=card_facts.licence(license, base_model),
+    )
+    replace_file(path, str(card).encode())
+    return path
+
+
+def put_model_id(card: str, model_id: str) -> str:
+    """The text of a card with a model's id on the Hub in the lines that load it.
+
+    Args:
+        card (`str`): the content of a `README.md` that [`write_model_card`] wrote; in others nothing changes.
+        model_id (`str`): such as "user/name".
+    """
+    card = re.sub(r'(pipeline\("image-classification", model=)"[^"\n]*"', rf'\1"{model_id}"', card)
+    card = re.sub(r'(hf_sgdr\.pipeline\()"[^"\n]*"', rf'\1"{model_id}"', card)
+    return re.sub(rf"^`{PLACEHOLDER}` stands for .*\n\n", "", card, flags=re.MULTILINE)
+
+
+def hub_id(name: str) -> str | None:
+    """The name, if it has the form of an id of the Hub, user/name, and is no folder or file here; else None."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if name.count("/") == 1 and not Path(name).exists() else None
+
+
+def _metadata(
+    seen: ClassifierInterpretation,
+    results: RunResults,
+    title: str,
+    photos_name: str | None,
+    dataset: str | None,
+    base_model: str | None,
+    license: str | None,
+    tags: Iterable[str],
+    tta_views: int,
+) -> ModelCardData:
+    measured: list[tuple[str, str, float]] = [("accuracy", "Accuracy", seen.accuracy), ("loss", "Loss", seen.loss)]
+    for kind, value in results.tta.items():
+        measured.append((kind, f"{kind.capitalize()} with test-time augmentation ({tta_views} views)", value))
+    photos = printable(photos_name or "validation photos")
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license=license or UNKNOWN_LICENSE,
+        base_model=base_model,
+        datasets=[dataset] if dataset else None,
+        metrics=["accuracy"],
+        tags=["hf_sgdr", "sgdr", "vision", *tags],
+        model_name=printable(title),
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                task_name="Image classification",
+                # The Hub wants a type also where the photos are nowhere but on somebody's disk.
+                dataset_type=dataset or "imagefolder",
+                dataset_name=photos,
+                dataset_split="validation",
+                metric_type=kind,
+                metric_name=name,
+                metric_value=round(value, 6),
+            )
+            for kind, name, value in measured
+        ],
+    )
+
+
+def _own_fits(trainer: SGDRTrainer) -> RunResults:
+    """The fits that were called one by one, and their plots, of rates as far as they are known, in `output_dir`."""
+    folder = Path(trainer.args.output_dir)
+    for number, fit in enumerate(trainer.fits, start=1):
+        found = trainer.range_tests.get(fit["name"])
+        range_test, rates = folder / f"{fit['name']}-range-test.png", folder / f"{fit['name']}-learning-rate.png"
+        for path in (range_test, rates):  # of an earlier run
+            path.unlink(missing_ok=True)
+        if found is not None:
+            _save(found.plot(chosen=fit["learning_rates"][-1]), range_test)
+        if number == len(trainer.fits):
+            _save(trainer.plot_lr(), rates)
+    return RunResults(trainer.args.world_size, trainer.fits)
+
+
+def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict[str, str]]:
+    """The plots that the stages left, as cells of a table."""
+    rows = []
+    for stage in results.stages:
+        rate, name = stage["learning_rates"][-1], stage["name"]
+        cells = {
+            "range_test": _picture(source / f"{name}-range-test.png", place, f"Range test before {name}"),
+            "rates": _picture(source / f"{name}-learning-rate.png", place, f"Learning rates of {name}"),
+        }
+        if any(cells.values()):
+            chosen = f"<br>chosen for the head: {rate:.1e}" if cells["range_test"] else "none for this one"
+            rows.append({"name": markdown_text(name), **cells, "range_test": cells["range_test"] + chosen})
+    return rows
+
+
+def _picture(file: Path, place: Path, words: str) -> str:
+    """Markdown of a picture, which is copied beside the card if it lies elsewhere; nothing if there is none."""
+    if not file.exists():
+        return ""
+    if file.parent.resolve() != place.resolve():
+        shutil.copyfile(file, place / file.name)
+    return f"![{markdown_text(words)}]({file.name})"
+
+
+def _photo_pictures(seen: ClassifierInterpretation, place: Path, wanted: bool) -> list[dict[str, str]]:
+    """Pictures of single photos; those of an earlier card are removed where they are not wanted any more."""
+    kinds: dict[str, tuple[str, Any, Any]] = {
+        MOST_CORRECT: ("Most correct: right, and sure of it", seen.most_correct, seen.plot_most_correct),
+        MOST_INCORRECT: ("Most incorrect: wrong, and sure of it", seen.most_incorrect, seen.plot_most_incorrect),
+        MOST_UNCERTAIN: (
+            "Most uncertain: two classes are about as likely",
+            seen.most_uncertain,
+            seen.plot_most_uncertain,
+        ),
+    }
+    found = []
+    for file, (title, photos, plot) in kinds.items():
+        (place / file).unlink(missing_ok=True)
+        if wanted:
+            body = "None."
+            if photos(NUM_PHOTOS):
+                _save(plot(NUM_PHOTOS), place / file)
+                body = f"![{title}]({file})"
+            found.append({"title": title, "body": body})
+    return found
+
+
+def _save(ax: Axes, path: Path) -> None:
+    # An opaque ground, so that the dark text of a plot is readable on a dark page.
+    ax.figure.savefig(path, facecolor="white")  # type: ignore[union-attr]
