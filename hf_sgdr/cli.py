@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from datasets import DatasetDict
@@ -36,6 +36,10 @@ class DataArguments:
     validation_split_name: str | None = field(default=None, metadata={"help": "Of --dataset_name."})
     validation_fraction: float = field(
         default=0.2, metadata={"help": "Share of each class split off where there are no validation photos."}
+    )
+    on_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "What photos that cannot be read do: raise (name them all and stop) or skip (leave out)."},
     )
 
 
@@ -92,7 +96,9 @@ def load_photos(data: DataArguments, training: SGDRTrainingArguments) -> Dataset
     if data.data_dir is not None and data.dataset_name is not None:
         raise ValueError("--data_dir and --dataset_name: give one of the two.")
     if data.data_dir is not None:
-        return load_image_folder(data.data_dir, validation_fraction=data.validation_fraction, seed=training.seed)
+        return load_image_folder(
+            data.data_dir, validation_fraction=data.validation_fraction, seed=training.seed, on_error=data.on_error
+        )
     if data.dataset_name is None:
         raise ValueError("No photos: give --data_dir FOLDER or --dataset_name NAME.")
     photos = load_image_dataset(
@@ -103,6 +109,7 @@ def load_photos(data: DataArguments, training: SGDRTrainingArguments) -> Dataset
         validation_split_name=data.validation_split_name,
         validation_fraction=data.validation_fraction,
         seed=training.seed,
+        on_error=data.on_error,
     )
     training.image_column_name, training.label_column_name = "image", "label"
     return photos

@@ -14,15 +14,30 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dat
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
+from hf_sgdr.audit import OnError, check_on_error, readable
+from hf_sgdr.photos import undecoded
+from hf_sgdr.text import printable
+
 logger = logging.get_logger(__name__)
 
 VALIDATION_FOLDERS = ("validation", "valid", "val")
 TEST_FOLDERS = ("test", "test1")
 UNLABELLED = -1
+# imagefolder would leave telephones' HEIC photos out without a word; here they are named, with the mend.
+ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
 LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 
-def load_image_folder(path: str | os.PathLike[str], *, validation_fraction: float = 0.2, seed: int = 42) -> DatasetDict:
+PhotosByClass = dict[str, list[str]]
+
+
+def load_image_folder(
+    path: str | os.PathLike[str],
+    *,
+    validation_fraction: float = 0.2,
+    seed: int = 42,
+    on_error: OnError = "raise",
+) -> DatasetDict:
     """Read a folder of photos, one folder a class.
 
     With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
@@ -34,6 +49,9 @@ def load_image_folder(path: str | os.PathLike[str], *, validation_fraction: floa
         validation_fraction (`float`, *optional*, defaults to 0.2): share of each class for validation, where there is
             no folder for it; between 0 and 1.
         seed (`int`, *optional*, defaults to 42): for that split.
+        on_error (`"raise"`, `"skip"` or None, *optional*, defaults to `"raise"`): every photo is decoded once, before
+            anything else; where some cannot be, "raise" is an error that names each with its reason, and "skip" leaves
+            them out and logs the same. None looks at none of them.
 
     Returns:
         `DatasetDict`: each split with the columns `image` (`datasets.Image`) and `label` (`datasets.ClassLabel`, the
@@ -41,13 +59,15 @@ def load_image_folder(path: str | os.PathLike[str], *, validation_fraction: floa
 
     Raises:
         FileNotFoundError: if `path` is not a folder.
+        UnreadablePhotosError: a `ValueError`, if photos cannot be read; see `on_error`.
         ValueError: if it holds no photo, only one class, or a class that train lacks; or `validation_fraction` is off.
     """
+    check_on_error(on_error)
     root = Path(path)
     if not root.is_dir():
         beside = _names(root.parent) if root.parent.is_dir() else []
         raise FileNotFoundError(
-            f"{root}: {'is a file, not a folder' if root.exists() else 'no such folder'}. "
+            f"{printable(root)}: {'is a file, not a folder' if root.exists() else 'no such folder'}. "
             f"{f'Beside it: {_few(beside)}. ' if beside else ''}{LAYOUT}"
         )
     check_fraction(validation_fraction)
@@ -55,27 +75,34 @@ def load_image_folder(path: str | os.PathLike[str], *, validation_fraction: floa
     validation_root = next((root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()), None)
     if not train_root.is_dir():
         if validation_root is not None:
-            raise ValueError(f"{root}: there is {validation_root.name}/ but no train/. {LAYOUT}")
+            raise ValueError(f"{printable(root)}: there is {validation_root.name}/ but no train/. {LAYOUT}")
         train_root = root
         nested = [folder.name for folder in root.iterdir() if (folder / "train").is_dir()]
         if nested:
             raise ValueError(
-                f"{root}: {_few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
+                f"{printable(root)}: {_few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
             )
-    train = _photos_by_class(train_root)
-    if len(train) < 2:
-        raise ValueError(_too_few_classes(train_root, train))
-    names = sorted(train)
-    splits = {"train": _to_dataset(train, names)}
+    by_split = {"train": _photos_by_class(train_root)}
+    _check_train(by_split["train"], train_root)  # before all photos are looked at
     if validation_root is not None:
-        validation = _photos_by_class(validation_root)
-        _check_classes(validation, names, validation_root)
-        splits["validation"] = _to_dataset(validation, names)
+        by_split["validation"] = _photos_by_class(validation_root)
+    test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
+    if test_root is not None:
+        by_class = _photos_by_class(test_root, quiet=True)
+        is_labelled = bool(set(by_class) & set(by_split["train"]))
+        by_split["test"] = by_class if is_labelled else {"": list(map(_absolute, photo_files(test_root)))}
+    by_split = _readable_photos(by_split, on_error)
+    names = _check_train(by_split["train"], train_root)
+    splits = {"train": _to_dataset(by_split["train"], names)}
+    if validation_root is not None:
+        _check_classes(by_split["validation"], names, validation_root)
+        splits["validation"] = _to_dataset(by_split["validation"], names)
     else:
         splits["train"], splits["validation"] = stratified_split(splits["train"], validation_fraction, seed)
-    test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
-    if test_root is not None and (test := _test_split(test_root, names)) is not None:
-        splits["test"] = test
+    if test_root is not None and any(by_split["test"].values()):
+        if "" not in by_split["test"]:
+            _check_classes(by_split["test"], names, test_root)
+        splits["test"] = _to_dataset(by_split["test"], names)
     return DatasetDict(splits)
 
 
@@ -88,6 +115,7 @@ def load_image_dataset(
     validation_split_name: str | None = None,
     validation_fraction: float = 0.2,
     seed: int = 42,
+    on_error: OnError = "raise",
 ) -> DatasetDict:
     """Read a labelled image data set of the Hub, or a local folder that `datasets.load_dataset` reads.
 
@@ -99,11 +127,14 @@ def load_image_dataset(
             "test", whichever there is, else a share of each class is split off.
         validation_fraction (`float`, *optional*, defaults to 0.2): that share.
         seed (`int`, *optional*, defaults to 42): for that split.
+        on_error (`"raise"`, `"skip"` or None, *optional*, defaults to `"raise"`): as in [`load_image_folder`].
 
     Raises:
+        UnreadablePhotosError: a `ValueError`, if photos cannot be read; see `on_error`.
         ValueError: if a split or a column is not there, or the label is not a class.
     """
     check_fraction(validation_fraction)
+    check_on_error(on_error)
     loaded = load_dataset(name)
     if validation_split_name is None:
         validation_split_name = next((split for split in (*VALIDATION_FOLDERS, "test") if split in loaded), None)
@@ -114,7 +145,10 @@ def load_image_dataset(
             continue
         if given not in loaded:
             raise ValueError(f"{name} has no split {given!r}: it has {_few(sorted(loaded))}. Use --{split}_split_name.")
-        result[split] = _two_columns(loaded[given], name, image_column_name, label_column_name)
+        rows = _two_columns(loaded[given], name, image_column_name, label_column_name)
+        labels = [f"{given} photo {number}" for number in range(len(rows))]
+        keep = readable(undecoded(rows)["image"], labels, on_error)
+        result[split] = rows if len(keep) == len(rows) else rows.select(keep)
     if "validation" not in result:
         result["train"], result["validation"] = stratified_split(result["train"], validation_fraction, seed)
     return result
@@ -143,69 +177,105 @@ def check_fraction(fraction: float) -> None:
 
 
 def photo_files(folder: Path) -> Iterator[Path]:
-    """All picture files below a folder, sorted; hidden ones are left out, links are followed but never in a circle."""
+    """All picture files below a folder, sorted; hidden ones are left out, links are followed but never upwards.
+
+    A folder that cannot be listed is given itself, so that it is named where photos are read.
+    """
+    above = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    not_listed: list[Path] = []
+    for parent, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: not_listed.append(Path(error.filename))
+    ):
         real = os.path.realpath(parent)
-        if real in seen:
+        if real in seen or real in above:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS:
                 yield Path(parent, name)
+    yield from not_listed
 
 
-def _photos_by_class(root: Path) -> dict[str, list[str]]:
-    photos: dict[str, list[str]] = {}
+def _absolute(file: Path) -> str:
+    return str(file.absolute())
+
+
+def _photos_by_class(root: Path, quiet: bool = False) -> PhotosByClass:
+    photos: PhotosByClass = {}
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        files = [str(file.absolute()) for file in photo_files(folder)]
-        if files:
-            photos[folder.name] = files
-        else:
-            logger.warning(f"{folder}: no photo in it, so it is not a class.")
+        if root.resolve().is_relative_to(folder.resolve()):
+            logger.warning(f"{printable(folder)}: a link to a folder that it lies in, so it is not a class.")
+            continue
+        if files := list(map(_absolute, photo_files(folder))):
+            photos[_utf8_name(folder)] = files
+        elif not quiet:
+            logger.warning(f"{printable(folder)}: no photo in it, so it is not a class.")
     return photos
 
 
-def _to_dataset(photos: dict[str, list[str]], names: list[str]) -> Dataset:
-    rows = [(file, names.index(name)) for name, files in photos.items() for file in files]
-    return _rows_to_dataset(rows, names)
+def _utf8_name(folder: Path) -> str:
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{printable(folder)}: its name is not UTF-8, so it can name no class. Rename it.") from error
+    return folder.name
 
 
-def _rows_to_dataset(rows: list[tuple[str, int]], names: list[str]) -> Dataset:
+def _readable_photos(by_split: dict[str, PhotosByClass], on_error: OnError) -> dict[str, PhotosByClass]:
+    """Without the photos that cannot be read, and without classes that had only such."""
+    rows = [
+        (split, name, file) for split, photos in by_split.items() for name, files in photos.items() for file in files
+    ]
+    files = [file for _, _, file in rows]
+    result: dict[str, PhotosByClass] = {split: {} for split in by_split}
+    for position in readable(files, files, on_error):
+        split, name, file = rows[position]
+        result[split].setdefault(name, []).append(file)
+    for split, photos in by_split.items():
+        if lost := sorted(set(photos) - set(result[split])):
+            logger.warning(f"{split}: no photo of {_few(lost)} can be read, so it is not a class there.")
+    return result
+
+
+def _to_dataset(photos: PhotosByClass, names: list[str]) -> Dataset:
+    """Rows in the order of the classes; the name "" is no class but stands for photos without labels."""
+    rows = [(file, names.index(name) if name else UNLABELLED) for name, files in photos.items() for file in files]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     return Dataset.from_dict({"image": [file for file, _ in rows], "label": [id_ for _, id_ in rows]}, features)
 
 
-def _test_split(root: Path, names: list[str]) -> Dataset | None:
-    by_class = _photos_by_class(root)
-    if set(by_class) & set(names):
-        _check_classes(by_class, names, root)
-        return _to_dataset(by_class, names)
-    files = [str(file.absolute()) for file in photo_files(root)]
-    return _rows_to_dataset([(file, UNLABELLED) for file in files], names) if files else None
+def _check_train(photos: PhotosByClass, root: Path) -> list[str]:
+    """The names of the classes, which are those of train; two at least."""
+    if len(photos) < 2:
+        raise ValueError(_too_few_classes(root, photos))
+    return sorted(photos)
 
 
-def _check_classes(photos: dict[str, list[str]], names: list[str], root: Path) -> None:
+def _check_classes(photos: PhotosByClass, names: list[str], root: Path) -> None:
     if not photos:
-        raise ValueError(f"{root}: no photo in class folders; it holds {_few(_names(root))}. {LAYOUT}")
+        raise ValueError(f"{printable(root)}: no photo in class folders; it holds {_few(_names(root))}. {LAYOUT}")
     unknown = sorted(set(photos) - set(names))
     if unknown:
         raise ValueError(
-            f"{root}: {_few(unknown)} not among the classes of train ({_few(names)}). "
+            f"{printable(root)}: {_few(unknown)} not among the classes of train ({_few(names)}). "
             "Add photos of it to train, or take the folder out."
         )
     missing = sorted(set(names) - set(photos))
     if missing:
-        logger.warning(f"{root}: no photo of {_few(missing)}; its figures say nothing about it.")
+        logger.warning(f"{printable(root)}: no photo of {_few(missing)}; its figures say nothing about it.")
 
 
-def _too_few_classes(root: Path, photos: dict[str, list[str]]) -> str:
+def _too_few_classes(root: Path, photos: PhotosByClass) -> str:
     kinds = Counter(file.suffix.lower() or "no ending" for file in root.rglob("*") if file.is_file())
     found = f"one class only ({_few(list(photos))})" if photos else "no photo in class folders"
     listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file at all"
-    return f"{root}: {found}; it holds {_few(_names(root))} ({listing}). At least two classes are needed. {LAYOUT}"
+    return (
+        f"{printable(root)}: {found}; it holds {_few(_names(root))} ({listing}). "
+        f"At least two classes are needed. {LAYOUT}"
+    )
 
 
 def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: str) -> Dataset:

@@ -8,19 +8,39 @@ import functools
 import hashlib
 import math
 import os
+import re
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
+from hf_sgdr.text import printable
+
 _HASHED_AT_ONCE = 1024
+
+
+class UnreadablePhotoError(ValueError):
+    """A photo cannot be read.
+
+    Args:
+        name (`str`): the file, or "image"; without a reason, the whole message, as worker processes pass it on.
+        reason (`str`, *optional*): why, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str | None = None) -> None:
+        super().__init__(
+            name
+            if reason is None
+            else f"{printable(name)}: cannot be read as a picture ({reason}). Remove or replace it."
+        )
+        self.reason = reason
 
 
 def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
@@ -33,7 +53,7 @@ def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
             as its shorter side keeps this many pixels.
 
     Raises:
-        ValueError: if it cannot be read; the message names the file and the reason.
+        UnreadablePhotoError: a `ValueError`, if it cannot be read; the message names the file and the reason.
         TypeError: if it is none of these.
     """
     name, source = "image", photo
@@ -42,29 +62,91 @@ def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
         source = photo["bytes"] if photo.get("bytes") is not None else photo.get("path")
     if isinstance(source, torch.Tensor):
         source = source.permute(1, 2, 0).numpy()
-    if isinstance(source, np.ndarray):
-        source = Image.fromarray(source)
-    image: Image.Image
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+    elif not isinstance(source, bytes | bytearray | Image.Image | np.ndarray):
+        raise TypeError(f"{type(photo).__name__} is no picture: give a path, bytes, a Pillow image or an array.")
     try:
-        if isinstance(source, bytes | bytearray):
-            image = Image.open(BytesIO(source))
-        elif isinstance(source, str | os.PathLike):
-            name = str(source)
-            image = Image.open(source)
-        elif isinstance(source, Image.Image):
-            image = source
-        else:
-            raise TypeError(f"{type(photo).__name__} is no picture: give a path, bytes, a Pillow image or an array.")
-        if shorter_side is not None and image.format == "JPEG":
-            scale = shorter_side / min(image.size)
-            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
-            image = ImageOps.exif_transpose(image)
-        image.load()  # here, where an error still knows the file's name
-        return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{name}: cannot be read as a picture ({reason}). Remove or replace it.") from error
+        return _decoded(source, shorter_side)
+    except Exception as error:  # hostile files bring a decoder to errors of any kind
+        raise UnreadablePhotoError(name, _reason(error, source)) from error
+
+
+def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
+    image: Image.Image
+    if isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, np.ndarray):
+        image = Image.fromarray(source)
+    elif isinstance(source, bytes | bytearray):
+        image = Image.open(BytesIO(source), formats=_formats())
+    else:
+        require_regular(source)
+        image = Image.open(source, formats=_formats())
+    if shorter_side is not None and image.format == "JPEG":
+        scale = shorter_side / min(image.size)
+        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
+        image = ImageOps.exif_transpose(image)
+    image.load()  # here, where an error still knows the file's name
+    return _to_rgb(image)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What Pillow reads by itself; EPS it hands to Ghostscript, which would run what a stranger's file says."""
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind != "EPS")
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError unless a path is a file: reading from a pipe would wait, and a device may never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        os.listdir(path)  # a folder that cannot be listed is passed on as a photo, so that this names it
+    if not stat.S_ISREG(mode):
+        raise OSError("a folder, not a file" if stat.S_ISDIR(mode) else "a pipe or a device, not a file")
+
+
+# What is often saved under a picture's name, by how it begins.
+_NO_PICTURES = {
+    rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)": "an HTML page, not a picture",
+    rb"\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*|<!doctype.*?>\s*)*<svg": "an SVG drawing; convert it to PNG",
+    rb"\s*<\?xml": "an XML file, not a picture",
+    rb"\s*[\[{]": "a JSON or text file, not a picture",
+    rb"%PDF": "a PDF, not a picture",
+    rb"%!PS": "PostScript, not a picture",
+    rb"PK\x03\x04": "a ZIP archive, not a picture",
+    rb"....ftyp(hei|hev|mif1|msf1)": "HEIC, which Pillow does not read; convert it to JPEG",
+    rb"....ftyp": "a video, not a picture",
+    rb"version https://git-lfs": "a Git LFS pointer; fetch the file with `git lfs pull`",
+}
+
+
+def _reason(error: Exception, source: Any) -> str:
+    """Why a photo cannot be read, in a few words for people."""
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"more than {most:,} pixels, the most that Pillow reads; make it smaller"
+    if isinstance(error, UnidentifiedImageError):
+        start = _start_of(source)
+        if not start:
+            return "an empty file, 0 bytes"
+        for pattern, what in _NO_PICTURES.items():
+            if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
+                return what
+        return "of no picture format that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return printable(lines[0]) if lines and lines[0] else type(error).__name__
+
+
+def _start_of(source: Any) -> bytes:
+    if isinstance(source, bytes | bytearray):
+        return bytes(source[:512])
+    with open(source, "rb") as file:
+        return file.read(512)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -78,13 +160,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def photo_hash(photo: Any) -> bytes:
-    """SHA-256 of a photo's content: of the file's bytes where there is a file, of the pixels otherwise."""
+    """SHA-256 of a photo's content: of the file's bytes where there is a file, of the pixels otherwise.
+
+    Raises:
+        UnreadablePhotoError: a `ValueError`, if it cannot be read.
+    """
     if isinstance(photo, Mapping):
         photo = photo["bytes"] if photo.get("bytes") is not None else photo["path"]
     if isinstance(photo, bytes | bytearray):
         return hashlib.sha256(photo).digest()
     if isinstance(photo, str | os.PathLike):
-        return hashlib.sha256(Path(photo).read_bytes()).digest()
+        try:
+            require_regular(photo)
+            with open(photo, "rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise UnreadablePhotoError(os.fspath(photo), _reason(error, photo)) from error
     pixels = np.asarray(read_photo(photo))
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 

@@ -1,7 +1,7 @@
 """Text that comes from outside (folder and file names, labels, errors) made safe for the place it is shown in.
 
-A class is named by a folder, and a folder may be called anything: a terminal's escape sequence, a spreadsheet's formula,
-a piece of HTML. JSON and YAML are written by their libraries and need none of this.
+A class is named by a folder, and a folder may be called anything: a terminal's escape sequence, a spreadsheet's
+formula, a piece of HTML. JSON and YAML are written by their libraries and need none of this.
 """
 
 import html
@@ -10,6 +10,8 @@ import unicodedata
 
 # Bidirectional controls, which show text in another order than it is read in.
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+# What a formula begins with, also in the wide forms of East Asian text.
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
 
 
@@ -32,7 +34,7 @@ def csv_cell(text: object) -> str:
     Source: OWASP, "CSV Injection": a cell that begins with one of `= + - @` or a control gets an apostrophe before it.
     """
     text = printable(text)
-    return "'" + text if text.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")) else text
+    return "'" + text if text.lstrip().startswith(_FORMULA) else text
 
 
 def html_text(text: object) -> str:

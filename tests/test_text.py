@@ -14,7 +14,7 @@ NASTY = [
     "\x1b[31mred\x1b[0m",
     "\x9b31m",
     "two\nlines\r\n",
-    "=HYPERLINK(\"http://x\",\"y\")",
+    '=HYPERLINK("http://x","y")',
     "+1",
     "-1",
     "@SUM(A1)",
@@ -80,7 +80,7 @@ def test_markdown_shows_the_name_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_html_and_yaml_round_trip(name):
-    assert "<" not in html_text(name) and '"' not in html_text(name)
+    assert not set('<>"') & set(html_text(name))
     assert yaml.safe_load(yaml.safe_dump({"label": printable(name)})) == {"label": printable(name)}
 
 
