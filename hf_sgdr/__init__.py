@@ -6,10 +6,12 @@ from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.modeling import create_image_classifier
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, get_sgdr_schedule
+from hf_sgdr.snapshots import SnapshotCallback, average_weights, ensemble_predictions
 from hf_sgdr.stages import LESSON, RunResults, Stage, run_stages
 from hf_sgdr.trainer import SGDRTrainer
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform, image_transforms
+from hf_sgdr.unfreezing import StagedUnfreezing
 from hf_sgdr.version import __version__
 
 __all__ = [
@@ -23,9 +25,13 @@ __all__ = [
     "SGDRSchedule",
     "SGDRTrainer",
     "SGDRTrainingArguments",
+    "SnapshotCallback",
     "Stage",
+    "StagedUnfreezing",
     "__version__",
+    "average_weights",
     "create_image_classifier",
+    "ensemble_predictions",
     "get_sgdr_schedule",
     "image_transforms",
     "load_image_dataset",

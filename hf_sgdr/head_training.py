@@ -76,7 +76,13 @@ class HeadClassifier(nn.Module):
         super().__init__()
         self.head = head
         self.config = model.config
+        self._whole = (model,)  # in a tuple, because it is no part of this module
         self.loss_function = model.loss_function
+
+    @property
+    def whole_model(self) -> PreTrainedModel:
+        """The model that the head belongs to."""
+        return self._whole[0]
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor | None = None, **loss_kwargs: Any

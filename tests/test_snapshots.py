@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_sgdr import (
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    SnapshotCallback,
+    average_weights,
+    ensemble_predictions,
+    image_transforms,
+    load_image_folder,
+)
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, make_photo_folder):
+    return load_image_folder(
+        make_photo_folder(
+            tmp_path_factory.mktemp("photos"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
+        )
+    )
+
+
+class Noted(TrainerCallback):
+    """The weights after every step, and every validation loss with its weights."""
+
+    def __init__(self, model):
+        self.model, self.steps, self.losses = model, [], []
+
+    def now(self):
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(self.now())
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.losses.append((metrics["eval_loss"], self.now()))
+
+
+@pytest.fixture
+def make_trainer(photos, tiny_model, tmp_path):
+    def make(**kwargs):
+        train, evaluation = image_transforms(tiny_model, image_size=SIZE, augment="side_on", max_zoom=1.1)
+        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+        return SGDRTrainer(
+            tiny_model,
+            SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=8, **values, **kwargs),
+            train_dataset=photos["train"], eval_dataset=photos["validation"],
+            train_transform=train, eval_transform=evaluation,
+        )  # fmt: skip
+
+    return make
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("kwargs", [{"precompute": True}, {"freeze_to": 0}], ids=["head", "whole"])
+def test_a_snapshot_is_what_the_cycles_last_step_made(make_trainer, tmp_path, kwargs):
+    trainer = make_trainer(**kwargs)
+    noted = Noted(trainer.model)
+    trainer.add_callback(noted)
+    trainer.add_callback(SnapshotCallback(tmp_path / "shots"))
+    trainer.fit(1e-2, 2, cycle_len=1, cycle_mult=2)  # cycles of 2 and 4 steps
+    names = sorted(path.name for path in (tmp_path / "shots").iterdir())
+    assert names == ["best.safetensors", "cycle-001.safetensors", "cycle-002.safetensors"]
+    for name, step in (("cycle-001", 2), ("cycle-002", 6)):
+        snapshot = load_file(tmp_path / "shots" / f"{name}.safetensors")
+        assert snapshot.keys() <= trainer.model.state_dict().keys()
+        assert same(noted.steps[step - 1], snapshot)
+    assert same(min(noted.losses, key=lambda pair: pair[0])[1], load_file(tmp_path / "shots" / "best.safetensors"))
+
+
+def test_average_and_ensemble(make_trainer, tmp_path):
+    trainer = make_trainer(freeze_to=0, freeze_batch_norm=True)
+    trainer.add_callback(SnapshotCallback())
+    trainer.fit(1e-2, 3, cycle_len=1)
+    folder = tmp_path / "out" / "_runs" / "fit-001" / "snapshots"
+    folder = folder if folder.exists() else next((tmp_path / "out").rglob("snapshots"))
+    files = sorted(folder.glob("cycle-*"))
+    assert len(files) == 3
+    last = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    probabilities = []
+    for file in files:
+        trainer.model.load_state_dict(load_file(file), strict=False)
+        probabilities.append(np.exp(trainer.log_predictions()))
+    trainer.model.load_state_dict(last)
+    np.testing.assert_allclose(ensemble_predictions(trainer, folder), np.mean(probabilities, axis=0), atol=1e-6)
+    assert same(trainer.model.state_dict(), last)
+    mean = average_weights(files, trainer.model)
+    for name, tensor in mean.items():
+        values = [load_file(file)[name] for file in files]
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, torch.stack(values).mean(0), atol=1e-6, rtol=1e-5)
+        else:
+            assert torch.equal(tensor, values[-1])
+    assert same(trainer.model.state_dict(), mean)
+
+
+def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path, tiny_model):
+    trainer = make_trainer()
+    trainer.add_callback(SnapshotCallback())
+    with pytest.raises(ValueError, match="SnapshotCallback needs the cycles of get_sgdr_schedule"):
+        trainer.fit(1e-2, 1)
+    with pytest.raises(ValueError, match="no snapshot there"):
+        average_weights(tmp_path)
+
+
+def test_on_a_stock_trainer(tiny_model, tmp_path):
+    from hf_sgdr import get_sgdr_schedule
+
+    rows = [{"pixel_values": torch.full((3, SIZE, SIZE), float(i % 2)), "labels": i % 2} for i in range(8)]
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
+    args = TrainingArguments(
+        str(tmp_path / "out"), num_train_epochs=3, per_device_train_batch_size=4, use_cpu=True, report_to="none",
+        disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    Trainer(
+        tiny_model, args, train_dataset=rows, optimizers=(optimizer, get_sgdr_schedule(optimizer, 2, 2)),
+        callbacks=[SnapshotCallback()],
+    ).train()  # fmt: skip
+    assert [path.name for path in sorted((tmp_path / "out" / "_runs" / "snapshots").iterdir())] == [
+        "cycle-001.safetensors", "cycle-002.safetensors",
+    ]  # fmt: skip

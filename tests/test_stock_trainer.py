@@ -1,0 +1,228 @@
+"""Each plug-in alone on a stock `transformers.Trainer`: a timm model, a ViT of transformers, a text classifier."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hf_sgdr import (
+    FeatureStore,
+    LayerGroups,
+    LRRangeTest,
+    StagedUnfreezing,
+    create_image_classifier,
+    get_sgdr_schedule,
+    image_transforms,
+)
+from hf_sgdr.head_training import FeatureDataset, whole_batch
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.precompute import extract_features
+
+ROWS, BATCH, STEPS = 24, 4, 6
+LABELS = {"id2label": {0: "cats", 1: "dogs"}, "label2id": {"cats": 0, "dogs": 1}}
+
+
+def timm_model() -> PreTrainedModel:
+    return create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+
+
+def vit() -> PreTrainedModel:
+    return ViTForImageClassification(ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
+        **LABELS,
+    ))  # fmt: skip
+
+
+def text() -> PreTrainedModel:
+    return BertForSequenceClassification(BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=16, **LABELS,
+    ))  # fmt: skip
+
+
+def rows_of(model: PreTrainedModel) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(ROWS) % 2
+    if model.main_input_name == "pixel_values":
+        inputs = torch.randn(ROWS, 3, 32, 32, generator=generator) + labels[:, None, None, None]
+    else:
+        inputs = torch.randint(0, 25, (ROWS, 8), generator=generator) + 25 * labels[:, None]
+    return Dataset.from_dict({model.main_input_name: inputs.numpy(), "labels": labels.numpy()}).with_format("torch")
+
+
+@pytest.fixture(params=[timm_model, vit, text])
+def model(request):
+    torch.manual_seed(0)
+    return request.param()
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(model, optimizer=None, scheduler=None, callbacks=None, **kwargs):
+        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "seed": 1}
+        values |= {"per_device_train_batch_size": BATCH, "num_train_epochs": 3, "logging_steps": 1}
+        return Trainer(
+            model,
+            TrainingArguments(str(tmp_path / "out"), **{**values, **kwargs}),
+            train_dataset=rows_of(model),
+            optimizers=(optimizer, scheduler),
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class Watch(TrainerCallback):
+    """What trains, and every group's rate, step by step."""
+
+    def __init__(self):
+        self.frozen, self.rates = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.frozen.append({name for name, value in kwargs["model"].named_parameters() if value.grad is None})
+        self.rates.append([group["lr"] for group in kwargs["optimizer"].param_groups])
+
+
+def test_schedule_and_groups(model, make_trainer):
+    groups = LayerGroups.from_model(model)
+    optimizer = torch.optim.SGD(groups.param_groups([1e-4, 1e-3, 1e-2]), momentum=0.9)
+    schedule = get_sgdr_schedule(optimizer, STEPS, 2, 2)
+    watch = Watch()
+    make_trainer(model, optimizer, schedule, [watch]).train()
+    expected = [(1 + math.cos(math.pi * i / STEPS)) / 2 for i in range(STEPS)]
+    expected += [(1 + math.cos(math.pi * i / (2 * STEPS))) / 2 for i in range(2 * STEPS)]
+    for rates, multiplier in zip(watch.rates, expected, strict=True):
+        assert rates == pytest.approx([rate * multiplier for rate in (1e-4, 1e-3, 1e-2)])
+
+
+def test_range_test(model, make_trainer):
+    trainer = make_trainer(model, optim="sgd")
+    before = weights(model)
+    found = LRRangeTest(1e-5, 1.0, 12).run(trainer)
+    assert found.history["lr"][0] == pytest.approx(1e-5)
+    assert len(found.history["loss"]) >= 5
+    assert found.suggestion() is not None or found.reason
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_staged_unfreezing(model, make_trainer, weight_decay):
+    groups, watch = LayerGroups.from_model(model), Watch()
+    optimizer = torch.optim.AdamW(groups.param_groups(1e-3, weight_decay=weight_decay))
+    before = weights(model)
+    seen = {}
+
+    class Note(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            seen[round(state.epoch)] = weights(model)
+
+    unfreezing = StagedUnfreezing({0: -1, 1: 1, 2: 0}, groups)
+    make_trainer(model, optimizer, None, [unfreezing, watch, Note()]).train()
+    names = [set(groups.parameter_names(i)) for i in range(3)]
+    assert watch.frozen[0] == names[0] | names[1]
+    assert watch.frozen[STEPS] == names[0]
+    assert watch.frozen[2 * STEPS] == set()
+    assert all(torch.equal(seen[1][name], before[name]) for name in names[0] | names[1])
+    assert all(torch.equal(seen[2][name], before[name]) for name in names[0])
+    assert not all(torch.equal(seen[2][name], before[name]) for name in names[1])
+    assert not all(torch.equal(seen[3][name], before[name]) for name in names[0])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_unfreezing_goes_on_where_it_was_after_a_resume(model, make_trainer, tmp_path):
+    start = weights(model)
+    make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0})], save_strategy="epoch").train()
+    expected = weights(model)
+    model.load_state_dict(start)
+    again = make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0})])
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_was_frozen_before_the_optimizer_was_made_is_refused(model, make_trainer):
+    LayerGroups.from_model(model).freeze_to(-1)
+    trainer = make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 0})])
+    with pytest.raises(
+        ValueError, match=r"are to train later, but were frozen when the optimizer was made\. Leave all"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize("wrong", [{}, {1: 0}, {0: -1, -1: 0}, {0: 1.5}, {0: True}])
+def test_stages_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="StagedUnfreezing"):
+        StagedUnfreezing(wrong)
+
+
+def test_a_group_that_is_not_there_is_refused(model, make_trainer):
+    with pytest.raises(ValueError, match=r"freeze_to\(5\): there are 3 layer groups"):
+        make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 5})]).train()
+
+
+@pytest.mark.parametrize("make", [timm_model])
+def test_frozen_batch_norm(make, make_trainer):
+    model = make()
+    groups = LayerGroups.from_model(model)
+    groups.freeze_to(1)
+    before = weights(model)
+    trainer = make_trainer(model, torch.optim.SGD(groups.param_groups(1e-2)))
+    trainer.train()
+    after = model.state_dict()
+    statistics = [name for name in after if "running_" in name]
+    early = {name.rpartition(".")[0] for name in groups.parameter_names(0)}
+    still = [name for name in statistics if name.rpartition(".")[0] in early]
+    assert still
+    assert all(torch.equal(before[name], after[name]) for name in still)
+    assert not any(torch.equal(before[name], after[name]) for name in statistics if name not in still)
+    groups.freeze_batch_norm = True
+    before = weights(model)
+    make_trainer(model, torch.optim.SGD(groups.param_groups(1e-2))).train()
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in statistics)
+
+
+class Head(torch.nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, features, labels):
+        logits = self.linear(features)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("make", [timm_model, vit])
+def test_the_feature_store(make, make_photo_folder, tmp_path, monkeypatch):
+    from hf_sgdr import load_image_folder
+
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = make()
+    photos = load_image_folder(make_photo_folder(tmp_path / "photos", {"train": {"cats": 8, "dogs": 8}}))["train"]
+    transform = image_transforms(model, image_size=32)[1]
+    head = LayerGroups.from_model(model).head
+    store = extract_features(model, head, PhotoDataset(photos, transform), dtype=torch.float32)
+    assert isinstance(store, FeatureStore)
+    args = TrainingArguments(
+        str(tmp_path / "out"), num_train_epochs=20, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+        report_to="none", disable_tqdm=True, save_strategy="no", remove_unused_columns=False, logging_strategy="epoch",
+    )  # fmt: skip
+    rows = FeatureDataset([store.read()], torch.tensor(photos["label"]))
+    trainer = Trainer(Head(head), args, train_dataset=rows, data_collator=whole_batch)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
