@@ -6,6 +6,7 @@ batch-norm statistics that do not move, although the Trainer calls `model.train(
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -154,23 +155,29 @@ class LayerGroups:
         """One rate a group: a number serves all, `slice(a, b)` spreads geometrically from a to b, a list is checked.
 
         Raises:
-            ValueError: if a list has another length than there are groups, or a rate is not a positive number.
+            ValueError: if a list has another length than there are groups, a rate is no number or negative, or all are 0.
         """
         if isinstance(lrs, slice):
-            if lrs.start is None or lrs.stop is None or lrs.step is not None:
-                raise ValueError(f"{lrs}: give slice(lowest, highest), both rates.")
-            rates = [float(rate) for rate in np.geomspace(lrs.start, lrs.stop, len(self))]
-        elif isinstance(lrs, int | float):
+            ends = (lrs.start, lrs.stop)
+            if lrs.step is not None or not all(isinstance(end, Real) and 0 < end < float("inf") for end in ends):
+                raise ValueError(f"{lrs}: give slice(lowest, highest), both rates finite numbers above 0.")
+            rates = [float(rate) for rate in np.geomspace(*ends, len(self))]
+        elif isinstance(lrs, Real):
             rates = [float(lrs)] * len(self)
         else:
-            rates = [float(rate) for rate in lrs]
+            try:
+                rates = [float(rate) for rate in lrs] if not isinstance(lrs, str) else [float(lrs)] * len(self)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"Learning rates {lrs!r}: give one number, one a layer group, or slice(lowest, highest)."
+                ) from error
         if len(rates) != len(self):
             raise ValueError(
                 f"{len(rates)} learning rates for {len(self)} layer groups ({', '.join(self.names)}): "
                 "give one number for all of them, or one rate a group."
             )
-        if not all(0 <= rate < float("inf") for rate in rates):
-            raise ValueError(f"Learning rates {rates}: each must be a finite number, zero or more.")
+        if not all(0 <= rate < float("inf") for rate in rates) or not any(rates):
+            raise ValueError(f"Learning rates {rates}: each must be a finite number, zero or more, and one above zero.")
         return rates
 
     def param_groups(self, lrs: float | Sequence[float] | slice, weight_decay: float = 0.0) -> list[dict[str, Any]]:

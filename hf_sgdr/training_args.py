@@ -93,12 +93,30 @@ class SGDRTrainingArguments(TrainingArguments):
         require_whole("per_device_train_batch_size", self.per_device_train_batch_size, at_least=1)
         require_whole("per_device_eval_batch_size", self.per_device_eval_batch_size, at_least=1)
         require_whole("precompute_views", self.precompute_views, at_least=0)
+        require_whole("gradient_accumulation_steps", self.gradient_accumulation_steps, at_least=1)
         if self.feature_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum={self.momentum!r}: give a number from 0 to below 1.")
+        if not 0.0 <= self.min_lr_ratio <= 1.0:
+            raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r}: give a share of the highest rate, from 0 to 1.")
         if not 0.0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate={self.learning_rate!r}: give a finite number above 0.")
+        if not 0.0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay={self.weight_decay!r}: give a finite number, zero or more.")
+        if not 0.0 <= self.label_smoothing_factor < 1.0:
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor!r}: give a number from 0 to below 1.")
+        if self.lr_scheduler_type != "linear":  # transformers' default
+            raise ValueError(
+                f"lr_scheduler_type={str(self.lr_scheduler_type)!r}: cycle_len, cycle_mult and num_cycles say how the "
+                "rate changes (cycle_len=None: not at all); leave lr_scheduler_type out."
+            )
+        if self.remove_unused_columns or self.logging_nan_inf_filter:
+            raise ValueError(
+                f"remove_unused_columns={self.remove_unused_columns}, logging_nan_inf_filter="
+                f"{self.logging_nan_inf_filter}: both must be False, since photos become inputs late and a loss that "
+                "is no number ends training; leave them out."
+            )
         for name in ("feature_memory_gb", "cache_disk_gb"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
