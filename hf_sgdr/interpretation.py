@@ -1,4 +1,4 @@
-"""What a classifier gets right and wrong, and how surely: the lesson's "most correct dogs", "most uncertain", confusion.
+"""What a classifier gets right and wrong, and how surely: the lesson's "most correct dogs" and confusion matrix.
 
 Works on probabilities and labels alone; the photos are read only where they are looked at.
 """
@@ -237,7 +237,11 @@ class ClassifierInterpretation:
         counts = self.confusion_matrix()
         reports = []
         for name, right, photos, predicted in zip(
-            self.names, counts.diagonal().tolist(), counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist(), strict=True
+            self.names,
+            counts.diagonal().tolist(),
+            counts.sum(axis=1).tolist(),
+            counts.sum(axis=0).tolist(),
+            strict=True,
         ):
             precision = right / predicted if predicted else None
             recall = right / photos if photos else None
@@ -305,9 +309,7 @@ class ClassifierInterpretation:
 
 def _plot_predictions(predictions: list[PhotoPrediction], ax: Axes | None) -> Axes:
     captions = [
-        [one.truth, f"predicted: {one.predicted}, {one.probability:.1%}"]
-        if one.predicted != one.truth
-        else [f"{one.truth}, {one.probability:.1%}"]
+        [f"{one.predicted} {one.probability:.1%}", *([f"truth: {one.truth}"] if one.predicted != one.truth else [])]
         for one in predictions
     ]
     return plot_photos([one.photo for one in predictions], captions, ax)
@@ -360,8 +362,8 @@ def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
     if off.any():
         first = int(off.argmax())
         raise ValueError(
-            f"Row {first} of the probabilities sums to {sums[first]:.4g}, its lowest is {probabilities[first].min():.4g}: "
-            "give the softmax of the logits (np.exp of trainer.log_predictions())."
+            f"Row {first} of the probabilities sums to {sums[first]:.4g}, the lowest is {probabilities[first].min():.4g}: "
+            "give the softmax of the logits, such as np.exp(trainer.log_predictions())."
         )
     return probabilities
 
