@@ -141,7 +141,7 @@ class ClassifierInterpretation:
         if dataset is None or isinstance(dataset, dict):
             raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
         photos, dataset_names = _photos_and_names(trainer, dataset)
-        config: Any = trainer.model.config  # type: ignore[union-attr]
+        config: Any = trainer.model.config
         names = _names_of_classes([config.id2label[i] for i in range(config.num_labels)], dataset_names)
         if isinstance(trainer, SGDRTrainer) and photos is not None:
             labels = _labels_of_photos(trainer, dataset)  # a missing one shows before the predictions are made
@@ -320,15 +320,16 @@ def _photos_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | N
     rows = dataset.rows if isinstance(dataset, PhotoDataset) else dataset
     if not isinstance(rows, datasets.Dataset):
         return None, None
-    image, label = (
-        next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
-        for kind in (datasets.Image, datasets.ClassLabel)
-    )
+    image, label = _first_column(rows, datasets.Image), _first_column(rows, datasets.ClassLabel)
     if isinstance(trainer, SGDRTrainer):
         image, label = trainer.args.image_column_name, trainer.args.label_column_name
-    photos = undecoded(rows, image)[image] if image in rows.column_names else None
+    photos = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
     feature = rows.features.get(label)
     return photos, feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _first_column(rows: datasets.Dataset, kind: type) -> str | None:
+    return next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
 
 
 def _labels_of_photos(trainer: SGDRTrainer, dataset: Any) -> list[int]:
@@ -361,9 +362,10 @@ def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
     off = ~((np.abs(sums - 1) <= ROUNDING) & (probabilities >= 0).all(axis=1))
     if off.any():
         first = int(off.argmax())
+        lowest = probabilities[first].min()
         raise ValueError(
-            f"Row {first} of the probabilities sums to {sums[first]:.4g}, the lowest is {probabilities[first].min():.4g}: "
-            "give the softmax of the logits, such as np.exp(trainer.log_predictions())."
+            f"Row {first} is no probabilities: it sums to {sums[first]:.4g}, and its lowest is {lowest:.4g}. "
+            "Give the softmax of the logits, such as np.exp(trainer.log_predictions())."
         )
     return probabilities
 

@@ -63,7 +63,7 @@ class Picture:
 
 
 Block = Heading | Paragraph | Table | Picture
-WRITERS = (".html", ".md")
+FORMATS = (".html", ".md")
 
 
 def write_report(path: Path, title: str, blocks: Sequence[Block]) -> None:
