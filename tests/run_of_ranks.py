@@ -8,9 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import (
+    LayerGroups,
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    StagedUnfreezing,
+    create_image_classifier,
+    image_transforms,
+    load_image_folder,
+)
+from hf_sgdr.equal_buffers import EqualBuffers
 
 
 def digest(tensors) -> str:
@@ -25,18 +34,59 @@ class Losses(TrainerCallback):
         self.values += [logs[key] for key in ("loss", "eval_loss", "eval_accuracy") if key in logs]
 
 
+def make_vit() -> ViTForImageClassification:
+    return ViTForImageClassification(ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=32,
+        patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+    ))  # fmt: skip
+
+
+def staged_unfreezing(place: Path, kind: str, batch: int, **kwargs) -> None:
+    """StagedUnfreezing on a stock Trainer: the weights of each rank after each epoch."""
+    torch.manual_seed(0)
+    model = make_vit() if kind == "stock vit" else create_image_classifier(
+        "test_resnet", labels=["cats", "dogs"], pretrained=False
+    )  # fmt: skip
+    groups, seen = LayerGroups.from_model(model), []
+
+    class Note(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            seen.append([digest(groups.parameters(i)) for i in range(3)])
+
+    pixels = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(place / "out"), num_train_epochs=3, per_device_train_batch_size=batch, use_cpu=True, report_to="none",
+            disable_tqdm=True, save_strategy="no", **kwargs,
+        ),
+        train_dataset=[{"pixel_values": one, "labels": i % 2} for i, one in enumerate(pixels)],
+        optimizers=(torch.optim.SGD(groups.param_groups(1e-2), momentum=0.9), None),
+        callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0}, groups), EqualBuffers(), Note()],
+    )  # fmt: skip
+    try:
+        trainer.train()
+        refusal = None
+    except ValueError as error:
+        refusal = str(error)
+    values = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
+    content = {"seen": seen, "buffers": digest(model.buffers()), "values": values, "refusal": refusal}
+    (place / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(content))
+
+
 def main() -> None:
     folder, place, kind, global_batch = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     world = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(1)
+    if kind.startswith("stock"):
+        refused = {"ddp_find_unused_parameters": False} if kind == "stock refused" else {}
+        staged_unfreezing(place, kind, global_batch // world, **refused)
+        return
     photos = load_image_folder(folder)
     torch.manual_seed(0)
     if kind == "vit":
-        model = ViTForImageClassification(ViTConfig(
-            hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=32,
-            patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
-        ))  # fmt: skip
+        model = make_vit()
     else:
         model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
     train_transform, eval_transform = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)

@@ -76,6 +76,26 @@ def test_two_processes_equal_one_on_the_same_global_batch(runs, kind):
     np.testing.assert_allclose(two["range test"][0], one["range test"][0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["stock vit", "stock timm"])
+def test_staged_unfreezing_on_a_stock_trainer_keeps_ranks_equal(runs, kind):
+    first, second = runs(kind, 2)
+    assert first["refusal"] is None
+    assert first == second
+    early, middle, head = zip(*first["seen"], strict=True)
+    assert len(set(head)) == 3
+    assert middle[0] != middle[1]
+    assert early[0] == early[1] != early[2]
+    if kind == "stock vit":  # which has no statistics of batches
+        (one,) = runs(kind, 1)
+        for name, values in one["values"].items():
+            np.testing.assert_allclose(first["values"][name], values, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_staged_unfreezing_refuses_what_would_hang(runs):
+    for rank in runs("stock refused", 2):
+        assert "needs ddp_find_unused_parameters=True or None" in rank["refusal"]
+
+
 WORDS = [
     "--image_size", "32", "--n_aug", "1", "--per_device_train_batch_size", "4", "--report_to", "none",
     "--use_cpu", "true", "--disable_tqdm", "true", "--stages",
