@@ -17,7 +17,7 @@ from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.head_training import CPU_BATCH
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import _depends_on, extract_features
+from hf_sgdr.precompute import _depends_on, extract_features, inference_dtype
 
 
 def decoding(files: list[Path], repetitions: int) -> list[Row]:
@@ -64,7 +64,9 @@ def extraction(files: list[Path], repetitions: int) -> list[Row]:
     pixels = torch.stack([photos[i]["pixel_values"] for i in range(len(files))])
     batches = exact.normalize(pixels).contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
     rows = []
-    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
+    faster = inference_dtype(model, exact.spec.size, 50_000, "auto")  # bfloat16 only where the machine gains from it
+    for dtype in dict.fromkeys((faster, torch.float32)):
+        name = str(dtype).removeprefix("torch.")
 
         def bare(dtype: torch.dtype = dtype) -> None:
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
