@@ -3,8 +3,10 @@
 Names from outside are escaped here, where they enter a sentence.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,23 @@ def origin_of_weights(trainer: SGDRTrainer, base_model: str | None, origin: str 
     if origin:
         return markdown_text(origin)
     return f"Its network is {_architecture(trainer)}; no model of the Hub is known as the one that it started from."
+
+
+def local_origin(name: str, weights_file: str | None, pretrained: bool) -> str | None:
+    """A sentence about weights that no id of the Hub names; None where one does.
+
+    Args:
+        name (`str`): of the model, as it was given.
+        weights_file (`str` or None): told by its own name and its SHA-256, not by where it lies.
+        pretrained (`bool`): False is random weights.
+    """
+    if not pretrained:
+        return "It started from random weights."
+    if weights_file is not None:
+        file = Path(weights_file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        return f"It started from the weights in {file.name}, a local file with the SHA-256 {digest}."
+    return "It started from a model in a local folder." if Path(name).is_dir() else None
 
 
 def class_names(trainer: SGDRTrainer) -> list[str]:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from matplotlib.axes import Axes
+from transformers.utils import logging
 
 from hf_sgdr import card_facts
 from hf_sgdr.environment import environment
@@ -22,6 +23,8 @@ from hf_sgdr.stages import RunResults
 from hf_sgdr.text import markdown_text, printable
 from hf_sgdr.trainer import SGDRTrainer
 
+logger = logging.get_logger(__name__)
+
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # Where the model is, as long as nobody has pushed it.
 PLACEHOLDER = "user/name"
@@ -30,6 +33,8 @@ UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
 MOST_CORRECT, MOST_INCORRECT, MOST_UNCERTAIN = "most-correct.png", "most-incorrect.png", "most-uncertain.png"
 NUM_PHOTOS = 8
+# More than rounding in 16 bits makes of the accuracy of the same weights.
+OTHER_WEIGHTS = 0.02
 # Of the lesson: `learn.TTA(n_aug=4)`.
 DEFAULT_VIEWS = 4
 
@@ -81,15 +86,18 @@ def write_model_card(
     for name, value in (("dataset", dataset), ("base_model", base_model)):
         if value is not None and hub_id(value) is None:
             raise ValueError(f"{name}={value!r}: give an id of the Hub, such as user/name, or leave it out.")
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
-        raise ValueError(
-            f"license={license!r}: give an identifier of the Hub, such as apache-2.0, cc-by-4.0, other or unknown."
-        )
+    require_license(license)
     seen = ClassifierInterpretation.from_trainer(trainer)
     place = Path(folder if folder is not None else trainer.args.output_dir)
     path = place / "README.md"
     if not trainer.is_world_process_zero():
         return path
+    accuracy = results.best.get("eval_accuracy") if results is not None else None
+    if accuracy is not None and abs(accuracy - seen.accuracy) > OTHER_WEIGHTS:
+        logger.warning(
+            f"The results tell of an accuracy of {accuracy:.4f}, but that of the weights is {seen.accuracy:.4f} now: "
+            "were they trained on? The card has the latter, beside the stages of the former."
+        )
     place.mkdir(parents=True, exist_ok=True)
     model_id = trainer.hub_model_id or trainer.args.hub_model_id
     base_model = base_model if base_model is not None else hub_id(trainer.model.name_or_path)
@@ -107,7 +115,8 @@ def write_model_card(
         loss=seen.loss,
         accuracy=seen.accuracy,
         right=int((seen.predicted == seen.labels).sum()),
-        tta={**done.tta, "views": tta_views, "right": round(done.tta["accuracy"] * len(seen.labels))} if done.tta else None,
+        tta=done.tta,
+        tta_right=round(done.tta.get("accuracy", 0.0) * len(seen.labels)),
         tta_views=(tta_views or DEFAULT_VIEWS) if trainer.train_transform.is_random else 0,
         model_id=model_id or PLACEHOLDER,
         placeholder=PLACEHOLDER,
@@ -148,6 +157,14 @@ def hub_id(name: str) -> str | None:
     except HFValidationError:
         return None
     return name if name.count("/") == 1 and not Path(name).exists() else None
+
+
+def require_license(identifier: str | None) -> None:
+    """Raise a ValueError unless it is None or has the form of the Hub's identifiers of licences."""
+    if identifier is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", identifier):
+        raise ValueError(
+            f"license={identifier!r}: give an identifier of the Hub, such as apache-2.0, cc-by-4.0, other or unknown."
+        )
 
 
 def _metadata(
