@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from transformers.utils import logging
 
 from hf_sgdr import card_facts
+from hf_sgdr.card_text import PLACEHOLDER
 from hf_sgdr.environment import environment
 from hf_sgdr.interpretation import ClassifierInterpretation
 from hf_sgdr.shards import replace_file
@@ -26,8 +27,6 @@ from hf_sgdr.trainer import SGDRTrainer
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# Where the model is, as long as nobody has pushed it.
-PLACEHOLDER = "user/name"
 # The Hub's own word for a licence that nobody has stated.
 UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
@@ -136,18 +135,6 @@ def write_model_card(
     )
     replace_file(path, str(card).encode())
     return path
-
-
-def put_model_id(card: str, model_id: str) -> str:
-    """The text of a card with a model's id on the Hub in the lines that load it.
-
-    Args:
-        card (`str`): the content of a `README.md` that [`write_model_card`] wrote; in others nothing changes.
-        model_id (`str`): such as "user/name".
-    """
-    card = re.sub(r'(pipeline\("image-classification", model=)"[^"\n]*"', rf'\1"{model_id}"', card)
-    card = re.sub(r'(hf_sgdr\.pipeline\()"[^"\n]*"', rf'\1"{model_id}"', card)
-    return re.sub(rf"^`{PLACEHOLDER}` stands for .*\n\n", "", card, flags=re.MULTILINE)
 
 
 def hub_id(name: str) -> str | None:

@@ -70,7 +70,9 @@ def create_image_classifier(
     if not pretrained:
         config = AutoConfig.from_pretrained(name, num_labels=len(labels), **label_maps, **model_kwargs)
         _warn_not_pretrained(name)
-        return AutoModelForImageClassification.from_config(config)
+        model = AutoModelForImageClassification.from_config(config)
+        model.name_or_path = ""  # what a card would take for the origin of the weights
+        return model
     trained_labels = AutoConfig.from_pretrained(name).id2label
     model = AutoModelForImageClassification.from_pretrained(
         name, num_labels=len(labels), **label_maps, ignore_mismatched_sizes=True, **model_kwargs
@@ -109,6 +111,8 @@ def _from_timm_name(
     model = TimmWrapperForImageClassification(config)
     # The wrapper initialises everything anew when it is built, so the weights come after.
     model.timm_model.load_state_dict(network.state_dict())
+    if pretrained and weights_file is None:
+        model.name_or_path = network.pretrained_cfg.get("hf_hub_id") or ""
     _fresh_head(model)
     return model.eval()
 

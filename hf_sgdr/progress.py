@@ -84,6 +84,8 @@ class RunProgress:
         (self.folder / "best.safetensors").unlink(missing_ok=True)
         for stage in self.depends_on["stages"]:
             shutil.rmtree(self.folder / stage["name"], ignore_errors=True)
+            for plot in ("range-test", "learning-rate"):  # of an earlier run, which may have had another recipe
+                (self.folder.parent / f"{stage['name']}-{plot}.png").unlink(missing_ok=True)
 
     def finish_stage(self, model: PreTrainedModel, figures: dict[str, Any]) -> None:
         """Note that a stage is done, with its weights; what it took to get there is removed."""

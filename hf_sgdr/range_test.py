@@ -66,9 +66,10 @@ class LRRangeResult:
         """The head's rate from which on the loss is half as high again as at first; None if it never is."""
         return edge(self.history["lr"], self.history["loss"])
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Smoothed loss against the head's rate, log axis; the lesson's suggestion is marked."""
-        return plot_range_test(self.history["lr"], self.history["smoothed_loss"], self.suggestion(), ax)
+    def plot(self, ax: Axes | None = None, *, chosen: float | None = None) -> Axes:
+        """Smoothed loss against the head's rate, log axis; the lesson's suggestion is marked, and a chosen rate."""
+        history = self.history
+        return plot_range_test(history["lr"], history["smoothed_loss"], self.suggestion(), ax, chosen=chosen)
 
     def plot_lr(self, ax: Axes | None = None) -> Axes:
         """Each group's rate against the step."""

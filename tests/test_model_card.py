@@ -26,7 +26,8 @@ from hf_sgdr import (
     run_stages,
 )
 from hf_sgdr.card_facts import local_origin, wilson_interval
-from hf_sgdr.model_card import PLACEHOLDER, hub_id, put_model_id, write_model_card
+from hf_sgdr.card_text import PLACEHOLDER, put_model_id
+from hf_sgdr.model_card import hub_id, write_model_card
 
 HOSTILE = "|{{ 7 * 7 }}|<script>alert(1)<", "=1+1\n# head\x1b[31m", "__a__ `b` [c](https:x) $d$"
 STAGES = (
