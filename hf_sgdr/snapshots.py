@@ -1,5 +1,6 @@
 """Snapshots at the ends of cycles, their average and their ensemble (Huang et al. 2017, "Snapshot Ensembles")."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from hf_sgdr.equal_buffers import equal_buffers
 from hf_sgdr.head_training import HeadClassifier
 from hf_sgdr.schedule import SGDRScheduler
+from hf_sgdr.shards import replace_file
 from hf_sgdr.stage_callbacks import KeepBestWeights
+
+_FIGURES = "figures.json"
 
 Snapshots = str | Path | Sequence[str | Path]
 
@@ -22,11 +26,13 @@ Snapshots = str | Path | Sequence[str | Path]
 class SnapshotCallback(TrainerCallback):
     """Saves the model's weights at the end of each cycle, after its last step, and those with the best validation loss.
 
-    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; each is replaced, never half written. Works
-    on any Trainer whose scheduler is that of [`get_sgdr_schedule`].
+    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` has what the evaluations at
+    the ends of cycles gave. Each is replaced, never half written. Works on any Trainer whose scheduler is that of
+    [`get_sgdr_schedule`].
 
     Args:
-        folder (`str` or `Path`, *optional*): where; by default `_runs/snapshots` in the Trainer's `output_dir`.
+        folder (`str` or `Path`, *optional*): where; by default `_runs/snapshots` in the Trainer's `output_dir`. What an
+            earlier training left there is removed when another one begins.
 
     Raises:
         ValueError: when training begins, if the scheduler has no cycles.
@@ -47,31 +53,44 @@ class SnapshotCallback(TrainerCallback):
                 f"{type(scheduler).__name__}: give fit() or the arguments a cycle_len."
             )
         if self.folder is None:
-            self.folder = Path(args.output_dir, "_runs", "snapshots")
+            place = Path(args.output_dir)  # a fit of an SGDRTrainer has a folder below `_runs` already
+            self.folder = (place.parent if place.parent.name == "_runs" else place / "_runs") / "snapshots"
         best = self.folder / "best.safetensors"
         if state.global_step == 0 and state.is_world_process_zero:
-            best.unlink(missing_ok=True)
+            for old in (best, self.folder / _FIGURES, *self.folder.glob("cycle-*.safetensors")):
+                old.unlink(missing_ok=True)
         self._best = KeepBestWeights(_whole(kwargs["model"]), best)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save, if a cycle ends here."""
-        schedule = kwargs["lr_scheduler"].schedule
-        finished = schedule.cycle_of(state.global_step)
-        if state.global_step != schedule.cycle_start(finished):
+        path = self._ending_here(state, kwargs["lr_scheduler"])
+        if path is None:
             return
         equal_buffers(kwargs["model"])
         if state.is_world_process_zero:
-            assert self.folder is not None
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"cycle-{finished:03d}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(".tmp-" + path.name)
             save_model(_whole(kwargs["model"]), str(temporary))
             temporary.replace(path)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the weights if they are the best."""
-        if self._best is not None:
-            self._best.on_evaluate(args, state, control, **kwargs)
+        """Keep the weights if they are the best, and note the figures of a cycle's end."""
+        if self._best is None:
+            return
+        self._best.on_evaluate(args, state, control, **kwargs)
+        path = self._ending_here(state, kwargs["lr_scheduler"])
+        if path is not None and path.exists() and state.is_world_process_zero:
+            figures, metrics = _figures(path.parent), kwargs.get("metrics") or {}
+            now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
+            figures.setdefault(path.stem, now)  # whoever evaluates after training may do so on other photos
+            replace_file(path.with_name(_FIGURES), json.dumps(figures, indent=1).encode())
+
+    def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
+        """The file of the cycle that ends with this step, if one does."""
+        finished = scheduler.schedule.cycle_of(state.global_step)
+        if self.folder is None or finished == 0 or state.global_step != scheduler.schedule.cycle_start(finished):
+            return None
+        return self.folder / f"cycle-{finished:03d}.safetensors"
 
 
 def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
@@ -147,6 +166,37 @@ def snapshot_files(snapshots: Snapshots) -> list[Path]:
     if not files:
         raise ValueError(f"{snapshots}: no snapshot there; SnapshotCallback writes cycle-001.safetensors and so on.")
     return files
+
+
+def best_snapshots(snapshots: Snapshots, count: int) -> list[Path]:
+    """The snapshots with the lowest validation loss at the end of their cycle, in the order of their cycles.
+
+    Args:
+        snapshots: a folder of [`SnapshotCallback`], or safetensors files.
+        count (`int`): how many.
+
+    Raises:
+        ValueError: if there is no snapshot, fewer than `count`, or one without a recorded loss.
+    """
+    files = snapshot_files(snapshots)
+    if not 1 <= count <= len(files):
+        raise ValueError(f"The {count} best of {len(files)} snapshots: give a number from 1 to {len(files)}.")
+    losses: dict[Path, float] = {}
+    for file in files:
+        loss = _figures(file.parent).get(file.stem, {}).get("eval_loss")
+        if loss is None:
+            raise ValueError(
+                f"{file}: no validation loss is recorded: the best need an evaluation at each end of a cycle."
+            )
+        losses[file] = loss
+    return sorted(sorted(files, key=lambda file: losses[file])[:count])
+
+
+def _figures(folder: Path) -> dict[str, dict[str, float | None]]:
+    """What the evaluations at the ends of cycles gave, by snapshot."""
+    path = folder / _FIGURES
+    figures: dict[str, dict[str, float | None]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return figures
 
 
 def _whole(model: nn.Module) -> PreTrainedModel | nn.Module:

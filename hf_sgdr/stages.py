@@ -202,7 +202,11 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
             head_rate = rates[-1]
             best.stage = stage.name
             _fit(trainer, stage, rates, newest_checkpoint(progress.folder / stage.name))
-            figures = _figures(trainer, stage, rates, time.perf_counter() - start)
+            figures = {
+                **trainer.fits[-1],
+                "seconds": round(time.perf_counter() - start, 2),  # with the range test
+                "freeze_to": stage.freeze_to,
+            }
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
                 _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
@@ -214,7 +218,9 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
     trainer.precompute = False
     trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
-    return RunResults(world_size=trainer.args.world_size, stages=progress.stages, best=best.figures)
+    results = RunResults(world_size=trainer.args.world_size, stages=progress.stages, best=best.figures)
+    trainer.run = tuple(stages), results
+    return results
 
 
 def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunProgress:
@@ -293,11 +299,26 @@ def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Pat
 
 
 def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
+    """Everything that could stop a later stage is said before the first one begins."""
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Stages {names}: give at least one, each with a name of its own.")
     if trainer.args.eval_strategy != "epoch" or trainer.eval_dataset is None:
         raise ValueError('A recipe keeps the best weights, so it needs an eval_dataset and eval_strategy="epoch".')
+    groups = trainer.layer_groups
+    frozen = groups.frozen
+    try:
+        for stage in stages:
+            try:
+                if stage.lr is not None and not isinstance(stage.lr, str):
+                    groups.learning_rates(stage.lr)
+                groups.freeze_to(stage.freeze_to)
+                if stage.precompute:
+                    trainer.check_precompute()
+            except ValueError as error:
+                raise ValueError(f"Stage {stage.name!r}: {error}") from error
+    finally:
+        groups.freeze_to(frozen)
 
 
 def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
@@ -314,10 +335,11 @@ def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
         stage.range_test_steps,
         group_learning_rates=_spread(trainer, stage, 1.0),
     )
+    rate = _suggested(found, stage, head_rate)
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir, f"{stage.name}-range-test.png")
-        _save_figure(found.plot(), path)
-    return _spread(trainer, stage, _suggested(found, stage, head_rate))
+        _save_figure(found.plot(chosen=rate), path)
+    return _spread(trainer, stage, rate)
 
 
 def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
@@ -346,26 +368,6 @@ def _announce(trainer: SGDRTrainer, stage: Stage, rates: list[float]) -> None:
         print(
             f"\n{stage.name}: {'precomputed features, ' if stage.precompute else ''}learning rate {shown}", flush=True
         )
-
-
-def _figures(trainer: SGDRTrainer, stage: Stage, rates: list[float], seconds: float) -> dict[str, Any]:
-    history = trainer.state.log_history
-    evaluation: dict[str, Any] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    training: dict[str, Any] = next((entry for entry in reversed(history) if "loss" in entry), {})
-    schedule = trainer.schedule
-    cycles = sum(end <= trainer.state.global_step for end in schedule.cycle_ends) if schedule else stage.cycles
-    return {
-        "name": stage.name,
-        "epochs": round(trainer.state.epoch or 0),
-        "cycles": cycles,
-        "learning_rates": rates,
-        "train_loss": training.get("loss"),
-        "eval_loss": evaluation.get("eval_loss"),
-        "eval_accuracy": evaluation.get("eval_accuracy"),
-        "seconds": round(seconds, 2),
-        "precompute": stage.precompute,
-        "freeze_to": stage.freeze_to,
-    }
 
 
 def _save_figure(ax: Any, path: Path) -> None:

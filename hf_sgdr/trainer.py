@@ -5,7 +5,9 @@ precomputed features, `train()` sees the head as its model and rows of features 
 """
 
 import copy
+import functools
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,6 +35,7 @@ from hf_sgdr.epoch_table import show_epoch_table
 from hf_sgdr.equal_buffers import EqualBuffers
 from hf_sgdr.exact_resume import ExactResumeTrainer
 from hf_sgdr.finite_loss import RequireFiniteLoss
+from hf_sgdr.fit_figures import fit_figures
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.memory import keep_freed_memory, nothing_to_collect
@@ -119,6 +122,13 @@ class SGDRTrainer(ExactResumeTrainer):
         self._precompute = False
         self._last_rates: dict[str, list[float]] = {}
         self.num_fits = 0
+        self.fits: list[dict[str, Any]] = []  # what each did, as in results.json
+        self.range_tests: dict[str, LRRangeResult] = {}  # by the name of the fit that came after it
+        self.fit_stages: list[dict[str, Any]] = []  # what a recipe's stage would be told to do the same
+        self.run: tuple[Any, Any] | None = None  # stages and results of run_stages, until the next fit
+        self.trained_at = 0.0  # seconds since the epoch
+        self._fit_name: str | None = None
+        self._new_range_test: LRRangeResult | None = None
         self._features = FeatureReader(model, args, self.accelerator)
         self._cuts: dict[int, Cut] = {}
         self._decoded = DecodedPhotos(args, self.accelerator)
@@ -171,7 +181,7 @@ class SGDRTrainer(ExactResumeTrainer):
         name = name or f"fit-{self.num_fits:03d}"
         args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name))
         self._tracked_fits.name_fit(args, self.args.output_dir, name)
-        with self._replaced(args=args):
+        with self._replaced(args=args, _fit_name=name):
             return self.train(resume_from_checkpoint)
 
     def train(
@@ -185,8 +195,39 @@ class SGDRTrainer(ExactResumeTrainer):
         self.optimizer, self.lr_scheduler = self._given_optimizers
         self.model_wrapped = self.model
         self._last_rates = {}
+        self.run = None
+        name, start = self._fit_name or f"train-{len(self.fits) + 1:03d}", time.perf_counter()
         with self._features_instead_of_photos():
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self.fits.append(
+            fit_figures(
+                self.state,
+                self.schedule,
+                self.args,
+                name=name,
+                learning_rates=self.layer_groups.learning_rates(
+                    self.args.group_learning_rates or self.args.learning_rate
+                ),
+                seconds=time.perf_counter() - start,
+                precompute=self._precompute,
+                freeze_to=self.layer_groups.frozen,
+            )
+        )
+        self.fit_stages.append(
+            {
+                "lr": self.fits[-1]["learning_rates"],
+                "cycles": self.args.num_cycles,
+                "cycle_len": self.args.cycle_len,
+                "cycle_mult": self.args.cycle_mult,
+                "freeze_to": self.layer_groups.frozen,
+                "precompute": self._precompute,
+                "freeze_batch_norm": self.layer_groups.freeze_batch_norm,
+            }
+        )
+        self.trained_at = time.time()
+        if self._new_range_test is not None:
+            self.range_tests[name], self._new_range_test = self._new_range_test, None
+        return output
 
     def lr_find(
         self,
@@ -212,6 +253,7 @@ class SGDRTrainer(ExactResumeTrainer):
         with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_photos():
             found = test.run(self)
         self._tracked_fits.range_test_done(found)
+        self._new_range_test = found
         return found
 
     def freeze(self) -> None:
@@ -250,18 +292,22 @@ class SGDRTrainer(ExactResumeTrainer):
     @precompute.setter
     def precompute(self, value: bool) -> None:
         if value:
-            self._cut()
+            self.check_precompute()
         if value and not self._precompute and self.train_transform.is_random and not self.args.precompute_views:
             logger.warning(
                 "Augmentation has no effect with precompute: features are those of the plain photos. "
                 "precompute_views=4 would store four augmented views of each."
             )
-        if value and self.args.precompute_views and not self.train_transform.is_random:
+        self._precompute = value
+
+    def check_precompute(self) -> None:
+        """Raise a ValueError if precompute is not possible with what is frozen now."""
+        self._cut()
+        if self.args.precompute_views and not self.train_transform.is_random:
             raise ValueError(
                 f"precompute_views={self.args.precompute_views} needs a training transform that augments: give the "
                 'trainer the first one of image_transforms(model, augment="side_on", max_zoom=1.1).'
             )
-        self._precompute = value
 
     def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
         """Log-probabilities (photos, classes), in the order of the data set; validation by default."""
@@ -284,14 +330,14 @@ class SGDRTrainer(ExactResumeTrainer):
         if beta is not None and not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta={beta!r}: give the plain photo's weight, from 0 to 1.")
         dataset = self._or_validation(dataset)
-        plain = np.exp(self.log_predictions(dataset))
-        if n_aug == 0:
-            return plain
-        if not self.train_transform.is_random:
+        if n_aug and not self.train_transform.is_random:
             raise ValueError(
                 f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
                 'image_transforms(model, augment="side_on", max_zoom=1.1).'
             )
+        plain = np.exp(self.log_predictions(dataset))
+        if n_aug == 0:
+            return plain
         views = [
             np.exp(self.log_predictions(self._photos(dataset, self.train_transform, seed_of=("tta", view))))
             for view in range(n_aug)
@@ -313,6 +359,75 @@ class SGDRTrainer(ExactResumeTrainer):
         if not self._last_rates:
             raise ValueError("plot_lr() shows the rates of the last fit: call fit() or train() first.")
         return plot_rates(self._last_rates, ax)
+
+    def create_model_card(self, **facts: Any) -> None:
+        """Write the card, `README.md` and pictures in `output_dir`, from this trainer's fits and what it measures now.
+
+        Args:
+            **facts: what nobody can measure: see [`~hf_sgdr.model_card.write_model_card`].
+        """
+        from hf_sgdr.model_card import write_model_card  # at the side: it knows the trainer
+
+        write_model_card(self, **facts)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and push it with its processor, card, plots, `results.json` and `recipe.yaml`.
+
+        What of these is missing in `output_dir`, or older than the last training, is written first; nothing else from
+        there is pushed. The model goes on being the whole one while precompute is on.
+
+        Args:
+            commit_message, token, revision (`str`, *optional*): as in [`~transformers.Trainer.push_to_hub`].
+            blocking (`bool`, *optional*, defaults to True): False pushes in the background and returns a future.
+            private (`bool`, *optional*): whether a new repository is private; by default `args.hub_private_repo`.
+            **kwargs: facts for the card, which is then written anew: see [`create_model_card`].
+
+        Returns:
+            `CommitInfo` of huggingface_hub, or a future of it; None on other processes than the main one.
+
+        Raises:
+            HubError: if it cannot be pushed; everything is saved, and the message ends with the command that pushes.
+        """
+        from hf_sgdr.hub import hub_api, push_folder  # at the side: they know the trainer
+        from hf_sgdr.run_files import write_run_files
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        write_run_files(self, kwargs)
+        if not self.is_world_process_zero():
+            return None
+        api = hub_api(token)
+        push = functools.partial(
+            push_folder,
+            self.args.output_dir,
+            self.hub_model_id or self._hub_name,
+            private=private if private is not None else self.args.hub_private_repo,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message or "End of training",
+            api=api,
+        )
+        return push() if blocking else api.run_as_future(push)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository and look at the login, before anything is trained.
+
+        Raises:
+            HubError: if there is no login, it may not write there, or the Hub cannot be asked.
+        """
+        if self.is_world_process_zero():
+            from hf_sgdr.hub import hub_api, prepare_repository
+
+            private = private if private is not None else self.args.hub_private_repo
+            self.hub_model_id = prepare_repository(self._hub_name, private=private, api=hub_api(token))
+            self.push_in_progress = None
 
     # ---- What differs inside the Trainer ----
 
@@ -456,6 +571,11 @@ class SGDRTrainer(ExactResumeTrainer):
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     # ---- Helpers ----
+
+    @property
+    def _hub_name(self) -> str:
+        """The repository to push to: as given, else called as the output folder."""
+        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
 
     @property
     def _groups_in_training(self) -> LayerGroups:

@@ -60,7 +60,7 @@ class SGDRTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 clips nothing."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be False: such a loss ends training."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: photos become inputs late."})
-    hub_strategy: str = field(default="end", metadata={"help": "When to push: end, every_save, checkpoint, ..."})
+    hub_strategy: str = field(default="end", metadata={"help": "When to push: only end."})
     dataloader_num_workers: int = field(
         default_factory=default_num_workers, metadata={"help": "Processes that read photos; 0: threads of this one."}
     )
@@ -130,6 +130,11 @@ class SGDRTrainingArguments(TrainingArguments):
             raise ValueError(
                 "hub_token is not taken as an argument: it would be written beside the model. Log in with "
                 "`hf auth login`, or set HF_TOKEN."
+            )
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={str(self.hub_strategy)!r} would push checkpoints, optimizer states and a pickle of the "
+                'arguments: only "end" is taken. recipes/push.py pushes snapshots as branches.'
             )
         if self.num_train_epochs is None:
             self.num_train_epochs = self.total_epochs

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from huggingface_hub import CommitInfo
 
+from hf_sgdr.card_facts import local_origin
 from hf_sgdr.cli import (
     DataArguments,
     ModelArguments,
@@ -25,6 +28,9 @@ from hf_sgdr.cli import (
     parse,
 )
 from hf_sgdr.demo import demo_photo_folder, demo_weights_file
+from hf_sgdr.hub import push_folder, require_login
+from hf_sgdr.model_card import hub_id, require_license, write_model_card
+from hf_sgdr.recipe_file import RECIPE_FILE, write_recipe
 from hf_sgdr.stages import RunResults, Stage, run_stages, save_results
 from hf_sgdr.trainer import SGDRTrainer
 from hf_sgdr.training_args import SGDRTrainingArguments
@@ -51,6 +57,12 @@ class RecipeArguments:
         metadata={"help": "lesson (the default), or some of its stages: precomputed, augmented, unfrozen."},
     )
     n_aug: int = field(default=4, metadata={"help": "Augmented views of test-time augmentation at the end; 0: none."})
+    license: str | None = field(
+        default=None, metadata={"help": "For the card: the Hub's identifier of the licence you give, as apache-2.0."}
+    )
+    card_photos: bool = field(
+        default=False, metadata={"help": "Show some validation photos in the card; it may become public."}
+    )
     resume: bool = field(
         default=False, metadata={"help": "Go on with an unfinished run; a finished one stays as it is."}
     )
@@ -63,25 +75,38 @@ def main(argv: Sequence[str]) -> int:
     data, model_args, recipe, training = parse(kinds, argv, __doc__, CONFIGS / "demo.yaml" if is_demo else None)
     given = {word.split("=")[0].replace("-", "_").lstrip("_") for word in all_words(argv) if word.startswith("--")}
     stages = stages_of(recipe, training, "learning_rate" in given)
+    require_license(recipe.license)
     results_file = Path(training.output_dir, "results.json")
+    # Saving pushes, too, and figures and card are not there yet: the recipe pushes at its end.
+    push, training.push_to_hub = training.push_to_hub, False
+    if push and training.process_index == 0:
+        require_login(hub_name(training))
     if recipe.resume and results_file.exists():
-        print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to do.")
+        print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to train.")
+        if push and training.process_index == 0:
+            show_push(push_folder(training.output_dir, hub_name(training), **said_for_push(training)))
         return 0
     if is_demo:
         print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER.")
         data.data_dir = str(demo_photo_folder())
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
+    columns = {"image_column_name": training.image_column_name, "label_column_name": training.label_column_name}
     photos = load_photos(data, training)
     trainer = build_trainer(photos, model_args, training)
+    if push:
+        trainer.init_hf_repo()
     results = run_stages(trainer, stages, resume=recipe.resume)
     if recipe.n_aug and trainer.train_transform.is_random:
         results.tta = test_time_augmentation(trainer, recipe.n_aug)
     trainer.save_model()
+    write_model_card(trainer, results, **said_for_card(data, model_args, recipe, is_demo))
     if trainer.is_world_process_zero():
-        save_results(results, results_file)
+        said = {"n_aug": recipe.n_aug, **(columns if data.dataset_name is not None else {})}
+        write_recipe(trainer, stages, model=model_args, data=data, more=said)
+        save_results(results, results_file)  # from here on the run is finished
         print_summary(results, training.output_dir)
-    if training.push_to_hub:
-        trainer.push_to_hub()
+    if push:
+        show_push(trainer.push_to_hub())
     trainer.end()
     return 0
 
@@ -99,6 +124,47 @@ def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments, has_rate
     if has_rate:
         stages = tuple(replace(stage, lr=training.learning_rate) if stage.lr == "auto" else stage for stage in stages)
     return stages
+
+
+def said_for_card(
+    data: DataArguments, model_args: ModelArguments, recipe: RecipeArguments, is_demo: bool
+) -> dict[str, Any]:
+    """What the model card says beside what was measured."""
+    name, dataset = model_args.model_name_or_path, hub_id(data.dataset_name or "")
+    command = ["accelerate launch recipes/train.py", RECIPE_FILE]
+    if dataset is None:
+        command.append("--data_dir PHOTOS")
+    if model_args.weights_file is not None:
+        command.append("--weights_file WEIGHTS")
+    if Path(name).is_dir():
+        command.append("--model MODEL")
+    facts = {
+        "dataset": dataset,
+        "photos_name": dataset or Path(data.data_dir or data.dataset_name).resolve().name,
+        "origin": local_origin(name, model_args.weights_file, model_args.pretrained),
+        "license": recipe.license,
+        "tta_views": recipe.n_aug,
+        "command": " ".join(command),
+        "with_photos": recipe.card_photos,
+    }
+    if is_demo:
+        facts["license"] = recipe.license or "apache-2.0"  # that of the weights and of this package
+        facts["command"] = "accelerate launch recipes/train.py"
+    return facts
+
+
+def hub_name(training: SGDRTrainingArguments) -> str:
+    """The repository to push to: as given, else called as the output folder."""
+    return training.hub_model_id or Path(training.output_dir).absolute().name
+
+
+def said_for_push(training: SGDRTrainingArguments) -> dict[str, Any]:
+    return {"private": training.hub_private_repo, "revision": training.hub_revision}
+
+
+def show_push(commit: CommitInfo | None) -> None:
+    if commit is not None:
+        print(f"Pushed to {commit.repo_url} (commit {commit.oid[:8]}).")
 
 
 def test_time_augmentation(trainer: SGDRTrainer, n_aug: int) -> dict[str, float]:

@@ -69,7 +69,7 @@ def test_a_snapshot_is_what_the_cycles_last_step_made(make_trainer, tmp_path, kw
     trainer.add_callback(SnapshotCallback(tmp_path / "shots"))
     trainer.fit(1e-2, 2, cycle_len=1, cycle_mult=2)  # cycles of 2 and 4 steps
     names = sorted(path.name for path in (tmp_path / "shots").iterdir())
-    assert names == ["best.safetensors", "cycle-001.safetensors", "cycle-002.safetensors"]
+    assert names == ["best.safetensors", "cycle-001.safetensors", "cycle-002.safetensors", "figures.json"]
     for name, step in (("cycle-001", 2), ("cycle-002", 6)):
         snapshot = load_file(tmp_path / "shots" / f"{name}.safetensors")
         assert snapshot.keys() <= trainer.model.state_dict().keys()

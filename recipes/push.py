@@ -1,0 +1,48 @@
+"""Push what a recipe or `trainer.save_model()` left in a folder: for the first time, or again.
+
+    python recipes/push.py out user/name
+    python recipes/push.py out user/name --hub_private_repo --tag v1
+    python recipes/push.py out user/name --best 2       # and the two best snapshots, each as a branch
+
+Pushing the same again changes nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from hf_sgdr.cli import one_clear_line
+from hf_sgdr.hub import push_folder, push_snapshots, pushed_files
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", help="folder with the model, its card and figures")
+    parser.add_argument("model_id", help="user/name, or the name alone")
+    parser.add_argument("--hub_private_repo", action="store_true", help="make a new repository a private one")
+    parser.add_argument("--revision", metavar="BRANCH", help="push to a branch, made if it is not there")
+    parser.add_argument("--tag", help="a name for the pushed revision, as v1")
+    parser.add_argument("--message", default="Model, figures and card", help="of the commit")
+    parser.add_argument("--snapshots", action="store_true", help="also each snapshot, as branch cycle-001 and so on")
+    parser.add_argument("--best", type=int, metavar="K", help="only the K snapshots of lowest validation loss")
+    options = parser.parse_args(argv)
+    private = options.hub_private_repo or None
+    names = [file.name for file in pushed_files(options.output_dir)]
+    done = push_folder(
+        options.output_dir,
+        options.model_id,
+        private=private,
+        revision=options.revision,
+        commit_message=options.message,
+        tag=options.tag,
+    )
+    print(f"{', '.join(names)}\npushed to {done.repo_url} (commit {done.oid[:8]}).")
+    if options.snapshots or options.best is not None:
+        branches = push_snapshots(options.output_dir, options.model_id, best=options.best, private=private)
+        for branch in branches:
+            print(f"Snapshot: from_pretrained({done.repo_url.repo_id!r}, revision={branch!r})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_line(main))
