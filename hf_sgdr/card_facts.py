@@ -93,11 +93,11 @@ def stage_row(stage: dict[str, Any], groups: Sequence[str]) -> dict[str, str | i
         "trains": trains + (", on precomputed features" if stage["precompute"] else ""),
         "epochs": stage["epochs"],
         "cycles": stage["cycles"],
-        "rates": ", ".join(f"{markdown_text(name)} {rate:.1e}" for name, rate in rates),
+        "rates": ", ".join(f"{markdown_text(name)} {rate:.2g}" for name, rate in rates),
         "train_loss": figure(stage["train_loss"]),
         "eval_loss": figure(stage["eval_loss"]),
         "eval_accuracy": figure(stage["eval_accuracy"]),
-        "time": f"{stage['seconds']:.1f} s",
+        "seconds": f"{stage['seconds']:.1f}",
     }
 
 

@@ -21,7 +21,7 @@ from hf_sgdr.environment import environment
 from hf_sgdr.interpretation import ClassifierInterpretation
 from hf_sgdr.shards import replace_file
 from hf_sgdr.stages import RunResults
-from hf_sgdr.text import markdown_text, printable
+from hf_sgdr.text import html_text, markdown_text, printable
 from hf_sgdr.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
@@ -30,7 +30,6 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # The Hub's own word for a licence that nobody has stated.
 UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
-MOST_CORRECT, MOST_INCORRECT, MOST_UNCERTAIN = "most-correct.png", "most-incorrect.png", "most-uncertain.png"
 NUM_PHOTOS = 8
 # More than rounding in 16 bits makes of the accuracy of the same weights.
 OTHER_WEIGHTS = 0.02
@@ -210,50 +209,58 @@ def _own_fits(trainer: SGDRTrainer) -> RunResults:
     return RunResults(trainer.args.world_size, trainer.fits)
 
 
-def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict[str, str]]:
-    """The plots that the stages left, as cells of a table."""
-    rows = []
+def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict[str, Any]]:
+    """The plots that the stages left, with a sentence for each stage; they are copied beside the card if need be."""
+    found = []
     for stage in results.stages:
-        rate, name = stage["learning_rates"][-1], stage["name"]
-        cells = {
-            "range_test": _picture(source / f"{name}-range-test.png", place, f"Range test before {name}"),
-            "rates": _picture(source / f"{name}-learning-rate.png", place, f"Learning rates of {name}"),
+        name, chosen = stage["name"], f"{stage['learning_rates'][-1]:.2g}"
+        range_test = source / f"{name}-range-test.png"
+        plots = {
+            range_test: f"Range test before {name}: training loss against learning rate",
+            source / f"{name}-learning-rate.png": f"Learning rate of each layer group in {name}, step by step",
         }
-        if any(cells.values()):
-            chosen = f"<br>chosen for the head: {rate:.1e}" if cells["range_test"] else "none for this one"
-            rows.append({"name": markdown_text(name), **cells, "range_test": cells["range_test"] + chosen})
-    return rows
-
-
-def _picture(file: Path, place: Path, words: str) -> str:
-    """Markdown of a picture, which is copied beside the card if it lies elsewhere; nothing if there is none."""
-    if not file.exists():
-        return ""
-    if file.parent.resolve() != place.resolve():
-        shutil.copyfile(file, place / file.name)
-    return f"![{markdown_text(words)}]({file.name})"
+        pictures = [{"file": file.name, "words": html_text(words)} for file, words in plots.items() if file.exists()]
+        for picture in pictures:
+            if source.resolve() != place.resolve():
+                shutil.copyfile(source / picture["file"], place / picture["file"])
+        if pictures:
+            words = (
+                "After the range test, the head got" if range_test.exists() else "Without a range test, the head got"
+            )
+            found.append({"name": markdown_text(name), "pictures": pictures, "words": f"{words} {chosen}."})
+    return found
 
 
 def _photo_pictures(seen: ClassifierInterpretation, place: Path, wanted: bool) -> list[dict[str, str]]:
     """Pictures of single photos; those of an earlier card are removed where they are not wanted any more."""
-    kinds: dict[str, tuple[str, Any, Any]] = {
-        MOST_CORRECT: ("Most correct: right, and sure of it", seen.most_correct, seen.plot_most_correct),
-        MOST_INCORRECT: ("Most incorrect: wrong, and sure of it", seen.most_incorrect, seen.plot_most_incorrect),
-        MOST_UNCERTAIN: (
-            "Most uncertain: two classes are about as likely",
+    kinds: dict[str, tuple[str, str, Any, Any]] = {
+        "most-correct.png": (
+            "Most correct",
+            "Right, and with the highest probability.",
+            seen.most_correct,
+            seen.plot_most_correct,
+        ),
+        "most-incorrect.png": (
+            "Most incorrect",
+            "Wrong, and with the lowest probability of the true class.",
+            seen.most_incorrect,
+            seen.plot_most_incorrect,
+        ),
+        "most-uncertain.png": (
+            "Most uncertain",
+            "The two likeliest classes are closest to each other.",
             seen.most_uncertain,
             seen.plot_most_uncertain,
         ),
     }
     found = []
-    for file, (title, photos, plot) in kinds.items():
+    for file, (title, words, photos, plot) in kinds.items():
         (place / file).unlink(missing_ok=True)
-        if wanted:
-            body = "None."
-            if photos(NUM_PHOTOS):
-                _save(plot(NUM_PHOTOS), place / file)
-                body = f"![{title}]({file})"
-            found.append({"title": title, "body": body})
+        if wanted and photos(NUM_PHOTOS):
+            _save(plot(NUM_PHOTOS), place / file)
+            found.append({"title": title, "body": f"{words}\n\n![{title}: {words}]({file})"})
+        elif wanted:
+            found.append({"title": title, "body": "There is none."})
     return found
 
 
