@@ -178,17 +178,20 @@ def plot_photos(photos: Sequence[Any], captions: Sequence[Sequence[str]], ax: Ax
     count, lines = len(photos), max(map(len, captions), default=0)
     if ax is None:
         rows = max(1, math.ceil(count / 4))
-        ax = new_axes(2.1 * max(1, math.ceil(count / rows)), (2.1 + 0.3 * lines) * rows)
+        ax = new_axes(2.1 * max(1, math.ceil(count / rows)), (2.1 + 0.2 * lines) * rows)
     ax.set_axis_off()
     if not count:
         ax.text(0.5, 0.5, "no such photo", transform=ax.transAxes, ha="center", va="center", color="0.4")
         return ax
     _lay_out(ax)
     width, height = _size(ax)
-    below = 0.15 * lines  # a line of text, as a share of a photo's side
-    side, columns = max((min(width / n, height / math.ceil(count / n) / (1 + below)), -n) for n in range(1, count + 1))
-    columns, rows = -columns, math.ceil(count / -columns)
-    size = min(10.0, max(SMALLEST_NAME, 0.11 * side))
+    below = 0.15 * lines  # the room for text, as a share of a photo's side
+    for _ in range(2):  # it settles: text has a largest size, and what it does not need goes to the photos
+        sides = {n: min(width / n, height / math.ceil(count / n) / (1 + below)) for n in range(1, count + 1)}
+        columns = max(sides, key=sides.__getitem__)
+        size = min(10.0, max(SMALLEST_NAME, 0.11 * sides[columns]))
+        below = 1.35 * size * lines / sides[columns]
+    rows, side = math.ceil(count / columns), sides[columns]
     for place, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
         row, column = divmod(place, columns)
         picture = Image.fromarray(np.asarray(photo))

@@ -94,13 +94,13 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #c9ced6; --soft: #5a6472; }
 @media (prefers-color-scheme: dark) { :root { --line: #49515c; --soft: #a9b2be; } }
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 0; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem; overflow-wrap: anywhere; }
+main { max-width: 60rem; margin: 0 auto; padding: 1.5rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 .wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; min-width: min(100%, 30rem); font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
-th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }
+th, td { padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }
 thead th { color: var(--soft); }
 .number { text-align: right; white-space: nowrap; }
 figure { margin: 1rem 0; }
@@ -175,9 +175,13 @@ def _markdown_table(table: Table) -> str:
     lines = [
         " | ".join(map(markdown_text, table.columns)),
         " | ".join("---:" if is_number else "---" for is_number in _numeric(table)),
-        *(" | ".join(markdown_text(_shown(cell)) for cell in row) for row in table.rows),
+        *(" | ".join(_markdown_cell(cell) for cell in row) for row in table.rows),
     ]
     return f"{markdown_text(table.caption)}\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return markdown_text(cell) if isinstance(cell, str) else _shown(cell)
 
 
 # ---- Both ----

@@ -1,0 +1,302 @@
+"""How good a saved or pushed model is on a folder of photos: figures on the terminal, and a report if you want one.
+
+    python recipes/evaluate.py --model out --data_dir dogscats --output report.html
+    python recipes/evaluate.py --model user/name --data_dir photos --split all --tta 4 --output report.md figures.json
+
+A folder is a class, by its name. A report shows photos with --photos only, as they may be private. What cannot be read
+is named on stderr and left out; the exit status is then 1.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Subset
+from tqdm.auto import tqdm
+
+from hf_sgdr.audit import UnreadablePhotosError, readable
+from hf_sgdr.cli import one_clear_line
+from hf_sgdr.data import LAYOUT, TEST_FOLDERS, VALIDATION_FOLDERS, check_fraction, photo_files, stratified_split
+from hf_sgdr.interpretation import ClassifierInterpretation, PhotoPrediction
+from hf_sgdr.metrics import class_metrics
+from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
+from hf_sgdr.report import FORMATS, Block, Heading, Paragraph, Picture, Table, write_report
+from hf_sgdr.text import printable
+
+FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
+CLASSES_ONE_BY_ONE = 4  # up to so many, a report shows photos class by class, as the lesson does
+MISTAKES = 20  # kinds of them that a report lists
+CLASSES_ON_TERMINAL = 40
+
+
+@dataclass
+class Evaluation:
+    """What was evaluated, on which photos, and how it went."""
+
+    model: str
+    photos: str
+    folder: Path
+    tta: int
+    found: ClassifierInterpretation
+    metrics: dict[str, float]
+    unreadable: dict[str, str]
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _options(argv)
+    folder, is_share = folder_of_split(Path(options.data_dir), options.split)
+    # evaluation is in float32, whatever precision the weights are saved in
+    classify = pipeline(options.model, tta=options.tta, batch_size=options.batch_size, dtype=torch.float32)
+    config = classify.model.config
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    rows, unreadable = photos_of_classes(folder, names)
+    if is_share:
+        train, validation = stratified_split(rows, options.validation_fraction, options.seed)
+        rows = train if options.split == "train" else validation
+    found = predictions(classify, rows, names)
+    metrics = class_metrics(found.predicted, found.labels)
+    evaluation = Evaluation(
+        model=Path(options.model).resolve().name if Path(options.model).is_dir() else options.model,
+        photos=_in_words(options, folder, is_share),
+        folder=folder,
+        tta=options.tta,
+        found=found,
+        metrics={"accuracy": metrics.pop("accuracy"), "loss": found.loss, **metrics},
+        unreadable={_below(folder, file): reason for file, reason in unreadable.items()},
+    )
+    print_summary(evaluation)
+    for path in options.output:
+        if path.suffix == ".json":
+            write_json(path, evaluation)
+        else:
+            write_report(path, f"Evaluation of {evaluation.model}", blocks(evaluation, options.photos))
+        print(f"Written: {printable(path)}")
+    return 1 if unreadable else 0
+
+
+def folder_of_split(root: Path, split: str) -> tuple[Path, bool]:
+    """The folder that holds the split's class folders, and whether the split is a share of them, as in training.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{printable(root)}: {'a file, not a' if root.exists() else 'no such'} folder. {LAYOUT}"
+        )
+    present = {
+        kind: root / name for kind, names in FOLDERS.items() for name in reversed(names) if (root / name).is_dir()
+    }
+    if split in present:
+        return present[split], False
+    if present:
+        raise ValueError(f"{printable(root)} is divided into --split {' and '.join(present)}; it has no {split}.")
+    if split == "test":
+        raise ValueError(f"{printable(root)} has no folder test; --split all takes every photo.")
+    return root, split != "all"
+
+
+def photos_of_classes(folder: Path, names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
+    """Files below class folders with the model's class ids, and for those that cannot be read the reason.
+
+    Raises:
+        ValueError: if the model does not know a class, or no photo can be read.
+    """
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    rows = [(str(file), one.name) for one in classes for file in photo_files(one)]
+    unknown = sorted({name for _, name in rows} - set(names))
+    if unknown:
+        raise ValueError(
+            f"{printable(folder)}: {_few(unknown)} not among the model's classes, which are {_few(names)}. "
+            "Rename the folder as the model calls it, or take it out."
+        )
+    files = [file for file, _ in rows]
+    unreadable: dict[str, str] = {}
+    try:
+        readable(files, files, "raise")
+    except UnreadablePhotosError as error:
+        unreadable = error.reasons
+    for file, reason in unreadable.items():
+        print(f"{printable(file)}: left out, it cannot be read as a picture ({reason}).", file=sys.stderr)
+    rows = [(file, name) for file, name in rows if file not in unreadable]
+    if not rows:
+        raise ValueError(f"{printable(folder)}: no photo in class folders that can be read. {LAYOUT}")
+    ids = {name: i for i, name in enumerate(names)}
+    return Dataset.from_dict({"file": [f for f, _ in rows], "label": [ids[name] for _, name in rows]}), unreadable
+
+
+def predictions(
+    classify: TTAImageClassificationPipeline, rows: Dataset, names: Sequence[str]
+) -> ClassifierInterpretation:
+    """What the model makes of the photos."""
+    files = list(rows["file"])
+    answers = classify(Subset(files, range(len(files))), top_k=len(names), function_to_apply="softmax")
+    probabilities = np.zeros((len(files), len(names)))
+    for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="photo", total=len(files))):
+        scores = {one["label"]: one["score"] for one in answer}
+        probabilities[row] = [scores[name] for name in names]
+    return ClassifierInterpretation(probabilities, rows["label"], names, files)
+
+
+def print_summary(evaluation: Evaluation) -> None:
+    found = evaluation.found
+    print(f"\n{printable(evaluation.model)} on {len(found.labels)} photos: {printable(evaluation.photos)}")
+    for name, value in evaluation.metrics.items():
+        print(f"{name:<10}{value:8.4f}")
+    reports = [report for report in found.per_class() if report.photos or report.precision is not None]
+    if len(reports) <= CLASSES_ON_TERMINAL:
+        width = max(5, *(len(printable(report.name)) for report in reports))
+        print(f"\n{'class':<{width}}{'photos':>8}{'precision':>11}{'recall':>9}{'f1':>9}")
+        for report in reports:
+            figures = [f"{'–' if x is None else f'{x:.4f}':>9}" for x in (report.precision, report.recall, report.f1)]
+            print(f"{printable(report.name):<{width}}{report.photos:>8}  {''.join(figures)}")
+    mistakes = found.most_confused()
+    if mistakes:
+        print("\nmost confused: " + "; ".join(f"{printable(t)} as {printable(p)}: {n}" for t, p, n in mistakes[:5]))
+
+
+def blocks(evaluation: Evaluation, with_photos: bool) -> list[Block]:
+    """The report, block by block."""
+    found, metrics = evaluation.found, evaluation.metrics
+    mistakes = found.most_confused()
+    views = f", the mean over each photo and {evaluation.tta} augmented views of it" if evaluation.tta else ""
+    result: list[Block] = [
+        Paragraph(f"{len(found.labels)} photos, {evaluation.photos}; {len(found.names)} classes{views}."),
+        Table("Figures of all photos", ["figure", "value", "what it is"], [
+            ["accuracy", metrics["accuracy"], "share of photos whose likeliest class is theirs"],
+            ["loss", metrics["loss"], "mean of -log of the probability of the true class"],
+            ["precision", metrics["precision"], "mean over the classes"],
+            ["recall", metrics["recall"], "mean over the classes"],
+            ["F1", metrics["f1"], "mean over the classes"],
+        ]),
+        Heading("What is taken for what"),
+        Picture(
+            found.plot_confusion_matrix().figure,
+            "confusion-matrix",
+            "Confusion matrix, a row for each true class, a column for each prediction; the tables have its figures.",
+        ),
+    ]  # fmt: skip
+    caption = (
+        f"Mistakes, the most frequent first{f' ({MISTAKES} of {len(mistakes)} kinds)' * (len(mistakes) > MISTAKES)}"
+    )
+    if mistakes:
+        result.append(Table(caption, ["truth", "predicted", "photos"], mistakes[:MISTAKES]))
+    else:
+        result.append(Paragraph("No photo is taken for another class than its own."))
+    result += [
+        Heading("Class by class"),
+        Picture(
+            found.plot_per_class().figure, "classes", "Precision and recall of each class; the table below has them."
+        ),
+        Table(
+            "Precision: of the photos predicted as the class, the share that is of it. "
+            "Recall: of its photos, the share predicted as it.",
+            ["class", "photos", "precision", "recall", "F1"],
+            [[one.name, one.photos, one.precision, one.recall, one.f1] for one in found.per_class()],
+        ),
+    ]
+    if with_photos:
+        result += photo_blocks(found, evaluation.folder)
+    if evaluation.unreadable:
+        rows = [list(item) for item in evaluation.unreadable.items()]
+        result += [Heading("Left out"), Table("Photos that cannot be read", ["file", "reason"], rows)]
+    return result
+
+
+def photo_blocks(found: ClassifierInterpretation, folder: Path) -> list[Block]:
+    """The lesson's pictures: most correct and incorrect, class by class where there are few, and most uncertain."""
+    classes: list[str | None] = [None] if len(found.names) > CLASSES_ONE_BY_ONE else [*found.names]
+    result: list[Block] = []
+    for number, name in enumerate(classes):
+        of = "" if name is None else f": {name}"
+        for words, key, chosen, ax in (
+            ("Most correct", "correct", found.most_correct(4, name), found.plot_most_correct(4, name)),
+            ("Most incorrect", "incorrect", found.most_incorrect(4, name), found.plot_most_incorrect(4, name)),
+        ):
+            description = _described(f"{words} photos{of}", chosen, folder)
+            result += [Heading(f"{words}{of}"), Picture(ax.figure, f"most-{key}-{number}", description)]
+    description = _described("Most uncertain photos", found.most_uncertain(), folder)
+    return [
+        *result,
+        Heading("Most uncertain"),
+        Picture(found.plot_most_uncertain().figure, "most-uncertain", description),
+    ]
+
+
+def write_json(path: Path, evaluation: Evaluation) -> None:
+    found = evaluation.found
+    content = {
+        "schema": 1,
+        "model": evaluation.model,
+        "photos": len(found.labels),
+        "of": evaluation.photos,
+        "tta": evaluation.tta,
+        "metrics": evaluation.metrics,
+        "classes": [asdict(report) for report in found.per_class()],
+        "confusion_matrix": found.confusion_matrix().tolist(),
+        "unreadable": evaluation.unreadable,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", "--model_name_or_path", required=True, help="folder or model id of the Hub")
+    parser.add_argument("--data_dir", required=True, help="folder of photos, one folder a class, divided or not")
+    parser.add_argument(
+        "--split",
+        choices=[*FOLDERS, "all"],
+        default="validation",
+        help="which photos; a folder that is not divided is split as in training, and `all` takes every photo in it",
+    )
+    parser.add_argument("--validation_fraction", type=float, default=0.2, help="as in training; 0.2")
+    parser.add_argument("--seed", type=int, default=42, help="as in training; 42")
+    parser.add_argument("--tta", type=int, default=0, help="augmented views of test-time augmentation")
+    parser.add_argument("--batch_size", type=int, default=None, help="photos a forward pass")
+    parser.add_argument(
+        "--output", nargs="+", type=Path, default=[], metavar="FILE", help="FILE.html, FILE.md, FILE.json"
+    )
+    parser.add_argument("--photos", action="store_true", help="show photos in the report: they may be private")
+    options = parser.parse_args(argv)
+    check_fraction(options.validation_fraction)
+    for path in options.output:
+        if path.suffix not in (*FORMATS, ".json"):
+            raise ValueError(f"--output {path}: give names that end in {', '.join(FORMATS)} or .json.")
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+    if options.photos and not any(path.suffix in FORMATS for path in options.output):
+        raise ValueError("--photos shows photos in a report: give --output report.html or report.md, too.")
+    return options
+
+
+def _in_words(options: argparse.Namespace, folder: Path, is_share: bool) -> str:
+    """Which photos, without the machine's path."""
+    name = Path(options.data_dir).resolve().name
+    if is_share:
+        fraction = f"{options.validation_fraction:g} of each class, seed {options.seed}"
+        return f"the {options.split} share of {name} (validation is {fraction})"
+    return f"all of {name}" if options.split == "all" else f"{folder.name} of {name}"
+
+
+def _described(what: str, chosen: Sequence[PhotoPrediction], folder: Path) -> str:
+    each = [f"{_below(folder, one.file)}, {one.predicted} {one.probability:.1%}" for one in chosen]
+    return f"{what}: {'; '.join(each) or 'none'}"
+
+
+def _below(folder: Path, file: str) -> str:
+    return Path(file).relative_to(folder).as_posix()
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_line(main))
