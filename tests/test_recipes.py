@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from hf_sgdr import create_image_classifier
 from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, one_clear_line, parse
@@ -63,8 +64,8 @@ def test_train_leaves_model_results_and_plots_and_says_so(trained):
     place, done = trained
     out = place / "out"
     assert {path.name for path in out.iterdir()} == {
-        "_runs", "config.json", "model.safetensors", "results.json",
-        "head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png",
+        "_runs", "config.json", "model.safetensors", "results.json", "recipe.yaml", "README.md",
+        "head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png",
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert [stage["name"] for stage in results["stages"]] == ["head", "whole"]
@@ -95,6 +96,20 @@ def test_what_train_saved_is_stock_without_our_package(trained):
     table = list(csv.DictReader((place / "p.csv").open()))
     assert [row["file"] for row in table] == [row["file"] for row in ours]
     assert [float(row["p(cats)"]) for row in table] == [row["probabilities"]["cats"] for row in ours]
+
+
+def test_train_writes_a_card_that_claims_only_what_is_true(trained):
+    place, _ = trained
+    card = ModelCard.load(place / "out" / "README.md")
+    results = json.loads((place / "out" / "results.json").read_text())
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["Accuracy"] == pytest.approx(results["best"]["eval_accuracy"], abs=1e-6)
+    assert values["Loss with test-time augmentation (1 views)"] == pytest.approx(results["tta"]["loss"], abs=1e-6)
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
+    assert card.data.model_name == "test_resnet on photos"
+    assert "It started from a model in a local folder" in card.text.replace("\\", "")
+    assert "accelerate launch recipes/train.py recipe.yaml --data_dir PHOTOS --model MODEL\n" in card.text
+    assert str(place) not in card.content
 
 
 def test_a_finished_run_is_left_alone_by_resume(trained):
@@ -137,6 +152,7 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained):
         ("train.py", ["--data_dir", "photos", "--num_cycles", "2"], "--num_cycles: the stages say that"),
         ("train.py", ["--data_dir", "photos", "--stages", "all"], "--stages all: give lesson, or any of precomputed"),
         ("train.py", ["--data_dir", "photos", "--no_such_flag"], "--no_such_flag"),
+        ("train.py", ["--data_dir", "photos", "--license", "My own"], "license='My own': give an identifier of"),
         ("train.py", ["--data_dir", "photos", "--learning_rate", "fast"], "invalid float value: 'fast'"),
         ("train.py", ["--data_dir", "photos", "--dataset_name", "x"], "give one of the two"),
         ("train.py", ["--data_dir", "photos", "--image_size", "2"], "image_size=2: give the side of the square input"),
