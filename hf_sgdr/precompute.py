@@ -121,6 +121,10 @@ def extract_features(
     return store
 
 
+# Processors that torch has no bfloat16 kernels for: one photo would take seconds, and so would finding that out.
+_NO_BFLOAT16 = ("AVX2", "DEFAULT", "NO AVX")
+
+
 def inference_dtype(model: PreTrainedModel, size: int, num_photos: int, wanted: str = "auto") -> torch.dtype:
     """The precision to extract features in: "float32", "bfloat16", or by "auto" the faster one on this machine.
 
@@ -135,9 +139,10 @@ def inference_dtype(model: PreTrainedModel, size: int, num_photos: int, wanted: 
     """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    if num_photos < FEW_PHOTOS:
-        return torch.float32
     device = next(model.parameters()).device
+    no_gain = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _NO_BFLOAT16
+    if num_photos < FEW_PHOTOS or no_gain:
+        return torch.float32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     architecture = getattr(model.config, "architecture", None) or type(model).__name__
     question = f"{platform.machine()} {name} torch {torch.__version__} {architecture} {size} px"

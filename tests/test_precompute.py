@@ -292,6 +292,9 @@ def test_few_photos_are_computed_in_full_precision_and_wishes_are_obeyed(tiny_mo
 def test_the_faster_precision_is_measured_once_and_remembered(tiny_model, monkeypatch):
     seconds = {torch.float32: 2.0, torch.bfloat16: 1.0}
     monkeypatch.setattr("hf_sgdr.precompute._forward_seconds", lambda model, size, dtype: seconds[dtype])
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    assert inference_dtype(tiny_model, SIZE, 1000) == torch.float32  # torch has no kernels there
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     assert inference_dtype(tiny_model, SIZE, 1000) == torch.bfloat16
     seconds[torch.bfloat16] = 3.0  # another answer now would make another store
     assert inference_dtype(tiny_model, SIZE, 1000) == torch.bfloat16
@@ -342,14 +345,15 @@ def test_the_precision_of_features_on_real_photos(lite0, shared_photos):
     files = sorted((shared_photos / "dogscats" / "valid").rglob("*.jpg"))[::12]
     _, transform = image_transforms(lite0)
     head = LayerGroups.from_model(lite0).head
-    exact, fast, rounded = (
-        extract_features(lite0, head, PhotoDataset([{"image": str(file)} for file in files], one), dtype=dtype).read()
-        for one, dtype in (
-            (transform, torch.float32), (transform.fast(), torch.float32), (transform.fast(), torch.bfloat16),
-        )
-    )  # fmt: skip
+
+    def features(some, view, dtype=torch.float32):
+        photos = PhotoDataset([{"image": str(file)} for file in some], view)
+        return extract_features(lite0, head, photos, dtype=dtype).read()
+
+    exact, fast = features(files, transform), features(files, transform.fast())
+    rounded = features(files[::4], transform.fast(), torch.bfloat16)  # few: slow on processors without it
     assert torch.cosine_similarity(exact, fast).min() >= 0.999
-    assert torch.cosine_similarity(exact, rounded.float()).min() >= 0.997
+    assert torch.cosine_similarity(exact[::4], rounded.float()).min() >= 0.997
 
 
 @pytest.mark.photos
