@@ -209,6 +209,11 @@ def wilson_interval(right: int, count: int, z: float = Z_95) -> tuple[float, flo
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def views(count: int) -> str:
+    """How many views, in words."""
+    return f"{count} augmented view{'' if count == 1 else 's'}"
+
+
 def figure(value: float | None) -> str:
     """A figure with four decimals, or a dash where there is none."""
     return "–" if value is None else f"{value:.4f}"

@@ -59,7 +59,8 @@ def write_model_card(
 
     Args:
         trainer ([`SGDRTrainer`]): with the weights that are saved, and with validation photos.
-        results ([`RunResults`], *optional*): of the run that made these weights; by default the trainer's own fits.
+        results ([`RunResults`], *optional*): of the run that made these weights; by default those of the
+            trainer's last [`run_stages`], or else its own fits.
         folder (`str` or `Path`, *optional*): where to write; by default the trainer's `output_dir`. Plots of stages are
             taken from `output_dir`.
         photos_name (`str`, *optional*): what the photos are called.
@@ -82,9 +83,11 @@ def write_model_card(
             photos.
     """
     for name, value in (("dataset", dataset), ("base_model", base_model)):
-        if value is not None and hub_id(value) is None:
+        if value is not None and hub_id(value, with_user=name != "dataset") is None:
             raise ValueError(f"{name}={value!r}: give an id of the Hub, such as user/name, or leave it out.")
     require_license(license)
+    if results is None and trainer.run is not None:
+        results = trainer.run[1]
     seen = ClassifierInterpretation.from_trainer(trainer)
     place = Path(folder if folder is not None else trainer.args.output_dir)
     path = place / "README.md"
@@ -114,8 +117,9 @@ def write_model_card(
         accuracy=seen.accuracy,
         right=int((seen.predicted == seen.labels).sum()),
         tta=done.tta,
+        tta_words=card_facts.views(tta_views),
         tta_right=round(done.tta.get("accuracy", 0.0) * len(seen.labels)),
-        tta_views=(tta_views or DEFAULT_VIEWS) if trainer.train_transform.is_random else 0,
+        pipeline_views=(tta_views or DEFAULT_VIEWS) if trainer.train_transform.is_random else 0,
         model_id=model_id or PLACEHOLDER,
         placeholder=PLACEHOLDER,
         origin=card_facts.origin_of_weights(trainer, base_model, origin),
@@ -136,13 +140,18 @@ def write_model_card(
     return path
 
 
-def hub_id(name: str) -> str | None:
-    """The name, if it has the form of an id of the Hub, user/name, and is no folder or file here; else None."""
+def hub_id(name: str, *, with_user: bool = True) -> str | None:
+    """The name, if it has the form of an id of the Hub and is no folder or file here; else None.
+
+    Args:
+        name (`str`): such as "user/name".
+        with_user (`bool`, *optional*, defaults to True): False takes "name" alone, too, as old data sets are called.
+    """
     try:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return name if name.count("/") == 1 and not Path(name).exists() else None
+    return name if ("/" in name or not with_user) and not Path(name).exists() else None
 
 
 def require_license(identifier: str | None) -> None:
@@ -166,7 +175,9 @@ def _metadata(
 ) -> ModelCardData:
     measured: list[tuple[str, str, float]] = [("accuracy", "Accuracy", seen.accuracy), ("loss", "Loss", seen.loss)]
     for kind, value in results.tta.items():
-        measured.append((kind, f"{kind.capitalize()} with test-time augmentation ({tta_views} views)", value))
+        measured.append(
+            (kind, f"{kind.capitalize()} with test-time augmentation ({card_facts.views(tta_views)})", value)
+        )
     photos = printable(photos_name or "validation photos")
     return ModelCardData(
         library_name="transformers",
@@ -224,10 +235,9 @@ def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict
             if source.resolve() != place.resolve():
                 shutil.copyfile(source / picture["file"], place / picture["file"])
         if pictures:
-            words = (
-                "After the range test, the head got" if range_test.exists() else "Without a range test, the head got"
-            )
-            found.append({"name": markdown_text(name), "pictures": pictures, "words": f"{words} {chosen}."})
+            led = "The range test led to" if range_test.exists() else "There was no range test before it, but"
+            words = f"{led} a highest rate of {chosen} for the head."
+            found.append({"name": markdown_text(name), "pictures": pictures, "words": words})
     return found
 
 

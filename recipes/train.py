@@ -130,7 +130,7 @@ def said_for_card(
     data: DataArguments, model_args: ModelArguments, recipe: RecipeArguments, is_demo: bool
 ) -> dict[str, Any]:
     """What the model card says beside what was measured."""
-    name, dataset = model_args.model_name_or_path, hub_id(data.dataset_name or "")
+    name, dataset = model_args.model_name_or_path, hub_id(data.dataset_name or "", with_user=False)
     command = ["accelerate launch recipes/train.py", RECIPE_FILE]
     if dataset is None:
         command.append("--data_dir PHOTOS")

@@ -96,8 +96,8 @@ def test_the_metadata_say_what_was_measured_and_read_back(run, tmp_path):
     assert values == {
         "Accuracy": pytest.approx(measured["eval_accuracy"], abs=1e-6),
         "Loss": pytest.approx(measured["eval_loss"], abs=1e-5),
-        "Accuracy with test-time augmentation (2 views)": pytest.approx(12 / 13, abs=1e-6),
-        "Loss with test-time augmentation (2 views)": 0.25,
+        "Accuracy with test-time augmentation (2 augmented views)": pytest.approx(12 / 13, abs=1e-6),
+        "Loss with test-time augmentation (2 augmented views)": 0.25,
     }
     assert results.best["eval_loss"] == pytest.approx(values["Loss"], abs=1e-5)
     assert {(one.task_type, one.dataset_name, one.dataset_split) for one in data.eval_results} == {
@@ -160,6 +160,8 @@ def test_what_is_no_id_is_refused_and_nothing_written(run, tmp_path, given, mess
 
 def test_hub_ids():
     assert hub_id("timm/resnet34.a1_in1k") == "timm/resnet34.a1_in1k"
+    assert hub_id("beans") is None
+    assert hub_id("beans", with_user=False) == "beans"
     assert [hub_id(name) for name in ("", "resnet34", "a/b/c", "/a/b", "user/na me", "user/")] == [None] * 6
 
 
@@ -303,6 +305,13 @@ def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_photo_fo
     assert card.data.license == "mit"
     assert "generated_from_trainer" not in card.content
     assert len(list((tmp_path / "out").glob("*-range-test.png"))) == 1
+
+
+def test_after_run_stages_a_card_tells_of_them_without_being_told(run, tmp_path):
+    trainer, _ = run
+    text = write_model_card(trainer, None, tmp_path).read_text(encoding="utf-8")
+    assert [row[0] for row in table(text, "stage")] == ["head", "whole"]
+    assert "of all epochs" in text
 
 
 def test_results_of_other_weights_are_said_to_be_so(run, tmp_path, caplog, monkeypatch):

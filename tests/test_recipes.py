@@ -104,7 +104,9 @@ def test_train_writes_a_card_that_claims_only_what_is_true(trained):
     results = json.loads((place / "out" / "results.json").read_text())
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["Accuracy"] == pytest.approx(results["best"]["eval_accuracy"], abs=1e-6)
-    assert values["Loss with test-time augmentation (1 views)"] == pytest.approx(results["tta"]["loss"], abs=1e-6)
+    assert values["Loss with test-time augmentation (1 augmented view)"] == pytest.approx(
+        results["tta"]["loss"], abs=1e-6
+    )
     assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
     assert card.data.model_name == "test_resnet on photos"
     assert "It started from a model in a local folder" in card.text.replace("\\", "")
