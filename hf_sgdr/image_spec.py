@@ -69,6 +69,17 @@ class ImageSpec:
         resize = math.floor(size / DEFAULT_CROP_PCT)
         return cls(size, resize, False, "bicubic", IMAGENET_MEAN, IMAGENET_STD, "torch")
 
+    @classmethod
+    def from_processor(cls, processor: BaseImageProcessor) -> "ImageSpec":
+        """What an image processor's configuration says of it; its code may do more.
+
+        Raises:
+            KeyError, TypeError, ValueError: if that is not a resize and a square crop.
+        """
+        if isinstance(processor, TimmWrapperImageProcessor):
+            return _from_timm(processor.data_config)
+        return _from_processor(processor.to_dict())
+
     def with_size(self, size: int) -> "ImageSpec":
         """The same transform for another input size, the crop's share of the photo kept."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 8:
@@ -107,6 +118,13 @@ class ImageSpec:
             image_mean=list(self.mean),
             image_std=list(self.std),
         )
+
+
+def image_processor_of(model: PreTrainedModel) -> BaseImageProcessor:
+    """The image processor that a stock pipeline would load with a model; [`ImageSpec`]'s where it came with none."""
+    if getattr(model.config, "model_type", None) == "timm_wrapper" and model.config.pretrained_cfg:
+        return TimmWrapperImageProcessor(model.config.pretrained_cfg, model.config.architecture)
+    return _stock_processor(model.config._name_or_path) or ImageSpec.from_model(model).write_to(model)
 
 
 def _from_timm(config: dict[str, Any]) -> ImageSpec:
