@@ -122,7 +122,7 @@ def _of_training(training: SGDRTrainingArguments) -> dict[str, Any]:
             isinstance(value, list) and all(isinstance(one, int | float | str) for one in value)
         )
         is_local = isinstance(value, str) and os.path.isabs(value)
-        is_default = value == default or (value == [] and not default)
+        is_default = value == default or ((value is False or value == []) and not default)
         if item.name in _SAID_BY_STAGES or _OF_NO_EFFECT.match(item.name) or is_default or is_local or not plain:
             continue
         values[item.name] = value

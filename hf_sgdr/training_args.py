@@ -60,6 +60,9 @@ class SGDRTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 clips nothing."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be False: such a loss ends training."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: photos become inputs late."})
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Make a new repository a private one.", "nargs": "?", "const": True}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "When to push: only end."})
     dataloader_num_workers: int = field(
         default_factory=default_num_workers, metadata={"help": "Processes that read photos; 0: threads of this one."}

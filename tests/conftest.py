@@ -18,6 +18,8 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from huggingface_hub import HfApi, constants  # noqa: E402
+from loopback_hub import TOKEN, running_hub  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from hf_sgdr import create_image_classifier  # noqa: E402
@@ -49,6 +51,21 @@ def make_photo_folder() -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A Hub of this test's own, which the client talks to."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        yield hub
+
+
+@pytest.fixture
+def api(hub) -> HfApi:
+    """Ann, who is logged in there."""
+    return HfApi(endpoint=hub.endpoint, token=TOKEN)
 
 
 @pytest.fixture

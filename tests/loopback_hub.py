@@ -65,7 +65,8 @@ class LoopbackHub:
     """The state of the Hub.
 
     `fail(method, part, kind, times, **headers)`: the next `times` requests by that method whose path has `part` get the
-    status `kind`, or are dropped: "drop" before they are read, "midway" when half is read, "late" when all is done.
+    status `kind`, are dropped ("drop" before they are read, "midway" when half is read, "late" when all is done) or get
+    no answer ("hang") until `goes_on` is set; `is_hanging` tells that one has come.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.failures: list[Failure] = []
         self.lock = threading.RLock()
+        self.is_hanging, self.goes_on = threading.Event(), threading.Event()
         self.lfs = False
         self.endpoint = ""
 
@@ -156,6 +158,10 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(length)
         if failure is not None and isinstance(failure.kind, int):
             return self.send({"error": f"made to fail with {failure.kind}"}, failure.kind, headers=failure.headers)
+        if failure is not None and failure.kind == "hang":
+            self.hub.is_hanging.set()
+            self.hub.goes_on.wait()
+            return self.drop()
         self.is_dropped_late = failure is not None
         for wanted, pattern, name in self.routes:
             match = re.fullmatch(pattern, raw)
@@ -390,6 +396,7 @@ def running_hub():
     try:
         yield hub
     finally:
+        hub.goes_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

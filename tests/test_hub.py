@@ -1,35 +1,18 @@
-import json
-import logging
 import pickle
 import re
 import shlex
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import HfApi, constants
-from loopback_hub import OTHER_TOKEN, READ_TOKEN, TOKEN, running_hub
-from safetensors.torch import load, load_file, save_file
-from transformers import AutoModelForImageClassification
+from loopback_hub import READ_TOKEN, TOKEN
 
-from hf_sgdr import (
-    SGDRTrainer,
-    SGDRTrainingArguments,
-    SnapshotCallback,
-    image_transforms,
-    load_image_folder,
-    run_stages,
-)
-from hf_sgdr.hub import prepare_repository, push_command, push_folder, push_snapshots, pushed_files, require_login
-from hf_sgdr.recipe_file import write_recipe
+from hf_sgdr.hub import prepare_repository, push_command, push_folder, pushed_files, require_login
 from hf_sgdr.retries import HubError, asked_pause, tried_again
-from hf_sgdr.stages import Stage, save_results
 
-SIZE = 32
-CARD = "---\nlibrary_name: transformers\npipeline_tag: image-classification\n---\n# Cats\n![matrix](confusion-matrix.png)\n"
+CARD = "---\npipeline_tag: image-classification\n---\n# Cats\n![matrix](confusion-matrix.png)\n"
 RUN = {
     "config.json", "model.safetensors", "README.md", "results.json", "recipe.yaml",
     "head-range-test.png", "head-learning-rate.png", "confusion-matrix.png",
@@ -38,19 +21,6 @@ RUN = {
 
 # huggingface_hub's own call, where the storage protocol xet is not used.
 by_lfs = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with running_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        yield hub
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.endpoint, token=TOKEN)
 
 
 @pytest.fixture
@@ -130,7 +100,7 @@ def test_pushing_the_same_again_changes_nothing(hub, api, out):
 
 def test_a_folder_without_a_model_is_refused(out, tmp_path):
     for missing in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no model to push; give a folder that holds config.json and model"):
+        with pytest.raises(FileNotFoundError, match="no model to push; give a folder that holds"):
             pushed_files(missing)
     (out / "model.safetensors").rename(tmp_path / "elsewhere")
     (out / "model.safetensors").symlink_to(tmp_path / "elsewhere")
@@ -183,7 +153,7 @@ def test_branches_and_tags(hub, api, out):
     assert repo.files("main")["results.json"] == b'{"schema": 1}\n'
     assert repo.tags == {"v1": first.oid}
     push_folder(out, "ann/cats", revision="trial", tag="v2", api=api)
-    with pytest.raises(HubError, match="Tagging ann/cats as v1: the tag is there already.*the push itself is done"):
+    with pytest.raises(HubError, match=r"Tagging ann/cats as v1: the tag is there already.*the push itself is done"):
         push_folder(out, "ann/cats", tag="v1", api=api)
     assert repo.files("main")["results.json"] == b"{}"
 
@@ -316,7 +286,7 @@ def test_a_date_counts_as_a_time_to_wait():
 
 def test_nobody_waits_for_an_hour(hub, api, out, waits):
     hub.fail("POST", "/commit/", 429, Retry_After="3600")
-    with pytest.raises(HubError, match="failed once, at last with: 429 Too Many Requests.*asks to wait 3600 s"):
+    with pytest.raises(HubError, match=r"failed once, at last with: 429 Too Many Requests.*asks to wait 3600 s"):
         push_folder(out, "ann/cats", api=api, wait=waits.append)
     assert waits == []
 

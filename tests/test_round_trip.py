@@ -1,0 +1,170 @@
+"""There and back in processes of their own: train, push, load from a clean cache, train on; and pushes that break."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loopback_hub import TOKEN
+
+from hf_sgdr import create_image_classifier
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+pytestmark = pytest.mark.recipe
+STAGE = '{"name": "head", "lr": 0.05, "cycles": 2, "precompute": true}'
+TRAIN = [
+    RECIPES / "train.py", "--data_dir", "photos", "--model", "body", "--image_size", 32, "--output_dir", "out",
+    "--per_device_train_batch_size", 8, "--n_aug", 1, "--report_to", "none", "--stages", STAGE,
+]  # fmt: skip
+# A package that is None in sys.modules cannot be imported.
+READ = """
+import glob, json, sys
+sys.modules["hf_sgdr"] = None
+from transformers import pipeline
+answers = pipeline("image-classification", model="ann/cats", device="cpu")(sorted(glob.glob("photos/valid/*/*")))
+print(json.dumps(answers))
+"""
+GO_ON = """
+import glob, json, torch
+import hf_sgdr
+from hf_sgdr.pipelines import pipeline
+from safetensors.torch import load_file
+answers = pipeline("ann/cats", tta=0, device="cpu")(sorted(glob.glob("photos/valid/*/*")))
+model = hf_sgdr.create_image_classifier("ann/cats", labels=["cats", "dogs"])
+saved = load_file("out/model.safetensors")
+kept = {name: torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items() if name in saved}
+assert all(kept.values()) and len(kept) > 20, kept
+assert hf_sgdr.image_transforms(model)[1].spec.size == 32
+other = hf_sgdr.create_image_classifier("ann/cats", labels=["dogs", "cats"])
+assert not torch.equal(other.timm_model.fc.weight, model.timm_model.fc.weight)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture
+def place(tmp_path, make_photo_folder):
+    make_photo_folder(tmp_path / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
+    return tmp_path
+
+
+@pytest.fixture
+def process(hub, place):
+    """`process(*words)` starts Python with them, as Ann; `home` names a cache of its own, `token=None` logs her out."""
+
+    def start(*words, home="home", token=TOKEN):
+        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place / home)}
+        environment["HF_SGDR_CACHE"] = str(place / "cache")
+        environment.pop("HF_HUB_OFFLINE", None)
+        environment.pop("HF_TOKEN", None)
+        if token is not None:
+            environment["HF_TOKEN"] = token
+        return subprocess.Popen(
+            [sys.executable, *map(str, words)], cwd=place, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+def output(process: subprocess.Popen, expect: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == expect, err[-3000:]
+    assert "Traceback" not in err
+    return out, err
+
+
+def probability_of_truth(out: str) -> np.ndarray:
+    answers = json.loads(out.splitlines()[-1])
+    assert len(answers) == 8
+    truth = ["cats"] * 4 + ["dogs"] * 4
+    rows = [{one["label"]: one["score"] for one in answer} for answer in answers]
+    return np.array([row[name] for row, name in zip(rows, truth, strict=True)])
+
+
+def test_train_push_load_anywhere_and_train_on(hub, process, place):
+    out, _ = output(process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--hub_private_repo"))
+    assert "Pushed to http" in out
+    repo = hub.repos["ann/cats"]
+    assert repo.private
+    assert repo.messages == ["initial commit", "End of training"]  # one push, when all is there
+    files = repo.files()
+    assert files.keys() == {
+        ".gitattributes", "config.json", "model.safetensors", "README.md", "results.json", "recipe.yaml",
+        "head-learning-rate.png", "confusion-matrix.png",
+    }  # fmt: skip
+    texts = {name: body.decode() for name, body in files.items() if not name.endswith((".png", ".safetensors"))}
+    for secret in (Path.home(), place, Path.cwd(), TOKEN):
+        assert not [name for name, text in texts.items() if str(secret) in text]
+
+    stock, _ = output(process("-c", READ, home="clean"))
+    expected = json.loads(files["results.json"])["best"]["eval_loss"]
+    assert -np.log(probability_of_truth(stock)).mean() == pytest.approx(expected, abs=1e-4)
+    ours, _ = output(process("-c", GO_ON, home="clean"))
+    np.testing.assert_allclose(probability_of_truth(ours), probability_of_truth(stock), atol=1e-4)
+
+    words = ["--model", "ann/cats", "--output_dir", "more", "--stages", STAGE.replace("0.05", "1e-9")]
+    output(process(*TRAIN, *words, home="clean"))
+    more = json.loads((place / "more" / "results.json").read_text())
+    assert more["stages"][0]["eval_loss"] == pytest.approx(expected, abs=1e-4)  # it went on from the trained head
+
+    again = [RECIPES / "train.py", "out/recipe.yaml", "--data_dir", "photos", "--output_dir", "again"]
+    output(process(*again, "--report_to", "none"))
+    first, second = (json.loads((place / name / "results.json").read_text()) for name in ("out", "again"))
+    for results in (first, second):
+        results["stages"][0].pop("seconds")
+    assert first == second
+    assert (place / "again" / "model.safetensors").read_bytes() == (place / "out" / "model.safetensors").read_bytes()
+    assert (place / "again" / "recipe.yaml").read_text() == (place / "out" / "recipe.yaml").read_text()
+
+
+def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, process, place):
+    hub.fail("POST", "/commit/", 503, times=5, Retry_After="0")
+    _, err = output(process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats"), expect=2)
+    tries = [line for line in err.splitlines() if "503 Service Unavailable: made to fail with 503" in line]
+    assert len(tries) == 5  # each try with its reason, and the end
+    line = err.splitlines()[-1]
+    assert line.startswith("train.py: error: Pushing to ann/cats failed 5 times")
+    assert len(hub.repos["ann/cats"].commits) == 1
+    words = shlex.split(line.split("to push it again: ")[1])
+    assert words == ["python", str(RECIPES / "push.py"), "out", "ann/cats"]
+    out, _ = output(process(*words[1:], "--tag", "v1"))
+    assert "pushed to http" in out
+    assert "README.md" in hub.repos["ann/cats"].files("v1")
+
+
+def test_killed_while_it_pushes_a_run_is_pushed_by_resume_without_training(hub, process, place):
+    hub.fail("POST", "/commit/", "hang")
+    child = process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats")
+    assert hub.is_hanging.wait(240), child.communicate(timeout=1)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    before = (place / "out" / "model.safetensors").stat().st_mtime_ns
+    assert "model.safetensors" not in hub.repos["ann/cats"].files()
+    out, _ = output(process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--resume"))
+    assert "is finished" in out
+    assert "Pushed to http" in out
+    assert {"model.safetensors", "README.md", "results.json", "recipe.yaml"} <= hub.repos["ann/cats"].files().keys()
+    assert (place / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_without_a_login_nothing_is_begun(hub, process, place):
+    words = ["--push_to_hub", "--hub_model_id", "ann/cats", "--data_dir", "nowhere"]
+    _, err = output(process(*TRAIN, *words, token=None), expect=2)
+    assert err.splitlines()[-1] == (
+        "train.py: error: Looking up the login on the Hub: nobody is logged in: "
+        "run `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
+    )
+    assert not (place / "out").exists()
+    assert hub.requests == []
+
+
+def test_a_wrong_folder_leaves_no_repository_behind(hub, process):
+    _, err = output(process(*TRAIN, "--push_to_hub", "--data_dir", "nowhere"), expect=2)
+    assert err.splitlines()[-1].startswith("train.py: error: nowhere: no such folder.")
+    assert hub.repos == {}

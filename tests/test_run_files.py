@@ -1,0 +1,279 @@
+"""`trainer.push_to_hub()`: what a run by hand pushes, and snapshots as branches."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from loopback_hub import TOKEN
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_sgdr import (
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    SnapshotCallback,
+    image_transforms,
+    load_image_folder,
+    run_stages,
+)
+from hf_sgdr.hub import push_snapshots
+from hf_sgdr.recipe_file import write_recipe
+from hf_sgdr.retries import HubError
+from hf_sgdr.stages import Stage
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, make_photo_folder):
+    return load_image_folder(
+        make_photo_folder(
+            tmp_path_factory.mktemp("photos"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
+        )
+    )
+
+
+@pytest.fixture
+def make_trainer(photos, tiny_model, tmp_path):
+    def make(model=None, with_validation=True, **kwargs):
+        model = model if model is not None else tiny_model
+        train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
+        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+        if not with_validation:
+            values["eval_strategy"] = "no"
+        return SGDRTrainer(
+            model,
+            SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=8, **values, **kwargs),
+            train_dataset=photos["train"], eval_dataset=photos["validation"] if with_validation else None,
+            train_transform=train, eval_transform=evaluation,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def logged_in(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
+
+
+def places_in(files: dict[str, bytes], *places: object) -> list[str]:
+    texts = {name: body.decode() for name, body in files.items() if not name.endswith((".png", ".safetensors"))}
+    return [f"{name}: {place}" for name, text in texts.items() for place in map(str, places) if place in text]
+
+
+def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_trainer, tmp_path):
+    trainer = make_trainer(hub_model_id="ann/cats")
+    trainer.precompute = True
+    trainer.lr_find(num_steps=20)
+    trainer.fit(1e-2, 1, name="Head first")
+    trainer.precompute = False
+    trainer.unfreeze()
+    trainer.fit([1e-4, 1e-3, 1e-2], 2, cycle_len=1, cycle_mult=2)
+    trainer.push_to_hub()
+    files = logged_in.repos["ann/cats"].files()
+    assert {"config.json", "model.safetensors", "README.md", "results.json", "recipe.yaml"} <= files.keys()
+    assert {"Head first-range-test.png", "fit-002-learning-rate.png"} <= files.keys()
+    results = json.loads(files["results.json"])
+    assert [stage["name"] for stage in results["stages"]] == ["Head first", "fit-002"]
+    assert results["best"]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
+    recipe = yaml.safe_load(files["recipe.yaml"])
+    assert [Stage.from_dict(stage) for stage in recipe["stages"]] == [
+        Stage("head-first", lr=[1e-2] * 3, cycles=1, freeze_to=2, precompute=True),
+        Stage("fit-002", lr=[1e-4, 1e-3, 1e-2], cycles=2, cycle_len=1, cycle_mult=2, freeze_to=0),
+    ]
+    assert places_in(files, Path.home(), tmp_path, Path.cwd(), TOKEN) == []
+    assert not any("training_args" in name or "/" in name for name in files)
+
+
+def test_a_recipe_in_python_is_pushed_with_its_results(logged_in, make_trainer):
+    trainer = make_trainer()
+    stages = (Stage("head", lr=1e-2, cycles=1, precompute=True), Stage("more", cycles=1, cycle_len=1))
+    results = run_stages(trainer, stages)
+    trainer.push_to_hub()
+    files = logged_in.repos["ann/out"].files()
+    assert json.loads(files["results.json"]) == results.to_dict()
+    assert [Stage.from_dict(stage) for stage in yaml.safe_load(files["recipe.yaml"])["stages"]] == list(stages)
+    assert {"head-learning-rate.png", "more-learning-rate.png"} <= files.keys()
+
+
+def test_the_whole_model_is_pushed_while_precompute_is_on(logged_in, make_trainer, tmp_path):
+    trainer = make_trainer(hub_model_id="ann/cats")
+    trainer.precompute = True
+    trainer.fit(1e-2, 1)
+    trainer.push_to_hub()
+    (tmp_path / "weights").write_bytes(logged_in.repos["ann/cats"].files()["model.safetensors"])
+    pushed = load_file(tmp_path / "weights")
+    expected = trainer.model.state_dict()
+    assert len(pushed) > 20
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in pushed.items())
+
+
+def test_files_of_the_run_before_are_written_anew_and_newer_ones_stay(logged_in, make_trainer, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("README.md", "results.json", "recipe.yaml"):
+        (out / name).write_text("old: yes\n")
+    trainer = make_trainer(hub_model_id="ann/cats")
+    trainer.fit(1e-2, 1)
+    trainer.push_to_hub()
+    repo = logged_in.repos["ann/cats"]
+    assert not any(b"old: yes" in body for body in repo.files().values())
+    (out / "README.md").write_text("---\nlicense: mit\n---\nMy own words.\n")
+    trainer.push_to_hub()
+    assert repo.files()["README.md"] == b"---\nlicense: mit\n---\nMy own words.\n"
+    trainer.push_to_hub(license="apache-2.0")
+    assert b"license: apache-2.0" in repo.files()["README.md"]
+
+
+def test_without_validation_photos_there_is_no_card_but_a_push(logged_in, make_trainer, tmp_path):
+    trainer = make_trainer(with_validation=False, hub_model_id="ann/cats")
+    trainer.fit(1e-2, 1)
+    trainer.push_to_hub()
+    files = logged_in.repos["ann/cats"].files()
+    assert "README.md" not in files
+    assert json.loads(files["results.json"])["best"]["eval_loss"] is None
+
+
+def test_a_model_of_transformers_goes_with_its_processor(logged_in, make_trainer):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=SIZE, patch_size=8,
+        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+    )  # fmt: skip
+    trainer = make_trainer(ViTForImageClassification(config), hub_model_id="ann/vit")
+    trainer.fit(1e-2, 1)
+    trainer.push_to_hub()
+    assert json.loads(logged_in.repos["ann/vit"].files()["preprocessor_config.json"])["crop_size"]["height"] == SIZE
+
+
+def test_saving_pushes_where_the_arguments_say_so(logged_in, make_trainer):
+    trainer = make_trainer(push_to_hub=True, hub_model_id="ann/cats", hub_private_repo=True)
+    assert logged_in.repos["ann/cats"].private  # made before anything was trained
+    trainer.fit(1e-2, 1)
+    assert logged_in.repos["ann/cats"].messages == ["initial commit"]
+    trainer.save_model()
+    assert logged_in.repos["ann/cats"].messages == ["initial commit", "Model save"]
+    future = trainer.push_to_hub(commit_message="Once more", blocking=False, revision="trial")
+    assert future.result().oid == logged_in.repos["ann/cats"].branches["trial"]
+
+
+def test_without_a_login_no_trainer_is_made_that_is_to_push(hub, make_trainer, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(HubError, match="nobody is logged in"):
+        make_trainer(push_to_hub=True, hub_model_id="ann/cats")
+
+
+def test_a_token_in_the_call_serves_and_is_not_kept(hub, make_trainer, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    trainer = make_trainer(hub_model_id="ann/cats")
+    trainer.fit(1e-2, 1)
+    trainer.push_to_hub(token=TOKEN)
+    assert not any(TOKEN.encode() in body for body in hub.repos["ann/cats"].files().values())
+    saved = [path for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()]
+    assert saved
+    assert not any(TOKEN.encode() in path.read_bytes() for path in saved)
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_a_strategy_that_pushes_checkpoints_is_refused(strategy, tmp_path):
+    with pytest.raises(ValueError, match=r'would push checkpoints.*only "end" is taken'):
+        SGDRTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy=strategy)
+
+
+# ---- Snapshots ----
+
+
+@pytest.fixture
+def with_snapshots(make_trainer):
+    trainer = make_trainer()
+    trainer.add_callback(SnapshotCallback())
+    trainer.unfreeze()
+    trainer.fit(3e-2, 3, cycle_len=1)
+    trainer.save_model()
+    return trainer
+
+
+def test_snapshots_are_branches_that_hold_a_whole_model(hub, api, with_snapshots, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (out / "README.md").write_text("# Of the last weights\n")
+    done = push_snapshots(out, "ann/cats", api=api)
+    repo = hub.repos["ann/cats"]
+    assert list(done) == ["cycle-001", "cycle-002", "cycle-003"]
+    assert repo.branches.keys() == {"main", *done}
+    for branch, commit in done.items():
+        assert commit.oid == repo.branches[branch]
+        files = repo.files(branch)
+        assert files.keys() == {".gitattributes", "config.json", "model.safetensors"}
+        place = tmp_path / branch
+        place.mkdir()
+        for name, body in files.items():
+            (place / name).write_bytes(body)
+        model = AutoModelForImageClassification.from_pretrained(place)
+        expected = load_file(out / "_runs" / "snapshots" / f"{branch}.safetensors")
+        assert model.config.id2label == {0: "cats", 1: "dogs"}
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.items())
+    assert len({repo.files(branch)["model.safetensors"] for branch in done}) == 3
+
+
+def test_the_best_snapshots_are_those_with_the_lowest_validation_loss(hub, api, with_snapshots, tmp_path):
+    losses = [entry["eval_loss"] for entry in with_snapshots.state.log_history if "eval_loss" in entry]
+    expected = [f"cycle-{number + 1:03d}" for number in sorted(np.argsort(losses)[:2])]
+    assert list(push_snapshots(tmp_path / "out", "ann/cats", best=2, api=api)) == expected
+    with pytest.raises(ValueError, match=r"The 4 best of 3 snapshots: give a number from 1 to 3\."):
+        push_snapshots(tmp_path / "out", "ann/cats", best=4, api=api)
+    (tmp_path / "out" / "_runs" / "snapshots" / "figures.json").unlink()
+    with pytest.raises(ValueError, match=r"cycle-001\.safetensors: no validation loss is recorded"):
+        push_snapshots(tmp_path / "out", "ann/cats", best=1, api=api)
+
+
+def test_a_broken_push_of_snapshots_says_how_to_go_on(hub, api, with_snapshots, tmp_path):
+    hub.fail("POST", "/commit/cycle-002", 403)
+    with pytest.raises(HubError) as caught:
+        push_snapshots(tmp_path / "out", "ann/cats", best=3, api=api)
+    assert str(caught.value).endswith(f"python recipes/push.py {tmp_path}/out ann/cats --snapshots --best 3")
+    assert "cycle-002: 403" in str(caught.value)
+    (tmp_path / "out" / "_runs" / "snapshots" / "cycle-001.safetensors").unlink()
+    assert list(push_snapshots(tmp_path / "out", "ann/cats", api=api)) == ["cycle-002", "cycle-003"]
+
+
+def test_a_training_that_begins_removes_the_snapshots_of_the_one_before(with_snapshots, tmp_path):
+    with_snapshots.fit(1e-2, 1, cycle_len=1)
+    assert sorted(path.name for path in (tmp_path / "out" / "_runs" / "snapshots").iterdir()) == [
+        "best.safetensors", "cycle-001.safetensors", "figures.json",
+    ]  # fmt: skip
+
+
+# ---- recipe.yaml ----
+
+
+def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machine(make_trainer, tmp_path, monkeypatch):
+    from hf_sgdr.cli import DataArguments, ModelArguments
+
+    (tmp_path / "my body").mkdir()
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    trainer = make_trainer(
+        seed=7, data_seed=0, weight_decay=1e-4, label_smoothing_factor=0.1, momentum=0.8, dataloader_num_workers=0,
+        run_name="secret", logging_steps=3, group_learning_rates=[1e-3, 1e-2, 1e-1],
+    )  # fmt: skip
+    path = write_recipe(
+        trainer,
+        [Stage("head", lr="auto", cycles=2, precompute=True)],
+        model=ModelArguments(model_name_or_path=str(tmp_path / "my body"), weights_file=str(tmp_path / "w.pth")),
+        data=DataArguments(data_dir=str(tmp_path / "photos")),
+        more={"n_aug": 2},
+    )
+    text = path.read_text()
+    assert yaml.safe_load(text) == {
+        "validation_fraction": 0.2, "on_error": "raise", "model_name_or_path": "my body", "weights_file": "w.pth",
+        "pretrained": True, "image_size": SIZE, "augment": "side_on", "max_zoom": 1.1, "seed": 7, "data_seed": 0,
+        "per_device_train_batch_size": 8, "weight_decay": 1e-4, "label_smoothing_factor": 0.1, "momentum": 0.8,
+        "n_aug": 2, "stages": [{"name": "head", "lr": "auto", "cycles": 2, "precompute": True}],
+    }  # fmt: skip
+    assert re.search(r"# weights_file was local, SHA-256 [0-9a-f]{64}: give --weights_file\.", text)
+    assert "# model_name_or_path was local: give --model." in text
+    assert str(tmp_path) not in text
