@@ -129,11 +129,12 @@ def plot_confusion_matrix(
         bar.outline.set_visible(False)
         _lay_out(ax)
         return ax
-    colours = image.to_rgba(shares)
+    colours = image.to_rgba(shares)[..., :3]
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    is_dark = linear @ (0.2126, 0.7152, 0.0722) < 0.179  # where white stands out more than black (WCAG 2.1)
     for row, column in np.ndindex(classes, classes):
         if counts[row, column] or classes <= 10:  # with many classes zeros would hide the rest
-            is_dark = colours[row, column, :3] @ (0.299, 0.587, 0.114) < 0.55
-            colour = "white" if is_dark else "black" if counts[row, column] else "0.6"
+            colour = "white" if is_dark[row, column] else "black" if counts[row, column] else "0.45"
             ax.text(column, row, numbers[row][column], ha="center", va="center", fontsize=size, color=colour)
     return ax
 

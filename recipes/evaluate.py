@@ -7,12 +7,12 @@ A folder is a class, by its name. A report shows photos with --photos only, as t
 is named on stderr and left out; the exit status is then 1.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from hf_sgdr.audit import UnreadablePhotosError, readable
-from hf_sgdr.cli import one_clear_line
+from hf_sgdr.cli import one_clear_line, parse
 from hf_sgdr.data import LAYOUT, TEST_FOLDERS, VALIDATION_FOLDERS, check_fraction, photo_files, stratified_split
 from hf_sgdr.interpretation import ClassifierInterpretation, PhotoPrediction
 from hf_sgdr.metrics import class_metrics
@@ -33,6 +33,26 @@ FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_F
 CLASSES_ONE_BY_ONE = 4  # up to so many, a report shows photos class by class, as the lesson does
 MISTAKES = 20  # kinds of them that a report lists
 CLASSES_ON_TERMINAL = 40
+
+
+@dataclass
+class EvaluationArguments:
+    """Which model, which photos, what to write."""
+
+    model: str = field(metadata={"help": "Folder or model id of the Hub.", "aliases": ["--model_name_or_path"]})
+    data_dir: str = field(metadata={"help": "Folder of photos, one folder a class."})
+    split: Literal["train", "validation", "test", "all"] = field(
+        default="validation",
+        metadata={
+            "help": "Which photos. A folder without train/ is split as in training; all takes every photo in it."
+        },
+    )
+    validation_fraction: float = field(default=0.2, metadata={"help": "Share of each class split off, as in training."})
+    seed: int = field(default=42, metadata={"help": "Of that split, as in training."})
+    tta: int = field(default=0, metadata={"help": "Augmented views of test-time augmentation."})
+    batch_size: int | None = field(default=None, metadata={"help": "Photos a forward pass."})
+    output: list[str] = field(default_factory=list, metadata={"help": "FILE.html, FILE.md, FILE.json, any of them."})
+    photos: bool = field(default=False, metadata={"help": "Show photos in the report. They may be private."})
 
 
 @dataclass
@@ -49,7 +69,8 @@ class Evaluation:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = _options(argv)
+    (options,) = parse([EvaluationArguments], argv, __doc__)
+    check(options)
     folder, is_share = folder_of_split(Path(options.data_dir), options.split)
     # evaluation is in float32, whatever precision the weights are saved in
     classify = pipeline(options.model, tta=options.tta, batch_size=options.batch_size, dtype=torch.float32)
@@ -59,6 +80,8 @@ def main(argv: Sequence[str]) -> int:
     if is_share:
         train, validation = stratified_split(rows, options.validation_fraction, options.seed)
         rows = train if options.split == "train" else validation
+        if not len(rows):
+            raise ValueError(f"{printable(folder)}: too few photos to split off any; --split all takes every one.")
     found = predictions(classify, rows, names)
     metrics = class_metrics(found.predicted, found.labels)
     evaluation = Evaluation(
@@ -71,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         unreadable={_below(folder, file): reason for file, reason in unreadable.items()},
     )
     print_summary(evaluation)
-    for path in options.output:
+    for path in map(Path, options.output):
         if path.suffix == ".json":
             write_json(path, evaluation)
         else:
@@ -245,37 +268,19 @@ def write_json(path: Path, evaluation: Evaluation) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", "--model_name_or_path", required=True, help="folder or model id of the Hub")
-    parser.add_argument("--data_dir", required=True, help="folder of photos, one folder a class, divided or not")
-    parser.add_argument(
-        "--split",
-        choices=[*FOLDERS, "all"],
-        default="validation",
-        help="which photos; a folder that is not divided is split as in training, and `all` takes every photo in it",
-    )
-    parser.add_argument("--validation_fraction", type=float, default=0.2, help="as in training; 0.2")
-    parser.add_argument("--seed", type=int, default=42, help="as in training; 42")
-    parser.add_argument("--tta", type=int, default=0, help="augmented views of test-time augmentation")
-    parser.add_argument("--batch_size", type=int, default=None, help="photos a forward pass")
-    parser.add_argument(
-        "--output", nargs="+", type=Path, default=[], metavar="FILE", help="FILE.html, FILE.md, FILE.json"
-    )
-    parser.add_argument("--photos", action="store_true", help="show photos in the report: they may be private")
-    options = parser.parse_args(argv)
+def check(options: EvaluationArguments) -> None:
+    """Raise a ValueError or FileNotFoundError for what would stop the recipe after the work is done."""
     check_fraction(options.validation_fraction)
-    for path in options.output:
+    for path in map(Path, options.output):
         if path.suffix not in (*FORMATS, ".json"):
             raise ValueError(f"--output {path}: give names that end in {', '.join(FORMATS)} or .json.")
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
-    if options.photos and not any(path.suffix in FORMATS for path in options.output):
+    if options.photos and not any(path.endswith(FORMATS) for path in options.output):
         raise ValueError("--photos shows photos in a report: give --output report.html or report.md, too.")
-    return options
 
 
-def _in_words(options: argparse.Namespace, folder: Path, is_share: bool) -> str:
+def _in_words(options: EvaluationArguments, folder: Path, is_share: bool) -> str:
     """Which photos, without the machine's path."""
     name = Path(options.data_dir).resolve().name
     if is_share:

@@ -1,0 +1,169 @@
+"""What the plots draw; how they look is for eyes, what must hold of every one of them is here."""
+
+import io
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_sgdr.fonts import families, picture_labels, picture_text
+from hf_sgdr.plots import new_axes, plot_confusion_matrix, plot_per_class, plot_photos, plot_range_test, plot_rates
+
+NASTY = ["$\\frac{1}{0}$", "犬", "🐕‍🦺", "two\nlines", "\x1b[31mred", "long " * 30, "=1+1", "\udcff", "_^{", "猫"]
+
+
+def counts(classes):
+    rng = np.random.default_rng(classes)
+    return rng.integers(0, 3, (classes, classes)) + 40 * np.eye(classes, dtype=int)
+
+
+def axes(size):
+    return None if size is None else Figure(figsize=size).add_subplot()
+
+
+def draw(ax):
+    """The saved picture, and every warning is an error."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ax.figure.savefig(file, format="png")
+    return np.asarray(Image.open(file))
+
+
+def draw_all(names, size):
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (30 + 5 * i, 60, 3), dtype=np.uint8)) for i in range(5)]
+    shares = rng.random((2, len(names))).tolist()
+    yield plot_confusion_matrix(counts(len(names)), names, axes(size))
+    yield plot_confusion_matrix(counts(len(names)), names, axes(size), normalize=True)
+    yield plot_per_class(names, *shares, axes(size))
+    yield plot_photos(photos, [[names[i % len(names)], f"truth: {names[0]}"] for i in range(5)], axes(size))
+
+
+@pytest.mark.parametrize("size", [None, (4, 3), (12, 12)])
+@pytest.mark.parametrize("names", [["cats", "dogs"], NASTY, [f"a name of some length {i}" for i in range(15)]])
+def test_any_names_at_any_size_without_a_warning_on_an_opaque_ground_and_no_text_cut_off(names, size):
+    for ax in draw_all(names, size):
+        picture = draw(ax)
+        assert picture[..., 3].min() == 255
+        assert picture[..., :3].std() > 1
+        box, page = ax.get_tightbbox(), ax.figure.bbox
+        assert min(box.x0, box.y0, page.width - box.x1, page.height - box.y1) > -1
+
+
+def test_a_figure_too_small_for_anything_is_no_error():
+    for ax in draw_all(NASTY, (1, 1)):
+        draw(ax)
+
+
+def test_each_takes_and_returns_an_axes():
+    ax = Figure().add_subplot()
+    for drawn in (
+        plot_confusion_matrix(counts(2), ["a", "b"], ax),
+        plot_per_class(["a", "b"], [1.0, None], [None, 0.5], ax),
+        plot_photos([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], ax),
+        plot_photos([], [], ax),
+        plot_range_test([1e-3, 1e-2], [1.0, 0.5], None, ax),
+        plot_rates({"head": [0.1, 0.2]}, ax),
+    ):
+        assert drawn is ax
+
+
+def test_axes_in_a_subfigure_serve_too():
+    left, right = Figure(figsize=(8, 4), layout="constrained").subfigures(1, 2)
+    plot_confusion_matrix(counts(3), ["a", "b", "c"], left.add_subplot())
+    plot_photos([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], right.add_subplot())
+    left.figure.savefig(io.BytesIO())
+
+
+def numbers(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_the_matrix_shows_counts_with_the_truth_in_rows():
+    ax = plot_confusion_matrix([[97, 3], [0, 50]], ["cats", "dogs"])
+    assert numbers(ax) == ["97", "3", "0", "50"]
+    assert [text.get_position() for text in ax.texts[:2]] == [(0, 0), (1, 0)]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "truth")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cats", "dogs"]
+
+
+def test_shares_never_round_to_none_or_all():
+    ax = plot_confusion_matrix([[997, 3], [0, 50]], ["cats", "dogs"], normalize=True)
+    assert numbers(ax) == [">99%", "<1%", "0", "100%"]
+    assert numbers(plot_confusion_matrix([[0, 0], [1, 3]], ["a", "b"], normalize=True)) == ["0", "0", "25%", "75%"]
+
+
+def test_many_classes_leave_zeros_out_and_small_cells_all_numbers():
+    matrix = np.eye(11, dtype=int)
+    assert numbers(plot_confusion_matrix(matrix, [str(i) for i in range(11)])) == ["1"] * 11
+    ax = plot_confusion_matrix(counts(120), [f"class {i}" for i in range(120)], axes((4, 3)))
+    assert numbers(ax) == []
+    assert ax.figure.axes[1].get_ylabel() == "share of the true class"
+    # and names are thinned out
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert shown[:2] == ["class 0", f"class {int(ax.get_yticks()[1])}"]
+    assert len(shown) < 40
+
+
+def test_numbers_stand_out_from_their_cells():
+    """At least 4.5 to 1, as WCAG 2.1 (1.4.3) asks of text."""
+    for share in range(0, 1001, 50):
+        ax = plot_confusion_matrix([[share, 1000 - share], [0, 1]], ["a", "b"])
+        for text, cell in zip(ax.texts, ax.images[0].to_rgba(ax.images[0].get_array()).reshape(-1, 4), strict=True):
+            pair = sorted(luminance(colour) for colour in (matplotlib.colors.to_rgb(text.get_color()), cell[:3]))
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (share, text.get_text())
+
+
+def luminance(colour):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_photos_are_shown_whole_and_keep_their_shape():
+    wide, tall = Image.new("RGB", (200, 50), "red"), Image.new("RGB", (30, 90), "blue")
+    ax = plot_photos([wide, tall], [["a"], ["b"]])
+    for image, photo in zip(ax.images, (wide, tall), strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert (right - left) / (bottom - top) == pytest.approx(photo.width / photo.height)
+        assert max(right - left, bottom - top) == pytest.approx(0.94)
+    assert ax.get_aspect() == 1.0
+
+
+def test_a_large_photo_is_made_smaller_and_left_alone_itself():
+    photo = Image.new("RGB", (4000, 3000))
+    ax = plot_photos([photo], [["a"]])
+    assert ax.images[0].get_size() == (300, 400)
+    assert photo.size == (4000, 3000)
+
+
+# ---- Names in pictures ----
+
+
+def test_a_character_that_no_font_has_becomes_a_box():
+    assert picture_text("cat \U000f0000") == "cat □"
+    assert picture_text("naïve Ωmega") == "naïve Ωmega"
+    assert len(picture_text("x" * 100, 12)) == 12
+
+
+def test_names_that_would_look_alike_are_numbered():
+    assert picture_labels(["\U000f0000", "cats", "\U000f0001"]) == ["□ #0", "cats", "□ #2"]
+    assert picture_labels(["a long name, first", "a long name, worst"], 10) == ["a lon…irst", "a lon…orst"]
+    assert picture_labels(["aaaaaaaaaa 1 bbbbbbbbbb", "aaaaaaaaaa 2 bbbbbbbbbb"], 10) == [
+        "aaaaa…bbbb #0",
+        "aaaaa…bbbb #1",
+    ]
+
+
+def test_the_fonts_of_the_user_come_first_and_matplotlibs_own_last():
+    with matplotlib.rc_context({"font.family": ["monospace"]}):
+        assert families()[0] == "monospace"
+        assert families()[-1] == "DejaVu Sans"
+        assert picture_text("Ω") == "Ω"
+
+
+def test_new_axes_have_the_size_asked_for():
+    assert new_axes(3, 2).figure.get_size_inches().tolist() == [3, 2]
