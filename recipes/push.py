@@ -3,6 +3,7 @@
     python recipes/push.py out user/name
     python recipes/push.py out user/name --hub_private_repo --tag v1
     python recipes/push.py out user/name --best 2       # and the two best snapshots, each as a branch
+    python recipes/push.py out user/name --push_space   # and a page for the model, a Gradio Space (recipes/space)
 
 Pushing the same again changes nothing.
 """
@@ -10,9 +11,13 @@ Pushing the same again changes nothing.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_sgdr.cli import one_clear_line
 from hf_sgdr.hub import push_folder, push_snapshots, pushed_files
+from hf_sgdr.space import push_space
+
+SPACE = Path(__file__).parent / "space"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +30,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--message", default="Model, figures and card", help="of the commit")
     parser.add_argument("--snapshots", action="store_true", help="also each snapshot, as branch cycle-001 and so on")
     parser.add_argument("--best", type=int, metavar="K", help="only the K snapshots of lowest validation loss")
+    parser.add_argument("--push_space", action="store_true", help="also publish a page for the model, a Gradio Space")
+    parser.add_argument(
+        "--space_examples",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PHOTO",
+        help="that everybody may see, on the page",
+    )
     options = parser.parse_args(argv)
+    if options.space_examples and not options.push_space:
+        raise ValueError("--space_examples are for the page: give --push_space, too.")
     private = options.hub_private_repo or None
     names = [file.name for file in pushed_files(options.output_dir)]
     done = push_folder(
@@ -41,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
         branches = push_snapshots(options.output_dir, options.model_id, best=options.best, private=private)
         for branch in branches:
             print(f"Snapshot: from_pretrained({done.repo_url.repo_id!r}, revision={branch!r})")
+    if options.push_space:
+        page = push_space(done.repo_url.repo_id, SPACE, examples=options.space_examples)
+        print(f"The page: {page.repo_url}")
     return 0
 
 

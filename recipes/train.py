@@ -27,15 +27,17 @@ from hf_sgdr.cli import (
     one_clear_line,
     parse,
 )
-from hf_sgdr.demo import demo_photo_folder, demo_weights_file
+from hf_sgdr.demo import ORIGIN, demo_photo_folder, demo_weights_file
 from hf_sgdr.hub import push_folder, require_login
 from hf_sgdr.model_card import hub_id, require_license, write_model_card
 from hf_sgdr.recipe_file import RECIPE_FILE, write_recipe
+from hf_sgdr.space import push_space
 from hf_sgdr.stages import RunResults, Stage, run_stages, save_results
 from hf_sgdr.trainer import SGDRTrainer
 from hf_sgdr.training_args import SGDRTrainingArguments
 
 CONFIGS = Path(__file__).parent / "configs"
+SPACE = Path(__file__).parent / "space"
 # What a stage says and the command line therefore cannot.
 SAID_BY_STAGES = (
     "cycle_len",
@@ -63,6 +65,9 @@ class RecipeArguments:
     card_photos: bool = field(
         default=False, metadata={"help": "Show some validation photos in the card; it may become public."}
     )
+    push_space: bool = field(
+        default=False, metadata={"help": "With --push_to_hub: also publish a page for the model, a Gradio Space."}
+    )
     resume: bool = field(
         default=False, metadata={"help": "Go on with an unfinished run; a finished one stays as it is."}
     )
@@ -79,12 +84,14 @@ def main(argv: Sequence[str]) -> int:
     results_file = Path(training.output_dir, "results.json")
     # Saving pushes, too, and figures and card are not there yet: the recipe pushes at its end.
     push, training.push_to_hub = training.push_to_hub, False
+    if recipe.push_space and not push:
+        raise ValueError("--push_space shows a model of the Hub: give --push_to_hub, too.")
     if push and training.process_index == 0:
         require_login(hub_name(training))
     if recipe.resume and results_file.exists():
         print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to train.")
         if push and training.process_index == 0:
-            show_push(push_folder(training.output_dir, hub_name(training), **said_for_push(training)))
+            show_push(push_folder(training.output_dir, hub_name(training), **said_for_push(training)), recipe)
         return 0
     if is_demo:
         print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER.")
@@ -106,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
         save_results(results, results_file)  # from here on the run is finished
         print_summary(results, training.output_dir)
     if push:
-        show_push(trainer.push_to_hub())
+        show_push(trainer.push_to_hub(), recipe)
     trainer.end()
     return 0
 
@@ -149,7 +156,7 @@ def said_for_card(
     }
     if is_demo:
         facts["license"] = recipe.license or "apache-2.0"  # that of the weights and of this package
-        facts["command"] = "accelerate launch recipes/train.py"
+        facts |= {"command": "accelerate launch recipes/train.py", "origin": ORIGIN, "with_photos": True}
     return facts
 
 
@@ -162,9 +169,12 @@ def said_for_push(training: SGDRTrainingArguments) -> dict[str, Any]:
     return {"private": training.hub_private_repo, "revision": training.hub_revision}
 
 
-def show_push(commit: CommitInfo | None) -> None:
+def show_push(commit: CommitInfo | None, recipe: RecipeArguments) -> None:
+    """On the main process, which pushed, say so; then the page."""
     if commit is not None:
         print(f"Pushed to {commit.repo_url} (commit {commit.oid[:8]}).")
+        if recipe.push_space:
+            print(f"The page: {push_space(commit.repo_url.repo_id, SPACE).repo_url}")
 
 
 def test_time_augmentation(trainer: SGDRTrainer, n_aug: int) -> dict[str, float]:
