@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,8 @@ print(json.dumps(answers))
 GO_ON = """
 import glob, json, torch
 import hf_sgdr
-from hf_sgdr.pipelines import pipeline
 from safetensors.torch import load_file
-answers = pipeline("ann/cats", tta=0, device="cpu")(sorted(glob.glob("photos/valid/*/*")))
+answers = hf_sgdr.pipeline("ann/cats", tta=0, device="cpu")(sorted(glob.glob("photos/valid/*/*")))
 model = hf_sgdr.create_image_classifier("ann/cats", labels=["cats", "dogs"])
 saved = load_file("out/model.safetensors")
 kept = {name: torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items() if name in saved}
@@ -43,6 +43,19 @@ assert hf_sgdr.image_transforms(model)[1].spec.size == 32
 other = hf_sgdr.create_image_classifier("ann/cats", labels=["dogs", "cats"])
 assert not torch.equal(other.timm_model.fc.weight, model.timm_model.fc.weight)
 print(json.dumps(answers))
+"""
+
+
+BY_HAND = """
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, load_image_folder
+photos = load_image_folder("photos")
+model = create_image_classifier("body", labels=["cats", "dogs"])
+args = SGDRTrainingArguments("by-hand", use_cpu=True, per_device_train_batch_size=4, report_to="none")
+trainer = SGDRTrainer(model, args, train_dataset=photos["train"], eval_dataset=photos["validation"])
+trainer.precompute = True
+trainer.fit(1e-2, 1)
+trainer.push_to_hub()
+trainer.end()
 """
 
 
@@ -151,6 +164,25 @@ def test_killed_while_it_pushes_a_run_is_pushed_by_resume_without_training(hub, 
     assert "Pushed to http" in out
     assert {"model.safetensors", "README.md", "results.json", "recipe.yaml"} <= hub.repos["ann/cats"].files().keys()
     assert (place / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.ranks
+def test_two_processes_push_once(hub, process, place):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port]
+    out, _ = output(process(*launcher, *TRAIN, "--use_cpu", "true", "--push_to_hub", "--hub_model_id", "ann/cats"))
+    assert out.count("Pushed to http") == 1
+    assert hub.repos["ann/cats"].messages == ["initial commit", "End of training"]
+    files = hub.repos["ann/cats"].files()
+    assert {"model.safetensors", "README.md", "recipe.yaml"} <= files.keys()
+    assert json.loads(files["results.json"])["world_size"] == 2
+    assert b"# It ran in 2 processes.\n" in files["recipe.yaml"]
+    (place / "by_hand.py").write_text(BY_HAND)
+    output(process(*launcher, "by_hand.py"))
+    assert {"README.md", "results.json"} <= hub.repos["ann/by-hand"].files().keys()
+    assert hub.repos["ann/by-hand"].messages == ["initial commit", "End of training"]
 
 
 def test_without_a_login_nothing_is_begun(hub, process, place):
