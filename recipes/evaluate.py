@@ -126,7 +126,7 @@ def folder_of_split(root: Path, split: str) -> tuple[Path, bool]:
 
 
 def photos_of_classes(folder: Path, names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
-    """Files below class folders with the model's class ids, and for those that cannot be read the reason.
+    """The photos below class folders, and the reason for each that cannot be read.
 
     Raises:
         ValueError: if the model does not know a class, or no photo can be read.
@@ -150,8 +150,13 @@ def photos_of_classes(folder: Path, names: Sequence[str]) -> tuple[Dataset, dict
     rows = [(file, name) for file, name in rows if file not in unreadable]
     if not rows:
         raise ValueError(f"{printable(folder)}: no photo in class folders that can be read. {LAYOUT}")
-    ids = {name: i for i, name in enumerate(names)}
-    return Dataset.from_dict({"file": [f for f, _ in rows], "label": [ids[name] for _, name in rows]}), unreadable
+    kinds = sorted({name for _, name in rows})
+    columns = {
+        "file": [file for file, _ in rows],
+        "class": [name for _, name in rows],
+        "label": [kinds.index(name) for _, name in rows],  # as training counts, which the share split off depends on
+    }
+    return Dataset.from_dict(columns), unreadable
 
 
 def predictions(
@@ -164,7 +169,8 @@ def predictions(
     for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="photo", total=len(files))):
         scores = {one["label"]: one["score"] for one in answer}
         probabilities[row] = [scores[name] for name in names]
-    return ClassifierInterpretation(probabilities, rows["label"], names, files)
+    ids = {name: i for i, name in enumerate(names)}
+    return ClassifierInterpretation(probabilities, [ids[name] for name in rows["class"]], names, files)
 
 
 def print_summary(evaluation: Evaluation) -> None:
@@ -270,6 +276,8 @@ def write_json(path: Path, evaluation: Evaluation) -> None:
 
 def check(options: EvaluationArguments) -> None:
     """Raise a ValueError or FileNotFoundError for what would stop the recipe after the work is done."""
+    if not Path(options.model).is_dir() and "/" not in options.model:
+        raise FileNotFoundError(f"--model {options.model}: no such folder, and no model id of the Hub (user/name).")
     check_fraction(options.validation_fraction)
     for path in map(Path, options.output):
         if path.suffix not in (*FORMATS, ".json"):

@@ -1,0 +1,351 @@
+"""recipes/evaluate.py, in the tests' own process; once in a process of its own."""
+
+import base64
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import markdown_it
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.cli import one_clear_line
+from hf_sgdr.interpretation import ClassifierInterpretation
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"
+pytestmark = pytest.mark.recipe
+
+# Names that folders may have, and that must do no harm where they are shown.
+SCRIPT, TABLE, FORMULA = "<script>alert(1)</script>".replace("/", "∕"), "| a | **b** |", "$x$ 犬"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, make_photo_folder):
+    """A model of cats, dogs and birds, in that order, and photos in folders that sort otherwise."""
+    place = tmp_path_factory.mktemp("evaluate")
+    make_photo_folder(
+        place / "photos",
+        {"train": {"birds": 3, "cats": 3, "dogs": 3}, "valid": {"birds": 4, "cats": 5, "dogs": 6}, "test": {"dogs": 3}},
+    )
+    make_photo_folder(place, {"flat": {"birds": 10, "cats": 10, "dogs": 10}})
+    torch.manual_seed(0)
+    model = create_image_classifier("test_resnet", labels=["cats", "dogs", "birds"], pretrained=False)
+    train_tf, eval_tf = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)
+    photos = load_image_folder(place / "photos")["train"]
+    ids = [["cats", "dogs", "birds"].index(photos.features["label"].names[label]) for label in photos["label"]]
+    args = SGDRTrainingArguments(str(place / "out"), report_to="none", eval_strategy="no", use_cpu=True, freeze_to=0)
+    trainer = SGDRTrainer(
+        model,
+        args,
+        train_dataset=photos.remove_columns("label").add_column("label", ids),
+        train_transform=train_tf,
+        eval_transform=eval_tf,
+    )
+    trainer.fit(0.05, 10)
+    trainer.save_model()
+    return place
+
+
+@pytest.fixture
+def evaluate(place, monkeypatch, capsys):
+    """`evaluate(words, expect=0)` runs the recipe in the place; returns what it printed."""
+    monkeypatch.chdir(place)
+    main = runpy.run_path(str(RECIPE))["main"]
+
+    def run(*words, model="out", expect=0):
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), "--model", model, *map(str, words)])
+        assert one_clear_line(main) == expect
+        return capsys.readouterr()
+
+    return run
+
+
+def figures(file):
+    content = json.loads(Path(file).read_text())
+    return content, np.array(content["confusion_matrix"])
+
+
+def own_predictions(place, folder):
+    """File by file, with nothing of the recipe."""
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(place / "out").eval()
+    _, view = image_transforms(model)
+    files = sorted((place / folder).glob("*/*.jpg"))
+    with torch.inference_mode():
+        probabilities = torch.cat([model(view(file)[None]).logits for file in files])
+    probabilities = probabilities.double().softmax(dim=-1).numpy()
+    return [model.config.label2id[file.parent.name] for file in files], probabilities
+
+
+# ---- Figures ----
+
+
+def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_order_of_folders(place, evaluate):
+    done = evaluate("--data_dir", "photos", "--output", "one.json")
+    content, matrix = figures(place / "one.json")
+    truth, probabilities = own_predictions(place, "photos/valid")
+    predicted = probabilities.argmax(axis=1)
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(truth, predicted, labels=[0, 1, 2]))
+    assert [one["name"] for one in content["classes"]] == ["cats", "dogs", "birds"]
+    assert [one["photos"] for one in content["classes"]] == [5, 6, 4]
+    macro = metrics.precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    assert content["metrics"] == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(truth, predicted),
+            "loss": metrics.log_loss(truth, probabilities, labels=[0, 1, 2]),
+            **dict(zip(("precision", "recall", "f1"), macro, strict=False)),
+        },
+        rel=1e-4,
+    )
+    assert content["metrics"]["accuracy"] > 0.5  # it did learn: a mistaken order of classes would show
+    for name, value in content["metrics"].items():
+        assert re.search(rf"^{name} +{value:.4f}$", done.out, re.MULTILINE)
+    assert "Evaluating" in done.err  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("words", "photos", "said"),
+    [
+        (["--data_dir", "photos", "--split", "train"], 9, "train of photos"),
+        (["--data_dir", "photos", "--split", "test"], 3, "test of photos"),
+        (["--data_dir", "flat", "--split", "all"], 30, "all of flat"),
+        (["--data_dir", "flat"], 6, "the validation share of flat (validation is 0.2 of each class, seed 42)"),
+        (["--data_dir", "flat", "--split", "train", "--validation_fraction", "0.5"], 15, "the train share of flat"),
+        (["--data_dir", "photos/test", "--split", "all"], 3, "all of test"),  # a single class
+    ],
+)
+def test_each_split_is_the_photos_it_names(place, evaluate, words, photos, said):
+    done = evaluate(*words, "--output", "split.json")
+    content, matrix = figures(place / "split.json")
+    assert content["photos"] == matrix.sum() == photos
+    assert said in content["of"]
+    assert said in done.out
+
+
+def test_the_share_split_off_is_the_one_of_training(place, evaluate):
+    held_out = load_image_folder(place / "flat", seed=7)["validation"]
+    kept = place / "held_out"
+    for number, row in enumerate(held_out):
+        folder = kept / held_out.features["label"].names[row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{number}.png")
+    evaluate("--data_dir", "flat", "--seed", 7, "--output", "share.json")
+    evaluate("--data_dir", "held_out", "--split", "all", "--output", "same.json")
+    (share, _), (same, _) = figures(place / "share.json"), figures(place / "same.json")
+    assert share["metrics"]["loss"] == pytest.approx(same["metrics"]["loss"], rel=1e-6)
+
+
+def test_tta_is_said_and_counts(place, evaluate):
+    evaluate("--data_dir", "photos", "--tta", 2, "--output", "tta.json", "tta.md")
+    evaluate("--data_dir", "photos", "--output", "plain.json")
+    (tta, _), (plain, _) = figures(place / "tta.json"), figures(place / "plain.json")
+    assert (tta["tta"], plain["tta"]) == (2, 0)
+    assert tta["metrics"]["loss"] != plain["metrics"]["loss"]
+    assert "2 augmented views" in (place / "tta.md").read_text()
+
+
+def test_a_model_saved_in_half_precision_is_evaluated_in_single(place, evaluate):
+    model = create_image_classifier(place / "out", labels=["cats", "dogs", "birds"])
+    model.half().save_pretrained(place / "half")
+    evaluate("--data_dir", "photos", "--output", "half.json", model="half")
+    evaluate("--data_dir", "photos", "--output", "plain.json")
+    (half, _), (plain, _) = figures(place / "half.json"), figures(place / "plain.json")
+    assert half["model"] == "half"
+    assert half["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-2)
+
+
+# ---- Reports ----
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def test_the_html_is_one_file_that_fetches_nothing_and_can_be_read_aloud(place, evaluate):
+    evaluate("--data_dir", "photos", "--output", "report.html")
+    text = (place / "report.html").read_text()
+    page = Page(text)
+    assert page.all("html") == [{"lang": "en"}]
+    assert next(tag for tag, _ in page.tags if tag in ("h1", "h2")) == "h1"
+    assert {"script", "link", "iframe"}.isdisjoint(tag for tag, _ in page.tags)
+    images = page.all("img")
+    assert len(images) == 2
+    for image in images:
+        assert image["alt"]
+        kind, _, content = image["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(content).startswith(b"\x89PNG")
+    assert len(page.all("caption")) == len(page.all("table")) >= 2
+    assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
+    assert "prefers-color-scheme: dark" in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert str(place) not in text
+
+
+def test_photos_are_shown_only_where_asked_for(place, evaluate):
+    evaluate("--data_dir", "photos", "--output", "with.html", "with.md", "--photos")
+    evaluate("--data_dir", "photos", "--output", "without.html", "without.md")
+    assert {path.name for path in place.glob("without*.png")} == {
+        "without-confusion-matrix.png",
+        "without-classes.png",
+    }
+    assert len(list(place.glob("with-*.png"))) == 2 + 3 * 2 + 1
+    assert ".jpg" not in (place / "without.html").read_text()
+    assert "Most correct: dogs" in (place / "with.html").read_text()
+    assert len(Page((place / "with.html").read_text()).all("img")) == 9
+
+
+def test_the_markdown_shows_its_pictures_and_tables(place, evaluate):
+    evaluate("--data_dir", "photos", "--output", "my report.md")
+    text = (place / "my report.md").read_text()
+    page = Page(markdown_it.MarkdownIt("commonmark").enable("table").render(text))
+    for image in page.all("img"):
+        assert (place / image["src"].replace("%20", " ")).is_file()
+        assert image["alt"]
+    assert len(page.all("img")) == 2
+    assert len(page.all("table")) >= 2
+    assert str(place) not in text
+
+
+def test_any_class_name_is_text_and_nothing_else(tmp_path, monkeypatch, make_photo_folder, evaluate, recwarn):
+    names = [SCRIPT, TABLE, FORMULA]
+    monkeypatch.chdir(tmp_path)
+    make_photo_folder(tmp_path, {"photos": dict.fromkeys(names, 2)})
+    model = create_image_classifier("test_resnet", labels=names, pretrained=False)
+    model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 32, 32]}
+    model.save_pretrained("nasty")
+    done = evaluate(
+        "--data_dir", "photos", "--split", "all", "--photos", "--output", "r.html", "r.md", "r.json", model="nasty"
+    )
+    page = Page((tmp_path / "r.html").read_text())
+    assert "script" not in [tag for tag, _ in page.tags]
+    rendered = Page(markdown_it.MarkdownIt("commonmark").enable("table").render((tmp_path / "r.md").read_text()))
+    assert {"script", "strong"}.isdisjoint(tag for tag, _ in rendered.tags)
+    for name in names:
+        assert name in page.text
+        assert name in rendered.text
+        assert name in done.out
+    assert [one["name"] for one in figures("r.json")[0]["classes"]] == names
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_what_cannot_be_read_is_named_left_out_and_reported(tmp_path, monkeypatch, make_photo_folder, evaluate, place):
+    monkeypatch.chdir(tmp_path)
+    make_photo_folder(tmp_path / "photos", {"valid": {"cats": 2, "dogs": 2}})
+    (tmp_path / "photos/valid/cats/bad.jpg").write_bytes(b"<html>not found</html>")
+    done = evaluate("--data_dir", "photos", "--output", "r.html", "r.json", model=str(place / "out"), expect=1)
+    assert "photos/valid/cats/bad.jpg: left out, it cannot be read as a picture (an HTML page" in done.err
+    content, matrix = figures("r.json")
+    assert matrix.sum() == 4
+    assert list(content["unreadable"]) == ["cats/bad.jpg"]
+    assert content["model"] == "out"
+    text = (tmp_path / "r.html").read_text()
+    assert "cats/bad.jpg" in text
+    assert str(tmp_path) not in text
+    assert str(place) not in (tmp_path / "r.json").read_text()
+
+
+# ---- Wrong input ----
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data_dir", "nowhere"], "nowhere: no such folder. Lay the photos out as"),
+        (["--data_dir", "out/config.json"], "out/config.json: a file, not a folder."),
+        (["--data_dir", "photos", "--split", "all"], "photos is divided into --split train and validation and test"),
+        (["--data_dir", "flat", "--split", "test"], "flat has no folder test; --split all takes every photo."),
+        (["--data_dir", "photos", "--split", "dev"], "--split: invalid choice: 'dev'"),
+        (
+            ["--data_dir", "unknown", "--split", "all"],
+            "'fish', 'wolves' not among the model's classes, which are 'cats'",
+        ),
+        (["--data_dir", "empty", "--split", "all"], "empty: no photo in class folders that can be read."),
+        (["--data_dir", "few"], "few: too few photos to split off any; --split all takes every one."),
+        (["--data_dir", "flat", "--validation_fraction", "1"], "validation_fraction=1.0"),
+        (["--data_dir", "flat", "--output", "r.pdf"], "--output r.pdf: give names that end in .html, .md or .json."),
+        (["--data_dir", "flat", "--output", "no/r.md"], "--output no/r.md: there is no folder no."),
+        (["--data_dir", "flat", "--photos"], "--photos shows photos in a report: give --output report.html"),
+        (["--data_dir", "flat", "--tta", "-1"], "tta=-1"),
+        (["--data_dir", "flat", "--batch_size", "0"], "batch_size=0"),
+        ([], "the following arguments are required: --data_dir"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_before_anything_is_written(
+    place, evaluate, make_photo_folder, words, message
+):
+    if not (place / "unknown").exists():
+        make_photo_folder(place, {"unknown": {"cats": 1, "fish": 1, "wolves": 1}, "few": {"cats": 1, "dogs": 1}})
+        (place / "empty" / "cats").mkdir(parents=True)
+    before = sorted(place.rglob("*"))
+    done = evaluate(*words, expect=2)
+    (line,) = [line for line in done.err.splitlines() if "error:" in line]
+    assert message in line
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_model_that_is_not_there_is_said(evaluate):
+    done = evaluate("--data_dir", "flat", model="no_such_model", expect=2)
+    assert "--model no_such_model: no such folder, and no model id of the Hub (user/name)." in done.err
+
+
+def test_in_a_process_of_its_own_it_does_not_hide_the_library_of_its_name(place):
+    done = subprocess.run(
+        [sys.executable, str(RECIPE), "--model", "out", "--data_dir", "photos", "--output", "process.json"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Written: process.json" in done.stdout
+    assert set(figures(place / "process.json")[0]["metrics"]) == {"accuracy", "loss", "precision", "recall", "f1"}
+
+
+@pytest.mark.photos
+def test_on_real_photos_it_agrees_with_the_trainer(shared_photos, tmp_path, monkeypatch, evaluate):
+    """An untrained head on ImageNet features: what counts is that the two ways agree."""
+    monkeypatch.chdir(tmp_path)
+    from hf_sgdr.demo import demo_weights_file
+
+    torch.manual_seed(0)
+    model = create_image_classifier("tf_efficientnet_lite0", labels=["cats", "dogs"], weights_file=demo_weights_file())
+    for kind in ("cats", "dogs"):
+        (tmp_path / "photos/train" / kind).mkdir(parents=True)
+        (tmp_path / "photos/valid" / kind).mkdir(parents=True)
+        for number, file in enumerate(sorted((shared_photos / "dogscats/valid" / kind).iterdir())[:12]):
+            (tmp_path / "photos" / ("valid" if number < 10 else "train") / kind / file.name).symlink_to(file)
+    photos = load_image_folder(tmp_path / "photos")
+    trainer = SGDRTrainer(model, SGDRTrainingArguments("out", use_cpu=True), eval_dataset=photos["validation"])
+    expected = trainer.evaluate()
+    trainer.save_model()
+    evaluate("--data_dir", "photos", "--output", "r.json")
+    found = figures("r.json")[0]["metrics"]
+    assert found["accuracy"] == expected["eval_accuracy"]
+    assert found["loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
+    assert ClassifierInterpretation.from_trainer(trainer).loss == pytest.approx(expected["eval_loss"], rel=1e-6)
