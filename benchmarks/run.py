@@ -1,7 +1,7 @@
 """Ratios of speed, measured in one run on one machine: medians of several repetitions.
 
     pip install -e ".[bench]"                       # fastai and Lightning; without them their rows are left out
-    python benchmarks/run.py --data_dir dogscats [--only decoding extraction head training memory processes]
+    python benchmarks/run.py --data_dir dogscats [--only decoding extraction inference head training memory processes]
                              [--repetitions 5] [--write]
 
 Compared are like with like: the same photos, network, precision and memory layout. `--write` puts the tables, the
@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from head import head
+from inference import inference
 from memory import memory, two_processes
 from photo_path import decoding, extraction
 from timing import as_table, write_section
@@ -48,6 +49,7 @@ def main() -> None:
 SECTIONS = {
     "decoding": ("Decoding", lambda files, n: as_table(decoding(files, n))),
     "extraction": ("Extraction", lambda files, n: as_table(extraction(files, n))),
+    "inference": ("Prediction", lambda files, n: as_table(inference(files, n))),
     "head": ("Head epochs", lambda files, n: as_table(head(n))),
     "training": ("Training epochs", lambda files, n: as_table(training(files[:TRAINING_PHOTOS], n))),
     "memory": ("Memory of extraction (one run each)", lambda files, n: memory(files, MANY)),

@@ -64,17 +64,19 @@ def pipeline(
         kwargs.setdefault("image_processor", image_processor_of(model))
     elif not isinstance(model, str | os.PathLike):
         raise TypeError(f"model is {type(model).__name__}: give a folder, a model id of the Hub, or a PreTrainedModel.")
+    else:
+        model = os.fspath(model)
     _check_device(device)
-    return transformers.pipeline(
-        "image-classification",
-        model=model if isinstance(model, PreTrainedModel) else os.fspath(model),
-        pipeline_class=TTAImageClassificationPipeline,
-        device=device,
-        batch_size=batch_size,
-        tta=tta,
-        beta=beta,
-        **kwargs,
-    )
+    words = {"pipeline_class": TTAImageClassificationPipeline, "device": device, "batch_size": batch_size}
+    try:
+        return transformers.pipeline("image-classification", model=model, tta=tta, beta=beta, **words, **kwargs)
+    except OSError as error:
+        if not isinstance(model, str):
+            raise
+        reason = str(error).splitlines()[0]
+        if not os.path.isdir(model):
+            reason = f"no such folder, and not loaded from the Hub ({reason}). Give a folder or a model id (user/name)."
+        raise OSError(f"model {model!r}: {reason}") from error
 
 
 class TTAImageClassificationPipeline(ImageClassificationPipeline):
@@ -82,9 +84,8 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
 
     A photo is a path, a URL, encoded bytes, base64 text, a Pillow image, or an array or tensor of pixels. One photo
     gives a list of `{"label", "score"}`, best first; a list or tuple gives a list of those; a data set of torch or
-    `datasets`, a generator or another iterator gives an iterator, which works as it is read. A data set is read one
-    batch ahead of the model, a generator never further than the batch at hand: with `batch_size=1` each photo is
-    answered before the next is asked for.
+    `datasets`, a generator or another iterator gives an iterator, which works as it is read. A generator is never asked
+    for more than the batch at hand: with `batch_size=1` each photo is answered before the next one is asked for.
 
     With test-time augmentation the scores are averaged over the plain photo and `tta` views of it, drawn as the model
     was trained (its configuration's `hf_sgdr`; otherwise `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says
@@ -205,7 +206,9 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         is_sized = isinstance(inputs, Sized)
         photos = (inputs[i] for i in range(len(inputs))) if is_sized else iter(inputs)
         read = functools.partial(self.preprocess, **preprocess_params)
-        batches = read_by_threads(photos, read, batch_size if self.views.plain else 1, ahead=int(is_sized))
+        # Beside an accelerator the processor can read the next batch; on the CPU the two would only slow each other.
+        ahead = int(is_sized and self.device.type != "cpu")
+        batches = read_by_threads(photos, read, batch_size if self.views.plain else 1, ahead)
         answers = self._answers(batches, {**forward_params, "at_once": batch_size}, postprocess_params)
         return SizedIterator(answers, len(inputs)) if is_sized else answers
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_sgdr import create_image_classifier
+from hf_sgdr import create_image_classifier, pipeline
 from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, one_clear_line, parse
 from hf_sgdr.stages import LESSON, Stage
 
@@ -126,10 +126,102 @@ def test_predict_names_what_it_cannot_read_and_goes_on(trained, tmp_path):
     place, _ = trained
     good = next((place / "photos" / "valid" / "cats").iterdir())
     (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
-    done = run("predict.py", "--model", place / "out", good, tmp_path / "bad.jpg", cwd=place, expect=1)
+    done = run("predict.py", "--model", place / "out", good, tmp_path / "bad.jpg", good, cwd=place, expect=1)
     assert "bad.jpg: cannot be read as a picture" in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"{good}\t")
+    assert "photo/s" in done.stderr  # the progress bar
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(good)] * 2
+
+
+def predict_here(*words: object) -> int:
+    return runpy.run_path(str(RECIPES / "predict.py"))["main"]([str(word) for word in words])
+
+
+def test_predict_takes_views_and_the_number_of_classes(trained, tmp_path, capsys):
+    place, _ = trained
+    folder = place / "photos" / "valid"
+    outputs = [tmp_path / name for name in ("p.csv", "p.json", "p.jsonl")]
+    words = ["--model", place / "out", "--tta", 3, "--top_k", 1, "--batch_size", 3, "--device", "cpu"]
+    assert predict_here(folder, *words, "--output", *outputs) == 0
+    table, rows, lines = read_outputs(tmp_path)
+    files = sorted(map(str, folder.rglob("*.jpg")))
+    expected = pipeline(place / "out", device="cpu", tta=3)(files, top_k=1)
+    assert [row["file"] for row in rows] == files
+    assert lines == rows
+    for row, cells, answer in zip(rows, table, expected, strict=True):
+        assert row["probabilities"] == {row["label"]: row["probability"]}
+        assert (row["label"], row["probability"]) == (answer[0]["label"], pytest.approx(answer[0]["score"], abs=1e-5))
+        assert set(cells) == {"file", "label", "probability", "label_1", "probability_1"}
+        assert (cells["label_1"], float(cells["probability_1"])) == (row["label"], row["probability"])
+    capsys.readouterr()
+    assert predict_here(files[0], *words[:-4], "--top_k", 2) == 0
+    cells = capsys.readouterr().out.rstrip("\n").split("\t")
+    assert (cells[0], sorted(cells[1::2])) == (files[0], ["cats", "dogs"])
+
+
+def read_outputs(place: Path):
+    table = list(csv.DictReader((place / "p.csv").open(newline="", encoding="utf-8")))
+    lines = [json.loads(line) for line in (place / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    return table, json.loads((place / "p.json").read_text(encoding="utf-8")), lines
+
+
+def test_predict_leaves_the_rows_done_so_far_whenever_it_is_stopped(trained, tmp_path, monkeypatch, capsys):
+    place, _ = trained
+    recipe = runpy.run_path(str(RECIPES / "predict.py"))
+    predict, seen = recipe["predict"], []
+
+    def stopped(pipe, files):
+        for number, item in enumerate(predict(pipe, files)):
+            if number:
+                seen.append([len(rows) for rows in read_outputs(tmp_path)])  # after each row all files are whole
+            if number == 5:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setitem(recipe["main"].__globals__, "predict", stopped)
+    outputs = [str(tmp_path / name) for name in ("p.csv", "p.json", "p.jsonl")]
+    words = [str(place / "photos" / "valid"), "--model", str(place / "out"), "--output", *outputs, "--device", "cpu"]
+    assert recipe["main"](words) == 130
+    assert seen == [[number] * 3 for number in range(1, 6)]
+    assert "interrupted; the rows so far are written" in capsys.readouterr().err
+
+
+def test_predict_writes_text_from_outside_so_that_it_is_only_text(trained, tmp_path, capsys):
+    place, _ = trained
+    model = create_image_classifier("test_resnet", labels=["=1+1", "\x1b[31mred"], pretrained=False)
+    model.save_pretrained(tmp_path / "model")
+    photo = next((place / "photos").rglob("*.jpg")).read_bytes()
+    names = ["=cmd.jpg", "two\nlines.jpg", "\x1b[2Jclear.jpg", os.fsdecode(b"latin-\xe4.jpg"), 'café, "q".jpg']
+    folder = tmp_path / "=photos"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(photo)
+    outputs = [tmp_path / name for name in ("p.csv", "p.json", "p.jsonl")]
+    assert predict_here(folder, "--model", tmp_path / "model", "--device", "cpu", "--output", *outputs) == 0
+    table, rows, lines = read_outputs(tmp_path)
+    assert sorted(row["file"] for row in rows) == sorted(str(folder / name) for name in names)
+    assert lines == rows
+    assert {row["label"] for row in rows} <= {"=1+1", "\x1b[31mred"}
+    assert {row["label"] for row in table} <= {"'=1+1", "\\x1b[31mred"}
+    assert "\x1b" not in (tmp_path / "p.csv").read_text(encoding="utf-8")
+    assert len((tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(names)
+    capsys.readouterr()
+    assert predict_here(folder, "--model", tmp_path / "model", "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == len(names)
+
+
+def test_classes_that_share_a_name_are_told_apart(trained, tmp_path):
+    place, _ = trained
+    model = create_image_classifier("test_resnet", labels=["a", "b", "c"], pretrained=False)
+    model.config.id2label = {0: "crane", 1: "owl", 2: "crane"}
+    model.save_pretrained(tmp_path / "model")
+    output = tmp_path / "p.json"
+    assert predict_here(place / "photos", "--model", tmp_path / "model", "--device", "cpu", "--output", output) == 0
+    for row in json.loads(output.read_text()):
+        assert list(row["probabilities"]) == ["crane (0)", "owl", "crane (2)"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
 
 
 def test_find_lr_prints_suggestions_and_leaves_the_curve(trained):
@@ -169,7 +261,17 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained):
         ("find_lr.py", ["--data_dir", "photos", "--start_lr", "5", "--end_lr", "1"], "give 0 < start_lr < end_lr"),
         ("find_lr.py", ["--image_size", "32"], "No photos: give --data_dir FOLDER"),
         ("predict.py", ["--model", "body", "nowhere.jpg"], "nowhere.jpg: no such file or folder."),
-        ("predict.py", ["--model", "body", "photos", "--output", "p.xls"], "give a name that ends in .csv or .json"),
+        ("predict.py", ["--model", "body", "photos", "--output", "p.xls"], "name that ends in .csv, .json, .jsonl"),
+        ("predict.py", ["--model", "body", "photos", "--output", "no/p.csv"], "--output no/p.csv: no folder no."),
+        ("predict.py", ["--model", "nobody", "photos", "--output", "p.csv"], "model 'nobody': no such folder"),
+        (
+            "predict.py",
+            ["--model", "body", "photos", "--output", "p.csv", "--tta", "-1"],
+            "tta=-1: give a whole number",
+        ),
+        ("predict.py", ["--model", "body", "photos", "--top_k", "0"], "--top_k=0: give a whole number of at least 1"),
+        ("predict.py", ["--model", "body", "photos", "--device", "gpu", "--output", "p.csv"], "device='gpu'"),
+        ("predict.py", ["--model", "body", "photos", "--no_such_flag"], "--no_such_flag"),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(trained, monkeypatch, capsys, recipe, words, message):
