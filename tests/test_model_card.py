@@ -1,5 +1,4 @@
 import getpass
-import hashlib
 import logging
 import platform
 import re
@@ -13,7 +12,6 @@ import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from hf_sgdr import (
@@ -25,7 +23,6 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.card_facts import local_origin, wilson_interval
 from hf_sgdr.card_text import PLACEHOLDER, put_model_id
 from hf_sgdr.model_card import hub_id, write_model_card
 
@@ -345,21 +342,3 @@ def test_the_plot_of_the_range_test_of_an_earlier_run_does_not_get_into_the_card
     text = write_model_card(trainer, results).read_text(encoding="utf-8")
     assert "head-range-test.png" not in text
     assert not (tmp_path / "out" / "head-range-test.png").exists()
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 7), (5, 5), (198, 200), (1, 3)])
-def test_wilsons_interval_is_scipys(right, count):
-    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-def test_weights_from_a_file_are_told_by_their_digest_and_not_by_their_place(tmp_path):
-    file = tmp_path / "body.pth"
-    file.write_bytes(b"weights")
-    said = local_origin("resnet34", str(file), True)
-    assert "body.pth" in said
-    assert f"SHA-256 {hashlib.sha256(b'weights').hexdigest()}" in said
-    assert str(tmp_path) not in said
-    assert local_origin("resnet34", None, False) == "It started from random weights."
-    assert local_origin(str(tmp_path), None, True) == "It started from a model in a local folder."
-    assert local_origin("timm/resnet34.a1_in1k", None, True) is None

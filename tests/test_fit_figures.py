@@ -1,0 +1,32 @@
+from transformers import TrainerState
+
+from hf_sgdr import SGDRSchedule, SGDRTrainingArguments
+from hf_sgdr.fit_figures import fit_figures
+
+
+def figures(tmp_path, state: TrainerState, schedule: SGDRSchedule | None) -> dict:
+    return fit_figures(
+        state, schedule, SGDRTrainingArguments(str(tmp_path), num_cycles=3, use_cpu=True),
+        name="head", learning_rates=[1e-3, 1e-2], seconds=1.23456, precompute=True, freeze_to=-1,
+    )  # fmt: skip
+
+
+def test_the_last_losses_count_and_the_cycles_that_were_finished(tmp_path):
+    history = [
+        {"loss": 2.0},
+        {"eval_loss": 1.5, "eval_accuracy": 0.5},
+        {"loss": 1.0},
+        {"eval_loss": 0.5, "eval_accuracy": 0.75},
+    ]
+    state = TrainerState(epoch=3.0, global_step=30, log_history=history)
+    found = figures(tmp_path, state, SGDRSchedule(10, cycle_mult=2, num_cycles=3))  # ends after 10, 30 and 70 steps
+    assert found == {
+        "name": "head", "epochs": 3, "cycles": 2, "learning_rates": [1e-3, 1e-2], "train_loss": 1.0, "eval_loss": 0.5,
+        "eval_accuracy": 0.75, "seconds": 1.23, "precompute": True, "freeze_to": -1,
+    }  # fmt: skip
+
+
+def test_without_a_schedule_the_cycles_are_those_of_the_arguments_and_what_was_not_measured_is_none(tmp_path):
+    found = figures(tmp_path, TrainerState(epoch=3.0, global_step=30), None)
+    assert found["cycles"] == 3
+    assert (found["train_loss"], found["eval_loss"], found["eval_accuracy"]) == (None, None, None)
