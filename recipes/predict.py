@@ -66,9 +66,8 @@ def main(argv: Sequence[str]) -> int:
 
 def predict(pipe: TTAImageClassificationPipeline, files: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
     """Each file with its answer, all classes in it, or with the error of one that cannot be read."""
-    photos = KeyDataset(
-        [{"file": file} for file in files], "file"
-    )  # a data set is answered as it is read, a list at its end
+    # as a data set, which is answered while it is read; a list is answered at its end
+    photos = KeyDataset([{"file": file} for file in files], "file")
     answers = pipe(photos, top_k=pipe.model.config.num_labels, return_exceptions=True)
     with tqdm(total=len(files), desc="Predicting", unit="photo") as bar:
         for file, answer in zip(files, answers, strict=True):
