@@ -32,7 +32,9 @@ VIEWS = 4  # of test-time augmentation
 BARS = 5  # the likeliest classes
 MOST_PHOTOS = 20  # at once: a page is for everybody
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-CARD_PICTURE = re.compile(r"(!\[[^\]]*\]\()([^):]+)(\))")  # a relative link
+HEADING = re.compile(r"^(#{1,5} )", re.MULTILINE)
+CODE_BLOCK = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
+CARD_PICTURE = re.compile(r"""(!\[[^\]]*\]\(|<img src=")([^):"]+)([)"])""")  # a relative link in Markdown or HTML
 # Fonts of the visitor's own machine, and a blue that is dark enough to be seen beside white and light beside black.
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -199,8 +201,9 @@ def card_text(model: str) -> str:
         card = ModelCard(local.read_text(encoding="utf-8")) if Path(model).is_dir() else ModelCard.load(model)
     except (OSError, EntryNotFoundError):
         return "This model has no card."
-    lowered = re.sub(r"^(#{1,5} )", r"#\1", card.text, flags=re.MULTILINE)
-    return CARD_PICTURE.sub(lambda link: f"{link[1]}{picture_of_card(model, link[2])}{link[3]}", lowered)
+    parts = CODE_BLOCK.split(card.text)  # every second one is a block of code, in which a # is no heading
+    parts[::2] = [HEADING.sub(r"#\1", part) for part in parts[::2]]
+    return CARD_PICTURE.sub(lambda link: f"{link[1]}{picture_of_card(model, link[2])}{link[3]}", "".join(parts))
 
 
 def picture_of_card(model: str, name: str) -> str:
