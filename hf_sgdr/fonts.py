@@ -9,14 +9,15 @@ from hf_sgdr.text import plot_text
 
 # Families in outlines that draw what Matplotlib's own lacks, taken where they are installed; its own comes last.
 BESIDE = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei",
-          "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Emoji", "Segoe UI Symbol")  # fmt: skip
+          "Malgun Gothic", "Noto Emoji", "Segoe UI Symbol")  # fmt: skip
 OWN = "DejaVu Sans"
 MISSING = "□"
 
 
 def families() -> list[str]:
     """What to give Matplotlib as `fontfamily`, so that each character is drawn by the first font that has it."""
-    installed = set(font_manager.get_font_names())
+    # of another weight than the normal one each use would log a line
+    installed = {font.name for font in font_manager.fontManager.ttflist if font.weight == 400}
     return list(dict.fromkeys([*rcParams["font.family"], *(name for name in BESIDE if name in installed), OWN]))
 
 

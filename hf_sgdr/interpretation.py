@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from transformers import Trainer
 
-from hf_sgdr.photos import PhotoDataset, read_photo, undecoded
+from hf_sgdr.labelled_predictions import labelled_predictions
+from hf_sgdr.photos import read_photo
 from hf_sgdr.plots import plot_confusion_matrix, plot_per_class, plot_photos
 from hf_sgdr.schedule import require_whole
-from hf_sgdr.trainer import SGDRTrainer
 
 # How far the probabilities of a photo may be from 1 in sum: those of 16-bit models are.
 ROUNDING = 1e-2
@@ -136,27 +134,8 @@ class ClassifierInterpretation:
                 order than the model, or there is nothing random to draw views with.
             TypeError: if `tta` is asked of a stock trainer.
         """
-        require_whole("tta", tta, at_least=0)
-        dataset = dataset if dataset is not None else trainer.eval_dataset
-        if dataset is None or isinstance(dataset, dict):
-            raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
-        photos, dataset_names = _photos_and_names(trainer, dataset)
-        config: Any = trainer.model.config
-        names = _names_of_classes([config.id2label[i] for i in range(config.num_labels)], dataset_names)
-        if isinstance(trainer, SGDRTrainer) and photos is not None:
-            labels = _labels_of_photos(trainer, dataset)  # a missing one shows before the predictions are made
-            if tta:
-                return cls(trainer.tta(tta, dataset=dataset), labels, names, photos)
-            # in double precision a loss of 100 is still one: in single its probability is 0
-            return cls(np.exp(trainer.log_predictions(dataset), dtype=np.float64), labels, names, photos)
-        if tta:
-            raise TypeError("tta= needs an SGDRTrainer and a data set of photos, to draw views of them.")
-        output = trainer.predict(dataset)
-        if output.label_ids is None:
-            raise ValueError("The data set has no labels, so there is no truth to compare with.")
-        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        probabilities = torch.from_numpy(np.asarray(logits)).double().softmax(dim=-1).numpy()
-        return cls(probabilities, np.asarray(output.label_ids), names, photos)
+        found = labelled_predictions(trainer, dataset, tta)
+        return cls(found.probabilities, found.labels, found.names, found.photos)
 
     # ---- Single photos ----
 
@@ -313,41 +292,6 @@ def _plot_predictions(predictions: list[PhotoPrediction], ax: Axes | None) -> Ax
         for one in predictions
     ]
     return plot_photos([one.photo for one in predictions], captions, ax)
-
-
-def _photos_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | None, list[str] | None]:
-    """The data set's photos, still encoded, and its class names; None for what it does not hold."""
-    rows = dataset.rows if isinstance(dataset, PhotoDataset) else dataset
-    if not isinstance(rows, datasets.Dataset):
-        return None, None
-    image, label = _first_column(rows, datasets.Image), _first_column(rows, datasets.ClassLabel)
-    if isinstance(trainer, SGDRTrainer):
-        image, label = trainer.args.image_column_name, trainer.args.label_column_name
-    photos = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
-    feature = rows.features.get(label)
-    return photos, feature.names if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _first_column(rows: datasets.Dataset, kind: type) -> str | None:
-    return next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
-
-
-def _labels_of_photos(trainer: SGDRTrainer, dataset: Any) -> list[int]:
-    if isinstance(dataset, PhotoDataset):
-        return dataset.labels()
-    image, label = trainer.args.image_column_name, trainer.args.label_column_name
-    return PhotoDataset(dataset, trainer.eval_transform, image_column=image, label_column=label).labels()
-
-
-def _names_of_classes(model_names: list[str], dataset_names: list[str] | None) -> list[str]:
-    if dataset_names is None or len(dataset_names) != len(model_names):
-        return model_names
-    if dataset_names != model_names and sorted(dataset_names) == sorted(model_names):
-        raise ValueError(
-            f"The data set counts the classes {', '.join(dataset_names)} and the model {', '.join(model_names)}: "
-            "its labels mean other classes. Give the model's order to datasets.ClassLabel(names=...)."
-        )
-    return dataset_names
 
 
 def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:

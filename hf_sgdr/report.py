@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_sgdr.text import html_text, markdown_text
@@ -49,15 +50,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure.
+    """A plot.
 
     Args:
-        figure (`matplotlib.figure.Figure`): what to draw.
+        axes (`Axes`): its whole figure is shown.
         name (`str`): of its file in Markdown, after the report's own name; letters and hyphens.
         description (`str`): what it shows, for people who do not see it.
     """
 
-    figure: Figure
+    axes: Axes
     name: str
     description: str
 
@@ -126,8 +127,9 @@ def _html_block(block: Block) -> str:
         return f"<p>{html_text(block.text)}</p>"
     if isinstance(block, Table):
         return _html_table(block)
-    png = _png(block.figure)
-    width, height = (round(inches * 96) for inches in block.figure.get_size_inches())
+    figure = _figure(block)
+    png = _png(figure)
+    width, height = (round(inches * 96) for inches in figure.get_size_inches())
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     return (
         f'<figure><img src="{source}" alt="{html_text(block.description)}" width="{width}" height="{height}"></figure>'
@@ -166,7 +168,7 @@ def _markdown(title: str, blocks: Sequence[Block], path: Path) -> str:
             parts.append(_markdown_table(block))
         else:
             file = path.with_name(f"{path.stem}-{block.name}.png")
-            file.write_bytes(_png(block.figure))
+            file.write_bytes(_png(_figure(block)))
             parts.append(f"![{markdown_text(block.description)}]({quote(file.name)})")
     return "\n\n".join(parts) + "\n"
 
@@ -196,6 +198,10 @@ def _shown(cell: Cell) -> str:
     if cell is None:
         return "–"
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def _figure(picture: Picture) -> Figure:
+    return picture.axes.figure.canvas.figure
 
 
 def _png(figure: Figure) -> bytes:

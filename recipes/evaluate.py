@@ -7,10 +7,9 @@ A folder is a class, by its name. A report shows photos with --photos only, as t
 is named on stderr and left out; the exit status is then 1.
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,15 +22,14 @@ from tqdm.auto import tqdm
 from hf_sgdr.audit import UnreadablePhotosError, readable
 from hf_sgdr.cli import one_clear_line, parse
 from hf_sgdr.data import LAYOUT, TEST_FOLDERS, VALIDATION_FOLDERS, check_fraction, photo_files, stratified_split
-from hf_sgdr.interpretation import ClassifierInterpretation, PhotoPrediction
+from hf_sgdr.evaluation import Evaluation
+from hf_sgdr.interpretation import ClassifierInterpretation
 from hf_sgdr.metrics import class_metrics
 from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
-from hf_sgdr.report import FORMATS, Block, Heading, Paragraph, Picture, Table, write_report
+from hf_sgdr.report import FORMATS, write_report
 from hf_sgdr.text import printable
 
 FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
-CLASSES_ONE_BY_ONE = 4  # up to so many, a report shows photos class by class, as the lesson does
-MISTAKES = 20  # kinds of them that a report lists
 CLASSES_ON_TERMINAL = 40
 
 
@@ -53,19 +51,6 @@ class EvaluationArguments:
     batch_size: int | None = field(default=None, metadata={"help": "Photos a forward pass."})
     output: list[str] = field(default_factory=list, metadata={"help": "FILE.html, FILE.md, FILE.json, any of them."})
     photos: bool = field(default=False, metadata={"help": "Show photos in the report. They may be private."})
-
-
-@dataclass
-class Evaluation:
-    """What was evaluated, on which photos, and how it went."""
-
-    model: str
-    photos: str
-    folder: Path
-    tta: int
-    found: ClassifierInterpretation
-    metrics: dict[str, float]
-    unreadable: dict[str, str]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,9 +81,9 @@ def main(argv: Sequence[str]) -> int:
     print_summary(evaluation)
     for path in map(Path, options.output):
         if path.suffix == ".json":
-            write_json(path, evaluation)
+            path.write_text(evaluation.to_json(), encoding="utf-8")
         else:
-            write_report(path, f"Evaluation of {evaluation.model}", blocks(evaluation, options.photos))
+            write_report(path, f"Evaluation of {evaluation.model}", evaluation.blocks(options.photos))
         print(f"Written: {printable(path)}")
     return 1 if unreadable else 0
 
@@ -190,90 +175,6 @@ def print_summary(evaluation: Evaluation) -> None:
         print("\nmost confused: " + "; ".join(f"{printable(t)} as {printable(p)}: {n}" for t, p, n in mistakes[:5]))
 
 
-def blocks(evaluation: Evaluation, with_photos: bool) -> list[Block]:
-    """The report, block by block."""
-    found, metrics = evaluation.found, evaluation.metrics
-    mistakes = found.most_confused()
-    views = f", the mean over each photo and {evaluation.tta} augmented views of it" if evaluation.tta else ""
-    result: list[Block] = [
-        Paragraph(f"{len(found.labels)} photos, {evaluation.photos}; {len(found.names)} classes{views}."),
-        Table("Figures of all photos", ["figure", "value", "what it is"], [
-            ["accuracy", metrics["accuracy"], "share of photos whose likeliest class is theirs"],
-            ["loss", metrics["loss"], "mean of -log of the probability of the true class"],
-            ["precision", metrics["precision"], "mean over the classes"],
-            ["recall", metrics["recall"], "mean over the classes"],
-            ["F1", metrics["f1"], "mean over the classes"],
-        ]),
-        Heading("What is taken for what"),
-        Picture(
-            found.plot_confusion_matrix().figure,
-            "confusion-matrix",
-            "Confusion matrix, a row for each true class, a column for each prediction; the tables have its figures.",
-        ),
-    ]  # fmt: skip
-    caption = (
-        f"Mistakes, the most frequent first{f' ({MISTAKES} of {len(mistakes)} kinds)' * (len(mistakes) > MISTAKES)}"
-    )
-    if mistakes:
-        result.append(Table(caption, ["truth", "predicted", "photos"], mistakes[:MISTAKES]))
-    else:
-        result.append(Paragraph("No photo is taken for another class than its own."))
-    result += [
-        Heading("Class by class"),
-        Picture(
-            found.plot_per_class().figure, "classes", "Precision and recall of each class; the table below has them."
-        ),
-        Table(
-            "Precision: of the photos predicted as the class, the share that is of it. "
-            "Recall: of its photos, the share predicted as it.",
-            ["class", "photos", "precision", "recall", "F1"],
-            [[one.name, one.photos, one.precision, one.recall, one.f1] for one in found.per_class()],
-        ),
-    ]
-    if with_photos:
-        result += photo_blocks(found, evaluation.folder)
-    if evaluation.unreadable:
-        rows = [list(item) for item in evaluation.unreadable.items()]
-        result += [Heading("Left out"), Table("Photos that cannot be read", ["file", "reason"], rows)]
-    return result
-
-
-def photo_blocks(found: ClassifierInterpretation, folder: Path) -> list[Block]:
-    """The lesson's pictures: most correct and incorrect, class by class where there are few, and most uncertain."""
-    classes: list[str | None] = [None] if len(found.names) > CLASSES_ONE_BY_ONE else [*found.names]
-    result: list[Block] = []
-    for number, name in enumerate(classes):
-        of = "" if name is None else f": {name}"
-        for words, key, chosen, ax in (
-            ("Most correct", "correct", found.most_correct(4, name), found.plot_most_correct(4, name)),
-            ("Most incorrect", "incorrect", found.most_incorrect(4, name), found.plot_most_incorrect(4, name)),
-        ):
-            description = _described(f"{words} photos{of}", chosen, folder)
-            result += [Heading(f"{words}{of}"), Picture(ax.figure, f"most-{key}-{number}", description)]
-    description = _described("Most uncertain photos", found.most_uncertain(), folder)
-    return [
-        *result,
-        Heading("Most uncertain"),
-        Picture(found.plot_most_uncertain().figure, "most-uncertain", description),
-    ]
-
-
-def write_json(path: Path, evaluation: Evaluation) -> None:
-    found = evaluation.found
-    content = {
-        "schema": 1,
-        "model": evaluation.model,
-        "photos": len(found.labels),
-        "of": evaluation.photos,
-        "tta": evaluation.tta,
-        "metrics": evaluation.metrics,
-        "classes": [asdict(report) for report in found.per_class()],
-        "confusion_matrix": found.confusion_matrix().tolist(),
-        "unreadable": evaluation.unreadable,
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def check(options: EvaluationArguments) -> None:
     """Raise a ValueError or FileNotFoundError for what would stop the recipe after the work is done."""
     if not Path(options.model).is_dir() and "/" not in options.model:
@@ -294,12 +195,7 @@ def _in_words(options: EvaluationArguments, folder: Path, is_share: bool) -> str
     if is_share:
         fraction = f"{options.validation_fraction:g} of each class, seed {options.seed}"
         return f"the {options.split} share of {name} (validation is {fraction})"
-    return f"all of {name}" if options.split == "all" else f"{folder.name} of {name}"
-
-
-def _described(what: str, chosen: Sequence[PhotoPrediction], folder: Path) -> str:
-    each = [f"{_below(folder, one.file)}, {one.predicted} {one.probability:.1%}" for one in chosen]
-    return f"{what}: {'; '.join(each) or 'none'}"
+    return f"all of {name}" if options.split == "all" else f"{name}/{folder.name}"
 
 
 def _below(folder: Path, file: str) -> str:

@@ -115,8 +115,8 @@ def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_or
 @pytest.mark.parametrize(
     ("words", "photos", "said"),
     [
-        (["--data_dir", "photos", "--split", "train"], 9, "train of photos"),
-        (["--data_dir", "photos", "--split", "test"], 3, "test of photos"),
+        (["--data_dir", "photos", "--split", "train"], 9, "photos/train"),
+        (["--data_dir", "photos", "--split", "test"], 3, "photos/test"),
         (["--data_dir", "flat", "--split", "all"], 30, "all of flat"),
         (["--data_dir", "flat"], 6, "the validation share of flat (validation is 0.2 of each class, seed 42)"),
         (["--data_dir", "flat", "--split", "train", "--validation_fraction", "0.5"], 15, "the train share of flat"),

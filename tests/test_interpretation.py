@@ -302,6 +302,23 @@ def test_a_model_without_names_takes_those_of_the_data_set(trainer, tmp_path):
     assert ClassifierInterpretation.from_trainer(other).names == ["cats", "dogs"]
 
 
+def test_a_module_without_a_configuration_serves_too(tmp_path):
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+        def forward(self, x, labels=None):
+            logits = self.layer(x)
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    rows = [{"x": torch.rand(4), "labels": i % 3} for i in range(7)]
+    stock = Trainer(Linear(), TrainingArguments(str(tmp_path / "stock"), use_cpu=True), eval_dataset=rows)
+    found = ClassifierInterpretation.from_trainer(stock)
+    assert found.names == ["class 0", "class 1", "class 2"]
+    assert found.loss == pytest.approx(stock.evaluate()["eval_loss"], rel=1e-6)
+
+
 # ---- Plots ----
 
 

@@ -1,7 +1,12 @@
+import subprocess
+import sys
+
 import numpy as np
+import pytest
+from sklearn.metrics import precision_recall_fscore_support
 from transformers import EvalPrediction
 
-from hf_sgdr.metrics import Accuracy, accuracy_of_logits
+from hf_sgdr.metrics import Accuracy, MacroAverages, accuracy_of_logits, class_metrics
 
 
 def test_accuracy_is_the_share_of_equal_ids():
@@ -19,3 +24,25 @@ def test_logits_are_judged_by_the_highest():
     compute = accuracy_of_logits()
     logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
     assert compute(EvalPrediction(predictions=logits, label_ids=np.array([1, 0, 0]))) == {"accuracy": 2 / 3}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_macro_averages_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    predicted, truth = rng.integers(0, 5, 60), rng.integers(seed, 6, 60)  # some classes on one side only
+    expected = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    found = MacroAverages().compute(predictions=predicted, references=truth)
+    assert [found["precision"], found["recall"], found["f1"]] == pytest.approx(list(expected[:3]), rel=1e-12)
+
+
+def test_class_metrics_are_both_together():
+    predicted, truth = np.array([0, 1, 1]), np.array([0, 1, 0])
+    found = class_metrics(predicted, truth)
+    assert found == {"accuracy": 2 / 3, "precision": 0.75, "recall": 0.75, "f1": pytest.approx(2 / 3)}
+
+
+def test_a_script_of_the_librarys_name_does_not_hide_it(tmp_path):
+    (tmp_path / "evaluate.py").write_text("raise RuntimeError('the wrong one')")
+    code = "import sys, hf_sgdr.metrics, evaluate; print(evaluate.Metric.__name__, sys.path[0] == '')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "Metric True\n", done.stderr

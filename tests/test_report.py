@@ -1,0 +1,71 @@
+import markdown_it
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_sgdr.plots import new_axes, plot_photos
+from hf_sgdr.report import Heading, Paragraph, Picture, Table, write_report
+
+NASTY = '<img src=x onerror=alert(1)> "quoted" | **bold** [a](javascript:b)\n$x$'
+
+
+def blocks():
+    ax = new_axes(3, 2)
+    ax.plot([1, 2])
+    return [
+        Heading(NASTY),
+        Paragraph(NASTY),
+        Table(NASTY, [NASTY, "number", "share"], [[NASTY, 3, 0.25], ["b", None, None]]),
+        Picture(ax, "curve", NASTY),
+    ]
+
+
+def rendered(text):
+    return markdown_it.MarkdownIt("commonmark").enable("table").render(text)
+
+
+def test_html_and_markdown_show_the_same_words_and_no_markup_of_others(tmp_path):
+    write_report(tmp_path / "r.html", NASTY, blocks())
+    write_report(tmp_path / "r.md", NASTY, blocks())
+    page, markdown = (tmp_path / "r.html").read_text(), rendered((tmp_path / "r.md").read_text())
+    for text in (page, markdown):
+        assert text.count("<img") == 1
+        assert "<strong>" not in text
+        assert "<a " not in text
+        assert "&lt;img src=x onerror=alert(1)&gt;" in text
+        assert text.count("<td") >= 4
+        assert "0.2500" in text
+        assert "–" in text
+    assert page.count("<h1>") == markdown.count("<h1>") == 1
+    assert page.count("<h2>") == markdown.count("<h2>") == 1
+
+
+def test_numbers_stand_to_the_right_and_the_first_cell_names_the_row(tmp_path):
+    write_report(tmp_path / "r.html", "t", [Table("c", ["name", "n"], [["a", 1], ["b", 2]])])
+    text = (tmp_path / "r.html").read_text()
+    assert '<tr><th scope="row">a</th><td class="number">1</td></tr>' in text
+    write_report(tmp_path / "r.md", "t", [Table("c", ["name", "n"], [["a", 1], ["b", 2]])])
+    assert "| --- | ---: |\n| a | 1 |\n| b | 2 |\n" in (tmp_path / "r.md").read_text()
+
+
+def test_pictures_lie_beside_the_markdown_and_inside_the_html(tmp_path):
+    write_report(tmp_path / "my [report].md", "t", blocks())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my [report]-curve.png", "my [report].md"]
+    assert 'src="my%20%5Breport%5D-curve.png"' in rendered((tmp_path / "my [report].md").read_text())
+    with Image.open(tmp_path / "my [report]-curve.png") as picture:
+        assert picture.size == (450, 300)
+    write_report(tmp_path / "one.html", "t", blocks())
+    assert len(list(tmp_path.iterdir())) == 3
+    assert 'width="288" height="192"' in (tmp_path / "one.html").read_text()
+
+
+def test_a_table_without_rows_and_a_plot_in_a_larger_figure(tmp_path):
+    ax = plot_photos([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]])
+    write_report(tmp_path / "r.html", "t", [Table("c", ["name"], []), Picture(ax, "p", "d")])
+    assert "<tbody>\n\n</tbody>" in (tmp_path / "r.html").read_text()
+
+
+def test_another_ending_is_refused_and_nothing_written(tmp_path):
+    with pytest.raises(ValueError, match=r"r\.pdf: give a name that ends in \.html or \.md\."):
+        write_report(tmp_path / "r.pdf", "t", blocks())
+    assert not list(tmp_path.iterdir())
