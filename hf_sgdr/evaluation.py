@@ -58,9 +58,9 @@ class Evaluation:
         what = {
             "accuracy": "share of photos whose likeliest class is theirs",
             "loss": "mean of -log of the probability of the true class",
-            "precision": "mean over the classes",
-            "recall": "mean over the classes",
-            "f1": "mean over the classes",
+            "precision": "mean over the classes that occur or are predicted",
+            "recall": "mean over these classes",
+            "f1": "mean over these classes",
         }
         return [
             Paragraph(f"{len(found.labels)} photos ({self.photos}), {len(found.names)} classes.{views}"),
