@@ -420,6 +420,12 @@ def test_it_reads_well_at_each_size_in_light_and_dark(open_page, digits, tmp_pat
     expect(page.get_by_role("heading", name="How to use it")).to_be_visible()
     page.wait_for_timeout(500)  # the accordion slides
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll to at the side
+    card = page.get_by_role("region", name="Model card")
+    if card.evaluate("card => card.scrollWidth > card.clientWidth"):  # its tables, on a phone
+        card.press("ArrowRight")
+        page.wait_for_function("document.querySelector('#card').scrollLeft > 0")
+    else:
+        assert width > 390
     found = Axe().run(page).response
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]] == []
     shown = np.asarray(Image.open(picture(page, f"page-{scheme}-{width}", tmp_path)).convert("L"))

@@ -39,10 +39,17 @@ CARD_PICTURE = re.compile(r"""(!\[[^\]]*\]\(|<img src=")([^):"]+)([)"])""")  # a
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 ).set(block_info_text_color="*neutral_600")
-# A phone offers its camera and its photos. (So it would by gr.File(file_types=["image"]), which refuses other files in
-# words of its own.)
-OFFER_PICTURES = """() => document.addEventListener(
-    "click", event => { if (event.target.type === "file") event.target.accept = "image/*" }, true)"""
+# Run once. A phone offers its camera and its photos; gr.File(file_types=["image"]) would see to that, too, but refuses
+# other files in words of its own. And a card's tables, too wide for a phone, can be moved by keys when they are there.
+WHEN_LOADED = """() => {
+    document.addEventListener(
+        "click", event => { if (event.target.type === "file") event.target.accept = "image/*" }, true)
+    const attributes = Object.entries({tabindex: 0, role: "region", "aria-label": "Model card"})
+    new MutationObserver(() => {
+        const card = document.querySelector("#card:not([role])")
+        if (card) for (const [name, value] of attributes) card.setAttribute(name, value)
+    }).observe(document.body, {childList: true, subtree: true})
+}"""
 # The box is drawn anew when it has taken photos; whoever works by keyboard stays where they were.
 FOCUS_ON_BOX = """() => {
     if (document.activeElement === document.body) document.querySelector("#photos button").focus() }"""
@@ -54,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     model = parser.parse_args(argv).model or os.environ.get("MODEL_ID") or model_of_card(HERE / "README.md")
     if not model:
         raise ValueError("Which model? Give --model FOLDER_OR_ID, set MODEL_ID, or write models: into README.md.")
-    look = {"theme": THEME, "css_paths": HERE / "style.css", "js": OFFER_PICTURES, "footer_links": []}
+    look = {"theme": THEME, "css_paths": HERE / "style.css", "js": WHEN_LOADED, "footer_links": []}
     page(model).launch(max_file_size="50mb", **look)
     return 0
 
@@ -114,7 +121,7 @@ def page(model: str) -> gr.Blocks:
                 results = gr.HTML(apply_default_css=False)
                 status = gr.HTML("", html_template='<p role="status" class="unseen">${value}</p>')
         with gr.Accordion("About this model", open=False):
-            gr.Markdown(card_text(model))
+            gr.Markdown(card_text(model), elem_id="card")
 
         shown = [results, status]
         # The box is emptied at once, so that it can always take more; the results show which photos they are of.
