@@ -6,7 +6,6 @@ batch-norm statistics that do not move, although the Trainer calls `model.train(
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -155,29 +154,27 @@ class LayerGroups:
         """One rate a group: a number serves all, `slice(a, b)` spreads geometrically from a to b, a list is checked.
 
         Raises:
-            ValueError: if a list has another length than there are groups, a rate is no number or negative, or all are 0.
+            ValueError: if a list has another length than there are groups, a rate is negative or no number, or all are 0.
         """
         if isinstance(lrs, slice):
-            ends = (lrs.start, lrs.stop)
-            if lrs.step is not None or not all(isinstance(end, Real) and 0 < end < float("inf") for end in ends):
+            ends = _number(lrs.start), _number(lrs.stop)
+            if lrs.step is not None or not all(0 < end < float("inf") for end in ends):
                 raise ValueError(f"{lrs}: give slice(lowest, highest), both rates finite numbers above 0.")
             rates = [float(rate) for rate in np.geomspace(*ends, len(self))]
-        elif isinstance(lrs, Real):
-            rates = [float(lrs)] * len(self)
+        elif isinstance(lrs, Sequence | np.ndarray | torch.Tensor) and not isinstance(lrs, str):
+            rates = [_number(rate) for rate in lrs]
         else:
-            try:
-                rates = [float(rate) for rate in lrs] if not isinstance(lrs, str) else [float(lrs)] * len(self)
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"Learning rates {lrs!r}: give one number, one a layer group, or slice(lowest, highest)."
-                ) from error
+            rates = [_number(lrs)] * len(self)
         if len(rates) != len(self):
             raise ValueError(
                 f"{len(rates)} learning rates for {len(self)} layer groups ({', '.join(self.names)}): "
                 "give one number for all of them, or one rate a group."
             )
         if not all(0 <= rate < float("inf") for rate in rates) or not any(rates):
-            raise ValueError(f"Learning rates {rates}: each must be a finite number, zero or more, and one above zero.")
+            raise ValueError(
+                f"Learning rates {lrs!r}: each must be a finite number, zero or more, and one above zero; "
+                "give one number, one a layer group, or slice(lowest, highest)."
+            )
         return rates
 
     def param_groups(self, lrs: float | Sequence[float] | slice, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -227,6 +224,14 @@ class LayerGroups:
                 last_was_frozen = own[0].removeprefix(".") in frozen_names
             if isinstance(module, _BatchNorm) and (last_was_frozen or self._freeze_batch_norm):
                 yield module
+
+
+def _number(value: Any) -> float:
+    """A number as a float; NaN for what is none."""
+    try:
+        return float("nan") if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def _hold_still(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -108,7 +108,8 @@ class SGDRTrainingArguments(TrainingArguments):
         if not 0.0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay={self.weight_decay!r}: give a finite number, zero or more.")
         if not 0.0 <= self.label_smoothing_factor < 1.0:
-            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor!r}: give a number from 0 to below 1.")
+            factor = self.label_smoothing_factor
+            raise ValueError(f"label_smoothing_factor={factor!r}: give a number from 0 to below 1.")
         if self.lr_scheduler_type != "linear":  # transformers' default
             raise ValueError(
                 f"lr_scheduler_type={str(self.lr_scheduler_type)!r}: cycle_len, cycle_mult and num_cycles say how the "
