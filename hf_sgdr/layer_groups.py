@@ -154,7 +154,7 @@ class LayerGroups:
         """One rate a group: a number serves all, `slice(a, b)` spreads geometrically from a to b, a list is checked.
 
         Raises:
-            ValueError: if a list has another length than there are groups, a rate is negative or no number, or all are 0.
+            ValueError: if there are not as many rates as groups, one is negative or no number, or all are 0.
         """
         if isinstance(lrs, slice):
             ends = _number(lrs.start), _number(lrs.stop)

@@ -199,8 +199,16 @@ def test_each_group_has_its_rate(groups, lrs, expected):
             "2 learning rates for 3 layer groups (early, middle, head): "
             "give one number for all of them, or one rate a group.",
         ),
-        (-1.0, "Learning rates -1.0: each must be a finite number, zero or more, and one above zero; "),
-        (float("nan"), "Learning rates nan: each must be a finite number, zero or more, and one above zero; "),
+        (
+            -1.0,
+            "Learning rates -1.0: each must be a finite number, zero or more, and one above zero; give one number, one a "
+            "layer group, or slice(lowest, highest).",
+        ),
+        (
+            float("nan"),
+            "Learning rates nan: each must be a finite number, zero or more, and one above zero; give one number, one a "
+            "layer group, or slice(lowest, highest).",
+        ),
         (slice(1e-3), "slice(None, 0.001, None): give slice(lowest, highest), both rates finite numbers above 0."),
     ],
 )
