@@ -201,13 +201,13 @@ def test_each_group_has_its_rate(groups, lrs, expected):
         ),
         (
             -1.0,
-            "Learning rates -1.0: each must be a finite number, zero or more, and one above zero; give one number, one a "
-            "layer group, or slice(lowest, highest).",
+            "Learning rates -1.0: each must be a finite number, zero or more, and one above zero; give one number, "
+            "one a layer group, or slice(lowest, highest).",
         ),
         (
             float("nan"),
-            "Learning rates nan: each must be a finite number, zero or more, and one above zero; give one number, one a "
-            "layer group, or slice(lowest, highest).",
+            "Learning rates nan: each must be a finite number, zero or more, and one above zero; give one number, "
+            "one a layer group, or slice(lowest, highest).",
         ),
         (slice(1e-3), "slice(None, 0.001, None): give slice(lowest, highest), both rates finite numbers above 0."),
     ],
