@@ -2,8 +2,10 @@
 
 from hf_sgdr.data import load_image_dataset, load_image_folder
 from hf_sgdr.features import FeatureStore
+from hf_sgdr.interpretation import ClassifierInterpretation
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.modeling import create_image_classifier
+from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, get_sgdr_schedule
 from hf_sgdr.snapshots import SnapshotCallback, average_weights, ensemble_predictions
@@ -16,6 +18,7 @@ from hf_sgdr.version import __version__
 
 __all__ = [
     "LESSON",
+    "ClassifierInterpretation",
     "FeatureStore",
     "LRRangeResult",
     "LRRangeTest",
@@ -28,6 +31,7 @@ __all__ = [
     "SnapshotCallback",
     "Stage",
     "StagedUnfreezing",
+    "TTAImageClassificationPipeline",
     "__version__",
     "average_weights",
     "create_image_classifier",
@@ -36,5 +40,6 @@ __all__ = [
     "image_transforms",
     "load_image_dataset",
     "load_image_folder",
+    "pipeline",
     "run_stages",
 ]

@@ -1,0 +1,64 @@
+"""README's commands, as they stand there, on made-up photos, a tiny model of the named id and a Hub of the tests."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from loopback_hub import TOKEN
+
+from hf_sgdr import create_image_classifier, load_image_folder
+
+pytestmark = pytest.mark.commands
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+# Blocks without a language are commands; `text` marks what needs more than one machine.
+BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+# .ci/run runs these in a new environment.
+INSTALLATION = [command for command in COMMANDS if "pip install" in command]
+
+
+def test_there_are_two_commands_that_install():
+    assert len(INSTALLATION) == 2
+    assert len(COMMANDS) > 12
+
+
+def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_photo_folder):
+    splits = {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}}
+    for name in ("photos", "dogscats"):
+        make_photo_folder(tmp_path / name, splits)
+    make_photo_folder(tmp_path / "more_photos", {"": {"": 3}})
+    (tmp_path / "cat.jpg").write_bytes((tmp_path / "more_photos" / "000.jpg").read_bytes())
+    # A folder of this name wins over the model id of the Hub, so the command's own words are run.
+    model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)
+    model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 32, 32]}
+    model.save_pretrained(tmp_path / "timm" / "resnet34.a1_in1k")
+    for split, rows in load_image_folder(tmp_path / "photos").items():
+        (tmp_path / "ann" / "data").mkdir(parents=True, exist_ok=True)
+        rows = rows.rename_columns({"image": "img", "label": "kind"})
+        rows.to_parquet(str(tmp_path / "ann" / "data" / f"{split}-00000-of-00001.parquet"))
+    for name in ("recipes", "benchmarks", "docs", "notebooks"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_SGDR_CACHE": str(tmp_path / "cache"),
+    }
+    environment.pop("HF_HUB_OFFLINE")
+    for command in COMMANDS:
+        if command in INSTALLATION:
+            continue
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                command.replace("user/", "ann/"),
+            ],  # who is logged in there cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
