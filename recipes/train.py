@@ -24,6 +24,7 @@ from hf_sgdr.cli import (
     build_trainer,
     chosen_stages,
     load_photos,
+    nothing_left_on_failure,
     one_clear_line,
     parse,
 )
@@ -99,9 +100,10 @@ def main(argv: Sequence[str]) -> int:
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     columns = {"image_column_name": training.image_column_name, "label_column_name": training.label_column_name}
     photos = load_photos(data, training)
-    trainer = build_trainer(photos, model_args, training)
-    if push:
-        trainer.init_hf_repo()
+    with nothing_left_on_failure(training.output_dir):
+        trainer = build_trainer(photos, model_args, training)
+        if push:
+            trainer.init_hf_repo()
     results = run_stages(trainer, stages, resume=recipe.resume)
     if recipe.n_aug and trainer.train_transform.is_random:
         results.tta = test_time_augmentation(trainer, recipe.n_aug)

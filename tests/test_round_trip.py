@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 from loopback_hub import TOKEN
 
 from hf_sgdr import create_image_classifier
+from hf_sgdr.cli import one_clear_line
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe
@@ -31,7 +33,7 @@ answers = pipeline("image-classification", model="ann/cats", device="cpu")(sorte
 print(json.dumps(answers))
 """
 GO_ON = """
-import glob, json, torch
+import glob, json, sys, torch
 import hf_sgdr
 from safetensors.torch import load_file
 answers = hf_sgdr.pipeline("ann/cats", tta=0, device="cpu")(sorted(glob.glob("photos/valid/*/*")))
@@ -42,10 +44,12 @@ assert all(kept.values()) and len(kept) > 20, kept
 assert hf_sgdr.image_transforms(model)[1].spec.size == 32
 other = hf_sgdr.create_image_classifier("ann/cats", labels=["dogs", "cats"])
 assert not torch.equal(other.timm_model.fc.weight, model.timm_model.fc.weight)
+
+import train
+assert train.main(sys.argv[1:]) == 0  # goes on from the pushed model
+assert train.main(["out/recipe.yaml", "--data_dir", "photos", "--output_dir", "again", "--report_to", "none"]) == 0
 print(json.dumps(answers))
 """
-
-
 BY_HAND = """
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, load_image_folder
 photos = load_image_folder("photos")
@@ -72,7 +76,7 @@ def process(hub, place):
 
     def start(*words, home="home", token=TOKEN):
         environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place / home)}
-        environment["HF_SGDR_CACHE"] = str(place / "cache")
+        environment |= {"HF_SGDR_CACHE": str(place / "cache"), "PYTHONPATH": str(RECIPES)}
         environment.pop("HF_HUB_OFFLINE", None)
         environment.pop("HF_TOKEN", None)
         if token is not None:
@@ -83,6 +87,20 @@ def process(hub, place):
         )  # fmt: skip
 
     return start
+
+
+@pytest.fixture
+def recipe(place, monkeypatch, capsys):
+    """`recipe(path, *words)` runs a recipe in this process, as Ann; gives its status and what it printed."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def run(path, *words):
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
+        status = one_clear_line(runpy.run_path(str(path))["main"])
+        return status, *capsys.readouterr()
+
+    return run
 
 
 def output(process: subprocess.Popen, expect: int = 0) -> tuple[str, str]:
@@ -118,16 +136,12 @@ def test_train_push_load_anywhere_and_train_on(hub, process, place):
     stock, _ = output(process("-c", READ, home="clean"))
     expected = json.loads(files["results.json"])["best"]["eval_loss"]
     assert -np.log(probability_of_truth(stock)).mean() == pytest.approx(expected, abs=1e-4)
-    ours, _ = output(process("-c", GO_ON, home="clean"))
+    steps = STAGE.replace("0.05", "1e-9")
+    words = [*TRAIN[1:], "--model", "ann/cats", "--output_dir", "more", "--stages", steps]
+    ours, _ = output(process("-c", GO_ON, *words, home="clean"))
     np.testing.assert_allclose(probability_of_truth(ours), probability_of_truth(stock), atol=1e-4)
-
-    words = ["--model", "ann/cats", "--output_dir", "more", "--stages", STAGE.replace("0.05", "1e-9")]
-    output(process(*TRAIN, *words, home="clean"))
     more = json.loads((place / "more" / "results.json").read_text())
     assert more["stages"][0]["eval_loss"] == pytest.approx(expected, abs=1e-4)  # it went on from the trained head
-
-    again = [RECIPES / "train.py", "out/recipe.yaml", "--data_dir", "photos", "--output_dir", "again"]
-    output(process(*again, "--report_to", "none"))
     first, second = (json.loads((place / name / "results.json").read_text()) for name in ("out", "again"))
     for results in (first, second):
         results["stages"][0].pop("seconds")
@@ -136,21 +150,31 @@ def test_train_push_load_anywhere_and_train_on(hub, process, place):
     assert (place / "again" / "recipe.yaml").read_text() == (place / "out" / "recipe.yaml").read_text()
 
 
-def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, process, place):
+def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, recipe, caplog):
     hub.fail("POST", "/commit/", 503, times=5, Retry_After="0")
-    _, err = output(process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats"), expect=2)
-    tries = [line for line in err.splitlines() if "503 Service Unavailable: made to fail with 503" in line]
-    assert len(tries) == 5  # each try with its reason, and the end
+    status, out, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats")
+    assert status == 2
+    tries = [record.message for record in caplog.records if record.name == "hf_sgdr.retries"]
+    assert len(tries) == 4
+    assert all("503 Service Unavailable: made to fail with 503" in one for one in tries)
     line = err.splitlines()[-1]
-    assert line.startswith("train.py: error: Pushing to ann/cats failed 5 times")
+    assert line.startswith("train.py: error: Pushing to ann/cats failed 5 times, at last with: 503 Service Unavailable")
     assert len(hub.repos["ann/cats"].commits) == 1
     words = shlex.split(line.split("to push it again: ")[1])
     assert words == ["python", str(RECIPES / "push.py"), "out", "ann/cats"]
-    out, _ = output(process(*words[1:], "--tag", "v1"))
+    status, out, _ = recipe(*words[1:], "--tag", "v1")
+    assert status == 0
     assert "pushed to http" in out
     assert "README.md" in hub.repos["ann/cats"].files("v1")
 
+    status, out, _ = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--resume")
+    assert status == 0
+    assert "is finished" in out
+    assert "Pushed to http" in out
+    assert len(hub.repos["ann/cats"].commits) == 2  # it was all there
 
+
+@pytest.mark.kills
 def test_killed_while_it_pushes_a_run_is_pushed_by_resume_without_training(hub, process, place):
     hub.fail("POST", "/commit/", "hang")
     child = process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats")
@@ -185,9 +209,10 @@ def test_two_processes_push_once(hub, process, place):
     assert hub.repos["ann/by-hand"].messages == ["initial commit", "End of training"]
 
 
-def test_without_a_login_nothing_is_begun(hub, process, place):
-    words = ["--push_to_hub", "--hub_model_id", "ann/cats", "--data_dir", "nowhere"]
-    _, err = output(process(*TRAIN, *words, token=None), expect=2)
+def test_without_a_login_nothing_is_begun(hub, recipe, place, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    status, _, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--data_dir", "nowhere")
+    assert status == 2
     assert err.splitlines()[-1] == (
         "train.py: error: Looking up the login on the Hub: nobody is logged in: "
         "run `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
@@ -196,7 +221,15 @@ def test_without_a_login_nothing_is_begun(hub, process, place):
     assert hub.requests == []
 
 
-def test_a_wrong_folder_leaves_no_repository_behind(hub, process):
-    _, err = output(process(*TRAIN, "--push_to_hub", "--data_dir", "nowhere"), expect=2)
+def test_a_wrong_folder_leaves_no_repository_behind(hub, recipe):
+    status, _, err = recipe(*TRAIN, "--push_to_hub", "--data_dir", "nowhere")
+    assert status == 2
     assert err.splitlines()[-1].startswith("train.py: error: nowhere: no such folder.")
     assert hub.repos == {}
+
+
+def test_where_one_may_not_write_nothing_is_trained(hub, recipe, place):
+    status, _, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "bob/cats")
+    assert status == 2
+    assert "Preparing the repository bob/cats: 403 Forbidden" in err.splitlines()[-1]
+    assert not (place / "out").exists()
