@@ -82,6 +82,7 @@ def draw_rates(ax: Axes, watch: Watch) -> None:
         values = [rates.get(name, float("nan")) or float("nan") for rates in watch.rates]
         ax.plot(values, color=shade, linewidth=1.4, label=name)
     ax.set_yscale("log")
+    ax.set_ylim(top=5e-2)
     ax.set_ylabel("learning rate (log scale)")
     ax.set_title("anneal and restart, a rate for each layer group")
     ax.legend(frameon=False, loc="lower left")
@@ -99,7 +100,7 @@ def draw_losses(ax: Axes, watch: Watch, best: dict[str, Any]) -> None:
         textcoords="offset points",
         ha="right",
     )
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.15 * max(losses))
     ax.set_ylabel("validation loss")
     ax.set_title("validation after each epoch")
 
@@ -110,8 +111,9 @@ def mark_stages(ax: Axes, watch: Watch, names: list[str]) -> None:
             ax.axvspan(start, end, color="black", alpha=0.05, linewidth=0)
         ax.annotate(
             names[number], ((start + end) / 2, 1), xycoords=("data", "axes fraction"), ha="center", va="top",
-            xytext=(0, -3), textcoords="offset points", fontsize=8,
+            xytext=(0, -3), textcoords="offset points", fontsize=7.5,
         )  # fmt: skip
+    ax.set_xlim(0, len(watch.rates) + 1)
     ax.set_xlabel("optimizer step")
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
