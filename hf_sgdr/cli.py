@@ -174,7 +174,8 @@ def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
     try:
         return main(sys.argv[1:]) or 0
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command with --resume goes on.", file=sys.stderr)
+        more = "; the same command with --resume goes on" if program == "train.py" else ""
+        print(f"{program}: interrupted{more}.", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get("HF_SGDR_DEBUG") == "1":

@@ -29,6 +29,8 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.i
 MODEL_FILES = ("config.json", *WEIGHTS, "preprocessor_config.json", "processor_config.json")
 PLOTS = ("*-range-test.png", "*-learning-rate.png")
 RUN_FILES = ("README.md", "results.json", "recipe.yaml", *PLOTS)
+# Pushed where the card shows them; what an earlier card showed and this one does not, photos above all, is removed.
+CARD_PICTURES = ("confusion-matrix.png", "most-*.png")
 SNAPSHOTS_FOLDER = "_runs/snapshots"
 
 _TEXT = (".json", ".md", ".yaml")
@@ -161,7 +163,8 @@ def push_folder(
         """Made anew each time: the client marks what it has sent."""
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        old = _matching(api.list_repo_files(repository, revision=revision), (*MODEL_FILES, *RUN_FILES))
+        there = api.list_repo_files(repository, revision=revision)
+        old = _matching(there, (*MODEL_FILES, *RUN_FILES, *CARD_PICTURES))
         return api.create_commit(
             repository,
             [

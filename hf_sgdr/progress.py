@@ -82,6 +82,7 @@ class RunProgress:
             shutil.rmtree(kept, ignore_errors=True)
             self.folder.rename(kept)
         (self.folder / "best.safetensors").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "snapshots", ignore_errors=True)
         for stage in self.depends_on["stages"]:
             shutil.rmtree(self.folder / stage["name"], ignore_errors=True)
             for plot in ("range-test", "learning-rate"):  # of an earlier run, which may have had another recipe

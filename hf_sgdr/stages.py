@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr.checkpoints import newest_checkpoint
@@ -17,6 +17,7 @@ from hf_sgdr.progress import RunProgress
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import require_whole
 from hf_sgdr.shards import replace_file
+from hf_sgdr.snapshots import SnapshotCallback
 from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting
 from hf_sgdr.trainer import RUNS_FOLDER, SGDRTrainer
 
@@ -47,6 +48,8 @@ class Stage:
             the first one whose validation loss is above the best cycle end's by more than 1 % while the training loss
             fell; `max_cycles` at most, and `cycles` is ignored.
         max_cycles (`int`, *optional*, defaults to 3): for `until_overfitting`.
+        snapshots (`bool`, *optional*, defaults to False): keep the weights at the end of each cycle, in
+            `_runs/snapshots`; those of the last stage that asks for it stay. See [`SnapshotCallback`].
         range_test_start, range_test_end (`float`, *optional*, default to 1e-7 and 10): the head's rates between which
             `lr="auto"` looks.
         range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
@@ -66,6 +69,7 @@ class Stage:
     freeze_batch_norm: bool = False
     until_overfitting: bool = False
     max_cycles: int = 3
+    snapshots: bool = False
     range_test_start: float = 1e-7
     range_test_end: float = 10.0
     range_test_steps: int = 100
@@ -77,8 +81,8 @@ class Stage:
             require_whole(f"{self.name}: {name}", getattr(self, name), at_least=1)
         if self.cycle_len is not None:
             require_whole(f"{self.name}: cycle_len", self.cycle_len, at_least=1)
-        elif self.cycle_mult != 1 or self.until_overfitting:
-            raise ValueError(f"{self.name}: cycle_mult and until_overfitting need cycle_len.")
+        elif self.cycle_mult != 1 or self.until_overfitting or self.snapshots:
+            raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
         LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
         if isinstance(self.lr, str) and self.lr != "auto":
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
@@ -281,9 +285,11 @@ def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
 
 def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Path | None) -> None:
     _announce(trainer, stage, rates)
-    stopper = StopWhenOverfitting(trainer) if stage.until_overfitting else None
-    if stopper is not None:
-        trainer.add_callback(stopper)
+    callbacks: list[TrainerCallback] = [StopWhenOverfitting(trainer)] if stage.until_overfitting else []
+    if stage.snapshots:
+        callbacks.append(SnapshotCallback())
+    for callback in callbacks:
+        trainer.add_callback(callback)
     try:
         trainer.fit(
             rates,
@@ -294,8 +300,8 @@ def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Pat
             resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None,
         )
     finally:
-        if stopper is not None:
-            trainer.remove_callback(stopper)
+        for callback in callbacks:
+            trainer.remove_callback(callback)
 
 
 def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:

@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--space_examples are for the page: give --push_space, too.")
     private = options.hub_private_repo or None
     names = [file.name for file in pushed_files(options.output_dir)]
+    branches: Sequence[str] = ()
+    if options.snapshots or options.best is not None:
+        branches = list(push_snapshots(options.output_dir, options.model_id, best=options.best, private=private))
     done = push_folder(
         options.output_dir,
         options.model_id,
@@ -53,10 +56,8 @@ def main(argv: Sequence[str]) -> int:
         tag=options.tag,
     )
     print(f"{', '.join(names)}\npushed to {done.repo_url} (commit {done.oid[:8]}).")
-    if options.snapshots or options.best is not None:
-        branches = push_snapshots(options.output_dir, options.model_id, best=options.best, private=private)
-        for branch in branches:
-            print(f"Snapshot: from_pretrained({done.repo_url.repo_id!r}, revision={branch!r})")
+    for branch in branches:
+        print(f"Snapshot: from_pretrained({done.repo_url.repo_id!r}, revision={branch!r})")
     if options.push_space:
         page = push_space(done.repo_url.repo_id, SPACE, examples=options.space_examples)
         print(f"The page: {page.repo_url}")

@@ -181,7 +181,7 @@ STAGES = [
     ({"precompute": True, "freeze_to": 0}, "s: precompute with freeze_to=0 has nothing frozen; give freeze_to=-1"),
     ({"lr": "fast"}, "lr='fast': give a number, one a layer group, 'auto', or leave it out"),
     ({"lr_spread": 0.5}, "lr_spread=0.5: give a factor of at least 1"),
-    ({"cycle_mult": 2}, "cycle_mult and until_overfitting need cycle_len"),
+    ({"cycle_mult": 2}, "cycle_mult, until_overfitting and snapshots need cycle_len"),
     ({"cycles": 0}, "cycles=0: give a whole number of at least 1"),
     ({"range_test_steps": 1}, "num_steps=1"),
 ]

@@ -83,11 +83,15 @@ def test_pictures_go_along_where_the_card_shows_them(out):
 
 def test_what_an_earlier_push_left_is_removed_and_what_somebody_added_stays(hub, api, out):
     (out / "preprocessor_config.json").write_text("{}")
+    (out / "README.md").write_text(CARD + "![](most-incorrect.png)")
+    (out / "most-incorrect.png").write_bytes(b"a photo")
     push_folder(out, "ann/cats", api=api)
+    assert "most-incorrect.png" in hub.repos["ann/cats"].files()
     repo = hub.repos["ann/cats"]
     repo.commit("main", {**repo.files(), "notebook.ipynb": b"{}"}, "by hand")
     for name in ("preprocessor_config.json", "head-range-test.png"):
         (out / name).unlink()
+    (out / "README.md").write_text(CARD)  # without that picture of photos
     push_folder(out, "ann/cats", api=api)
     assert repo.files().keys() == RUN - {"head-range-test.png"} | {".gitattributes", "notebook.ipynb"}
 

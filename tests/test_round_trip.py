@@ -209,6 +209,23 @@ def test_two_processes_push_once(hub, process, place):
     assert hub.repos["ann/by-hand"].messages == ["initial commit", "End of training"]
 
 
+def test_the_best_snapshots_of_a_recipe_are_pushed_as_branches(hub, recipe):
+    stage = '{"name": "whole", "lr": 0.01, "cycles": 3, "cycle_len": 1, "freeze_to": 0, "snapshots": true}'
+    assert recipe(*TRAIN, "--stages", stage)[0] == 0
+    status, _, err = recipe(RECIPES / "push.py", "out", "ann/cats", "--best", 4)
+    assert (status, hub.requests) == (2, [])
+    assert err.splitlines()[-1] == "push.py: error: The 4 best of 3 snapshots: give a number from 1 to 3."
+    status, out, _ = recipe(RECIPES / "push.py", "out", "ann/cats", "--best", 2, "--tag", "v1")
+    assert status == 0
+    repo = hub.repos["ann/cats"]
+    branches = sorted(repo.branches.keys() - {"main"})
+    assert len(branches) == 2
+    assert [line for line in out.splitlines() if line.startswith("Snapshot")] == [
+        f"Snapshot: from_pretrained('ann/cats', revision='{branch}')" for branch in branches
+    ]
+    assert repo.tags == {"v1": repo.branches["main"]}
+
+
 def test_without_a_login_nothing_is_begun(hub, recipe, place, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     status, _, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--data_dir", "nowhere")

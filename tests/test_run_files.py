@@ -23,7 +23,8 @@ from hf_sgdr import (
 from hf_sgdr.hub import push_snapshots
 from hf_sgdr.recipe_file import write_recipe
 from hf_sgdr.retries import HubError
-from hf_sgdr.stages import Stage
+from hf_sgdr.snapshots import snapshot_files
+from hf_sgdr.stages import Stage, save_results
 
 SIZE = 32
 
@@ -246,6 +247,21 @@ def test_a_training_that_begins_removes_the_snapshots_of_the_one_before(with_sna
     assert sorted(path.name for path in (tmp_path / "out" / "_runs" / "snapshots").iterdir()) == [
         "best.safetensors", "cycle-001.safetensors", "figures.json",
     ]  # fmt: skip
+
+
+def test_a_recipe_keeps_snapshots_of_a_stage_that_asks_for_them(make_trainer, tmp_path):
+    trainer = make_trainer()
+    asks = Stage("whole", lr=1e-2, cycles=2, cycle_len=1, cycle_mult=2, freeze_to=0, snapshots=True)
+    results = run_stages(trainer, (Stage("head", lr=1e-2, cycles=1, precompute=True), asks))
+    save_results(results, tmp_path / "out" / "results.json")
+    folder = tmp_path / "out" / "_runs" / "snapshots"
+    assert [path.stem for path in snapshot_files(folder)] == ["cycle-001", "cycle-002"]
+    figures = json.loads((folder / "figures.json").read_text())
+    assert figures["cycle-002"]["eval_loss"] == results.stages[1]["eval_loss"]
+    run_stages(trainer, (Stage("head", lr=1e-2, cycles=1),))  # another run has none, so it has none of this one's
+    assert not folder.exists()
+    with pytest.raises(ValueError, match=r"head: cycle_mult, until_overfitting and snapshots need cycle_len\."):
+        Stage("head", snapshots=True)
 
 
 # ---- recipe.yaml ----
