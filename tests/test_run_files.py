@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
+from hf_sgdr.cli import DataArguments, ModelArguments, parse
 from hf_sgdr.hub import push_snapshots
 from hf_sgdr.recipe_file import write_recipe
 from hf_sgdr.retries import HubError
@@ -27,6 +29,11 @@ from hf_sgdr.snapshots import snapshot_files
 from hf_sgdr.stages import Stage, save_results
 
 SIZE = 32
+
+
+@dataclass
+class Stages:
+    stages: list[str] | None = None
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +275,6 @@ def test_a_recipe_keeps_snapshots_of_a_stage_that_asks_for_them(make_trainer, tm
 
 
 def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machine(make_trainer, tmp_path, monkeypatch):
-    from hf_sgdr.cli import DataArguments, ModelArguments
-
     (tmp_path / "my body").mkdir()
     (tmp_path / "w.pth").write_bytes(b"weights")
     trainer = make_trainer(
@@ -293,3 +298,18 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
     assert re.search(r"# weights_file was local, SHA-256 [0-9a-f]{64}: give --weights_file\.", text)
     assert "# model_name_or_path was local: give --model." in text
     assert str(tmp_path) not in text
+
+
+def test_a_recipe_on_a_data_set_of_the_hub_names_it_and_its_columns(make_trainer, tmp_path):
+    columns = {"image_column_name": "img", "label_column_name": "kind"}
+    data = DataArguments(dataset_name="ann/photos", train_split_name="all")
+    text = write_recipe(make_trainer(), [Stage("head", lr=1e-2)], data=data, more=columns).read_text()
+    values = yaml.safe_load(text)
+    assert values.items() >= {"dataset_name": "ann/photos", "train_split_name": "all", **columns}.items()
+    assert values["model_name_or_path"] == "test_resnet"
+    assert "--data_dir" not in text
+    (tmp_path / "again.yaml").write_text(text)
+    kinds = (DataArguments, ModelArguments, Stages, SGDRTrainingArguments)
+    parsed, _, _, training = parse(kinds, [str(tmp_path / "again.yaml"), "--use_cpu", "true"], "")
+    assert (parsed.dataset_name, parsed.train_split_name) == ("ann/photos", "all")
+    assert (training.image_column_name, training.label_column_name) == ("img", "kind")
