@@ -54,7 +54,7 @@ def is_near(head: str, one: str, other: str) -> bool:
     if head == "seconds":
         return True
     if head in SHARES and "–" not in one + other:
-        return abs(float(one) - float(other)) <= SHARE
+        return one == other or abs(float(one) - float(other)) <= SHARE
     factor = LOSS if head.endswith("loss") else RATE if head.endswith("rates") else None
     if factor is None or "–" in one + other:
         return one == other
