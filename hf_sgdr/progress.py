@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr.shards import replace_file
+from hf_sgdr.shards import open_as_umask_says, replace_file
 
 logger = logging.get_logger(__name__)
 
@@ -95,6 +95,7 @@ class RunProgress:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / ".tmp-weights.safetensors"
         save_model(model, str(temporary))
+        open_as_umask_says(temporary)
         temporary.replace(folder / "weights.safetensors")
         before = [stage["name"] for stage in self.stages]
         self.stages.append(figures)

@@ -116,7 +116,7 @@ class ShardStore:
                 temporary = Path(file.name)
             try:
                 save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
-                temporary.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+                open_as_umask_says(temporary)
                 temporary.replace(self._path(shard))
             finally:
                 temporary.unlink(missing_ok=True)
@@ -222,8 +222,9 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _umask() -> int:
-    """The user's umask; there is no way to ask for it but to set it."""
-    umask = os.umask(0o077)
+def open_as_umask_says(*files: Path) -> None:
+    """Give files the rights of ordinary new ones: temporary files and those of safetensors are their owner's alone."""
+    umask = os.umask(0o077)  # there is no way to ask for it but to set it
     os.umask(umask)
-    return umask
+    for file in files:
+        file.chmod(0o666 & ~umask)

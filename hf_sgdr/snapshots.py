@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from hf_sgdr.equal_buffers import equal_buffers
 from hf_sgdr.head_training import HeadClassifier
 from hf_sgdr.schedule import SGDRScheduler
-from hf_sgdr.shards import replace_file
+from hf_sgdr.shards import open_as_umask_says, replace_file
 from hf_sgdr.stage_callbacks import KeepBestWeights
 
 _FIGURES = "figures.json"
@@ -71,6 +71,7 @@ class SnapshotCallback(TrainerCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(".tmp-" + path.name)
             save_model(_whole(kwargs["model"]), str(temporary))
+            open_as_umask_says(temporary)
             temporary.replace(path)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

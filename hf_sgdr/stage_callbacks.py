@@ -10,6 +10,7 @@ from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from hf_sgdr.shards import open_as_umask_says
 from hf_sgdr.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
@@ -58,6 +59,7 @@ class KeepBestWeights(TrainerCallback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_name(".tmp-" + self.path.name)
             save_model(self.model, str(temporary), metadata={"figures": json.dumps(self.figures)})
+            open_as_umask_says(temporary)
             temporary.replace(self.path)
 
     def restore(self) -> None:

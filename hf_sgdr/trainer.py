@@ -44,6 +44,7 @@ from hf_sgdr.photos import PhotoDataset
 from hf_sgdr.plots import plot_rates
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
+from hf_sgdr.shards import open_as_umask_says
 from hf_sgdr.trackers import TrackedFits
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform, image_transforms
@@ -567,8 +568,10 @@ class SGDRTrainer(ExactResumeTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
         # A pickle of the arguments, which nothing needs and which would carry them to the Hub.
-        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        open_as_umask_says(*folder.glob("*.safetensors"))
 
     # ---- Helpers ----
 
