@@ -83,8 +83,9 @@ class Interrupt(TrainerCallback):
 # ---- One fit ----
 
 
-@pytest.mark.parametrize("save", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 2}])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("save", "accumulation"), [({"save_strategy": "epoch"}, 2), ({"save_strategy": "steps", "save_steps": 2}, 1)]
+)
 @pytest.mark.parametrize(
     ("event", "count"), [("on_step_end", 2), ("on_step_end", 7), ("on_save", 2), ("on_evaluate", 2)]
 )
@@ -185,9 +186,8 @@ def uninterrupted():
 @pytest.mark.parametrize(
     ("event", "count"),
     [
-        ("on_train_begin", 1), ("on_step_end", 4), ("on_evaluate", 1), ("on_save", 2), ("on_train_end", 1),
-        ("on_train_begin", 2), ("on_step_end", 15), ("on_train_end", 2),
-        ("on_step_end", 21), ("on_save", 4), ("on_step_end", 30), ("on_evaluate", 6), ("on_train_end", 3),
+        ("on_train_begin", 1), ("on_evaluate", 1), ("on_save", 2), ("on_train_end", 1),
+        ("on_step_end", 15), ("on_train_end", 2), ("on_step_end", 21), ("on_save", 4),
     ],
 )  # fmt: skip
 def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninterrupted, event, count, tmp_path):

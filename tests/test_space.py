@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from huggingface_hub import SpaceCard
+from huggingface_hub import SpaceCard, constants
 from loopback_hub import TOKEN
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
@@ -82,12 +82,30 @@ def test_the_card_is_shown_without_metadata_a_level_lower_with_its_own_pictures(
     assert app.card_text(str(tmp_path)) == "This model has no card."
 
 
+def test_the_card_of_a_model_on_the_hub_is_shown_with_its_pictures(app, hub, monkeypatch):
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + template)
+    card = b"---\nlicense: mit\n---\n# Cats\n![curve](curve.png)\n"
+    hub.add("ann/cats", {"README.md": card, "curve.png": b"\x89PNG"})
+    assert app.card_text("ann/cats").strip() == "## Cats\n![curve](data:image/png;base64,iVBORw==)"
+    hub.add("ann/bare", {"config.json": b"{}"})
+    assert app.card_text("ann/bare") == "This model has no card."
+
+
+def test_the_model_is_the_one_that_the_spaces_card_names(app, tmp_path):
+    make_space(tmp_path / "space", TEMPLATE, "ann/cats")
+    assert app.model_of_card(tmp_path / "space" / "README.md") == "ann/cats"
+    assert app.model_of_card(TEMPLATE / "README.md") is None
+    assert app.model_of_card(tmp_path / "none.md") is None
+
+
 def test_a_model_trained_without_augmentation_has_no_views_to_choose(app, tiny_model, tmp_path):
     for augment, expected in (("side_on", True), (None, False)):
         tiny_model.config.hf_sgdr = {"augment": augment, "max_zoom": 1.1 if augment else 1.0}
         assert app.has_views(app.pipeline(tiny_model)) is expected
 
 
+@pytest.mark.recipe
 def test_without_a_model_the_app_says_so_in_one_line(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "MODEL_ID"}
     done = subprocess.run(
