@@ -15,8 +15,10 @@ pytestmark = pytest.mark.commands
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 # Blocks without a language are commands; `text` marks what needs more than one machine.
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    line for language, block in BLOCKS if not language for line in block.replace("\\\n", " ").strip().splitlines()
+]
 # .ci/run runs these in a new environment.
 INSTALLATION = [command for command in COMMANDS if "pip install" in command]
 
@@ -54,11 +56,8 @@ def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_photo_fo
     for command in COMMANDS:
         if command in INSTALLATION:
             continue
+        command = command.replace("user/", "ann/")  # who is logged in there
         done = subprocess.run(
-            [
-                "bash",
-                "-c",
-                command.replace("user/", "ann/"),
-            ],  # who is logged in there cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
