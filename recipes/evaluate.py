@@ -41,9 +41,7 @@ class EvaluationArguments:
     data_dir: str = field(metadata={"help": "Folder of photos, one folder a class."})
     split: Literal["train", "validation", "test", "all"] = field(
         default="validation",
-        metadata={
-            "help": "Which photos. A folder without train/ is split as in training; all takes every photo in it."
-        },
+        metadata={"help": "Which photos. A folder without train/ is split as in training; all takes every photo."},
     )
     validation_fraction: float = field(default=0.2, metadata={"help": "Share of each class split off, as in training."})
     seed: int = field(default=42, metadata={"help": "Of that split, as in training."})
@@ -56,12 +54,14 @@ class EvaluationArguments:
 def main(argv: Sequence[str]) -> int:
     (options,) = parse([EvaluationArguments], argv, __doc__)
     check(options)
-    folder, is_share = folder_of_split(Path(options.data_dir), options.split)
+    root = Path(options.data_dir)
+    folders, is_share = folders_of_split(root, options.split)
+    folder = folders[0] if len(folders) == 1 else root  # what photos are called from
     # evaluation is in float32, whatever precision the weights are saved in
     classify = pipeline(options.model, tta=options.tta, batch_size=options.batch_size, dtype=torch.float32)
     config = classify.model.config
     names = [config.id2label[i] for i in range(config.num_labels)]
-    rows, unreadable = photos_of_classes(folder, names)
+    rows, unreadable = photos_of_classes(folders, names)
     if is_share:
         train, validation = stratified_split(rows, options.validation_fraction, options.seed)
         rows = train if options.split == "train" else validation
@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if unreadable else 0
 
 
-def folder_of_split(root: Path, split: str) -> tuple[Path, bool]:
-    """The folder that holds the split's class folders, and whether the split is a share of them, as in training.
+def folders_of_split(root: Path, split: str) -> tuple[list[Path], bool]:
+    """The folders that hold the split's class folders, and whether the split is a share of them, as in training.
 
     Raises:
         FileNotFoundError, ValueError: if there is none.
@@ -102,26 +102,32 @@ def folder_of_split(root: Path, split: str) -> tuple[Path, bool]:
         kind: root / name for kind, names in FOLDERS.items() for name in reversed(names) if (root / name).is_dir()
     }
     if split in present:
-        return present[split], False
+        return [present[split]], False
+    if present and split == "all":
+        return list(present.values()), False
     if present:
-        raise ValueError(f"{printable(root)} is divided into --split {' and '.join(present)}; it has no {split}.")
+        divided = " and ".join(present)
+        raise ValueError(f"{printable(root)} is divided into --split {divided}; it has no {split}.")
     if split == "test":
         raise ValueError(f"{printable(root)} has no folder test; --split all takes every photo.")
-    return root, split != "all"
+    return [root], split != "all"
 
 
-def photos_of_classes(folder: Path, names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
+def photos_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
     """The photos below class folders, and the reason for each that cannot be read.
 
     Raises:
         ValueError: if the model does not know a class, or no photo can be read.
     """
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(
+        entry for folder in folders for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    place = " and ".join(map(printable, folders))
     rows = [(str(file), one.name) for one in classes for file in photo_files(one)]
     unknown = sorted({name for _, name in rows} - set(names))
     if unknown:
         raise ValueError(
-            f"{printable(folder)}: {_few(unknown)} not among the model's classes, which are {_few(names)}. "
+            f"{place}: {_few(unknown)} not among the model's classes, which are {_few(names)}. "
             "Rename the folder as the model calls it, or take it out."
         )
     files = [file for file, _ in rows]
@@ -134,7 +140,7 @@ def photos_of_classes(folder: Path, names: Sequence[str]) -> tuple[Dataset, dict
         print(f"{printable(file)}: left out, it cannot be read as a picture ({reason}).", file=sys.stderr)
     rows = [(file, name) for file, name in rows if file not in unreadable]
     if not rows:
-        raise ValueError(f"{printable(folder)}: no photo in class folders that can be read. {LAYOUT}")
+        raise ValueError(f"{place}: no photo in class folders that can be read. {LAYOUT}")
     kinds = sorted({name for _, name in rows})
     columns = {
         "file": [file for file, _ in rows],

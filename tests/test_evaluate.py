@@ -117,6 +117,7 @@ def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_or
     [
         (["--data_dir", "photos", "--split", "train"], 9, "photos/train"),
         (["--data_dir", "photos", "--split", "test"], 3, "photos/test"),
+        (["--data_dir", "photos", "--split", "all"], 27, "all of photos"),
         (["--data_dir", "flat", "--split", "all"], 30, "all of flat"),
         (["--data_dir", "flat"], 6, "the validation share of flat (validation is 0.2 of each class, seed 42)"),
         (["--data_dir", "flat", "--split", "train", "--validation_fraction", "0.5"], 15, "the train share of flat"),
@@ -276,7 +277,7 @@ def test_what_cannot_be_read_is_named_left_out_and_reported(tmp_path, monkeypatc
     [
         (["--data_dir", "nowhere"], "nowhere: no such folder. Lay the photos out as"),
         (["--data_dir", "out/config.json"], "out/config.json: a file, not a folder."),
-        (["--data_dir", "photos", "--split", "all"], "photos is divided into --split train and validation and test"),
+        (["--data_dir", "half", "--split", "test"], "half is divided into --split train; it has no test."),
         (["--data_dir", "flat", "--split", "test"], "flat has no folder test; --split all takes every photo."),
         (["--data_dir", "photos", "--split", "dev"], "--split: invalid choice: 'dev'"),
         (
@@ -299,6 +300,7 @@ def test_what_a_user_can_mend_is_one_line_before_anything_is_written(
 ):
     if not (place / "unknown").exists():
         make_photo_folder(place, {"unknown": {"cats": 1, "fish": 1, "wolves": 1}, "few": {"cats": 1, "dogs": 1}})
+        make_photo_folder(place / "half", {"train": {"cats": 1}})
         (place / "empty" / "cats").mkdir(parents=True)
     before = sorted(place.rglob("*"))
     done = evaluate(*words, expect=2)
