@@ -29,9 +29,8 @@ def test_there_are_two_commands_that_install():
 
 
 def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_photo_folder):
-    splits = {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}}
-    for name in ("photos", "dogscats"):
-        make_photo_folder(tmp_path / name, splits)
+    make_photo_folder(tmp_path / "photos", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 2, "dogs": 2}})
+    make_photo_folder(tmp_path / "dogscats", {"train": {"cats": 2, "dogs": 2}, "valid": {"cats": 1, "dogs": 1}})
     make_photo_folder(tmp_path / "more_photos", {"": {"": 3}})
     (tmp_path / "cat.jpg").write_bytes((tmp_path / "more_photos" / "000.jpg").read_bytes())
     # A folder of this name wins over the model id of the Hub, so the command's own words are run.

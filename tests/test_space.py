@@ -3,6 +3,7 @@
 The browser's tests carry the marker `browser`: `pytest -m browser`. HF_SGDR_SCREENSHOTS may name a folder for pictures.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -22,6 +23,7 @@ from huggingface_hub import SpaceCard, constants
 from loopback_hub import TOKEN
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.demo import DEMO_MODEL, demo_photo_folder, demo_weights_file
@@ -214,6 +216,7 @@ def test_push_publishes_the_page_too(hub, tiny_model, tmp_path):
 # ---- In a browser ----
 
 browser_test = pytest.mark.browser
+expect.set_options(timeout=30_000)
 CLASSES = {"0": "zero", "1": "one", "4": "four"}
 
 
@@ -321,12 +324,20 @@ def open_page(browser, address):
 
 def choose(page: Page, *paths: Path) -> None:
     """Choose files by keyboard: from the top of the page to the box, and Enter."""
-    page.once("filechooser", lambda chooser: chooser.set_files(list(paths)))
+    box = page.get_by_role("button", name="Click to upload or drop files")
+    expect(box).to_be_visible()
     for _ in range(10):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.getAttribute('aria-label')") == "Click to upload or drop files":
             break
-    page.keyboard.press("Enter")
+    expect(box).to_be_focused()
+    for _ in range(5):  # on a busy machine the page may not listen yet
+        with contextlib.suppress(PlaywrightTimeoutError):
+            with page.expect_file_chooser(timeout=5_000) as chooser:
+                page.keyboard.press("Enter")
+            chooser.value.set_files(list(paths))
+            return
+    pytest.fail("Enter on the box opens no choice of files.")
 
 
 def said(page: Page):

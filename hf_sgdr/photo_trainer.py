@@ -1,0 +1,201 @@
+"""`PhotoTrainer`: transformers' Trainer on photos, read and resized by this package and normalised on the device.
+
+It knows nothing of the lesson. Predictions, test-time augmentation and saved models are here, [`SGDRTrainer`] trains.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_sgdr.exact_resume import ExactResumeTrainer
+from hf_sgdr.memory import keep_freed_memory
+from hf_sgdr.photo_cache import DecodedPhotos
+from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.schedule import require_whole
+from hf_sgdr.shards import open_as_umask_says
+from hf_sgdr.training_args import SGDRTrainingArguments
+from hf_sgdr.transforms import PhotoTransform, image_transforms
+
+
+class PhotoTrainer(ExactResumeTrainer):
+    """Train, evaluate and save an image classifier on a data set of photos.
+
+    Args:
+        model (`PreTrainedModel`): an image classifier.
+        args ([`SGDRTrainingArguments`]): which columns, which caches, and transformers' own.
+        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): photos and labels.
+        train_transform, eval_transform ([`PhotoTransform`], *optional*): from [`image_transforms`]; by default the
+            model's evaluation transform for both.
+        **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default.
+
+    Raises:
+        TypeError: if a transform is not a [`PhotoTransform`].
+    """
+
+    args: SGDRTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SGDRTrainingArguments,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        train_transform: PhotoTransform | None = None,
+        eval_transform: PhotoTransform | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for transform in (train_transform, eval_transform):
+            if transform is not None and not isinstance(transform, PhotoTransform):
+                raise TypeError(f"A transform is {type(transform).__name__}: give those of image_transforms(model).")
+        if eval_transform is None:
+            eval_transform = image_transforms(model)[1]
+        self.eval_transform = eval_transform
+        self.train_transform = train_transform if train_transform is not None else eval_transform
+        # What a stock pipeline ignores and test-time augmentation needs.
+        model.config.hf_sgdr = {"augment": self.train_transform.augment, "max_zoom": self.train_transform.max_zoom}
+        processor = self.eval_transform.spec.write_to(model)
+        if not isinstance(processor, TimmWrapperImageProcessor):  # that one is all in config.json
+            kwargs.setdefault("processing_class", processor)
+        if "compute_metrics" not in kwargs:
+            from hf_sgdr.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
+
+            kwargs["compute_metrics"] = accuracy_of_logits()
+        if args.device.type == "cpu":
+            keep_freed_memory()
+        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
+            model = model.to(memory_format=torch.channels_last)
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self._decoded = DecodedPhotos(args, self.accelerator)
+        self.num_fits = 0  # begun so far; each draws augmentations of its own
+
+    def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
+        """Log-probabilities (photos, classes), in the order of the data set; validation by default."""
+        logits = torch.from_numpy(np.asarray(self._logits(self._or_validation(dataset))))
+        return torch.log_softmax(logits.float(), dim=-1).numpy()
+
+    def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
+        """Test-time augmentation: probabilities (photos, classes), averaged over the plain photo and augmented views.
+
+        Args:
+            n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
+            beta (`float`, *optional*): weight of the plain photo, in [0, 1], the mean of the augmented ones having the
+                rest (fastai v2: 0.25); by default all `1 + n_aug` count alike (fast.ai 0.7).
+            dataset (`datasets.Dataset`, *optional*): validation by default.
+
+        Raises:
+            ValueError: if there is nothing random to draw views with, or a number is out of range.
+        """
+        require_whole("n_aug", n_aug, at_least=0)
+        if beta is not None and not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta={beta!r}: give the plain photo's weight, from 0 to 1.")
+        dataset = self._or_validation(dataset)
+        if n_aug and not self.train_transform.is_random:
+            raise ValueError(
+                f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
+                'image_transforms(model, augment="side_on", max_zoom=1.1).'
+            )
+        plain = np.exp(self.log_predictions(dataset))
+        if n_aug == 0:
+            return plain
+        views = [
+            np.exp(self.log_predictions(self._photos(dataset, self.train_transform, seed_of=("tta", view))))
+            for view in range(n_aug)
+        ]
+        weight = 1 / (1 + n_aug) if beta is None else beta
+        return weight * plain + (1 - weight) * np.mean(views, axis=0, dtype=np.float32)
+
+    def content_hash(self, dataset: Any) -> str:
+        """SHA-256 of a data set's photos and labels, in order."""
+        photos = self._photos(dataset, self.eval_transform)
+        return hashlib.sha256(f"{photos.content_hash()} {photos.labels()}".encode()).hexdigest()
+
+    # ---- What differs inside the Trainer ----
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
+            if kwargs.get("is_training"):
+                photos = self._photos(dataset, self.train_transform, seed_of=("train", self.num_fits))
+                dataset = self._cached(photos, dataset, "train")
+            else:
+                dataset = self._cached(self._photos(dataset, self.eval_transform), dataset, "validation")
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Transformers' own; under several processes the loss is that of all photos, each counted once.
+
+        The Trainer averages the losses of batches there, which the last ones, filled up with photos seen before, shift.
+        """
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        name = f"{metric_key_prefix}_loss"
+        is_ours = self.compute_loss_func is None and self.label_smoother is None and output.label_ids is not None
+        if self.args.world_size > 1 and name in output.metrics and is_ours:
+            logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+            labels, logits = torch.from_numpy(output.label_ids), torch.from_numpy(logits).float()
+            output.metrics[name] = float(self.model.loss_function(labels, logits, self.model.config))
+        return output
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Photos come as 8-bit pixels and are normalised here, a batch at a time, on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and pixels.dtype == torch.uint8:
+            values = self.eval_transform.normalize(pixels)
+            inputs["pixel_values"] = values.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        # A pickle of the arguments, which nothing needs and which would carry them to the Hub.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        open_as_umask_says(*folder.glob("*.safetensors"))
+
+    # ---- Helpers ----
+
+    def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
+        if isinstance(dataset, PhotoDataset):
+            dataset = dataset.rows
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        words = [seed, *(sum(part.encode()) if isinstance(part, str) else part for part in seed_of)]
+        return PhotoDataset(
+            dataset,
+            transform,
+            image_column=self.args.image_column_name,
+            label_column=self.args.label_column_name,
+            seed=int(np.random.SeedSequence(words).generate_state(1)[0]),
+        )
+
+    def _cached(self, photos: PhotoDataset, dataset: Any, name: str) -> PhotoDataset:
+        """With `cache_images`, the trainer's own photos decoded once for all epochs; others as they are."""
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if self.args.cache_images and any(dataset is one for one in (self.train_dataset, *own)):
+            photos.cache = self._decoded.of(photos, dataset, name)
+        return photos
+
+    def _logits(self, dataset: Any) -> Any:
+        predictions = self.predict(dataset).predictions
+        return predictions[0] if isinstance(predictions, tuple) else predictions
+
+    def _or_validation(self, dataset: Any) -> Any:
+        dataset = dataset if dataset is not None else self.eval_dataset
+        if dataset is None or isinstance(dataset, dict):
+            raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
+        return dataset
