@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +11,10 @@ import yaml
 from datasets import DatasetDict
 from transformers import HfArgumentParser, set_seed
 
+from hf_sgdr.clear_errors import nothing_left_on_failure
 from hf_sgdr.data import load_image_dataset, load_image_folder
 from hf_sgdr.modeling import create_image_classifier
 from hf_sgdr.stages import LESSON, Stage
-from hf_sgdr.text import printable
 from hf_sgdr.trainer import SGDRTrainer
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import image_transforms
@@ -163,44 +160,6 @@ def chosen_stages(words: Sequence[str] | None) -> tuple[Stage, ...]:
                 f"--stages {word}: give lesson, or any of {', '.join(known)}, or write stages in a YAML file."
             )
     return tuple(stages)
-
-
-def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
-    """Run a recipe; what the user can mend ends in one line on stderr and exit status 2, without a traceback.
-
-    `HF_SGDR_DEBUG=1` shows the traceback.
-    """
-    program = Path(sys.argv[0]).name
-    try:
-        return main(sys.argv[1:]) or 0
-    except KeyboardInterrupt:
-        more = "; the same command with --resume goes on" if program == "train.py" else ""
-        print(f"{program}: interrupted{more}.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if os.environ.get("HF_SGDR_DEBUG") == "1":
-            raise
-        # an error of a worker process carries that process's traceback; its last line says what is wrong
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        message = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else " ".join(lines)
-        if not isinstance(error, ValueError | TypeError | OSError | ImportError | ArithmeticError | MemoryError):
-            message += f" ({type(error).__name__}; HF_SGDR_DEBUG=1 shows where it came from)"
-        print(f"{program}: error: {printable(message)}", file=sys.stderr)
-        return 2
-
-
-@contextmanager
-def nothing_left_on_failure(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """If what is inside fails, a folder that it made and left empty is removed."""
-    path = Path(folder)
-    existed = path.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            with suppress(OSError):  # it holds something after all
-                path.rmdir()
-        raise
 
 
 class _OneLineParser(HfArgumentParser):

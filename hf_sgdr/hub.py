@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hf_sgdr.card_text import put_model_id
 from hf_sgdr.retries import LOG_IN, HubError, tried_again
-from hf_sgdr.snapshots import best_snapshots, snapshot_files
+from hf_sgdr.snapshot_files import best_snapshots, snapshot_files
 from hf_sgdr.version import __version__
 
 Wait = Callable[[float], object]

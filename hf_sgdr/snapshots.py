@@ -1,7 +1,6 @@
 """Snapshots at the ends of cycles, their average and their ensemble (Huang et al. 2017, "Snapshot Ensembles")."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,8 @@ from hf_sgdr.equal_buffers import equal_buffers
 from hf_sgdr.head_training import HeadClassifier
 from hf_sgdr.schedule import SGDRScheduler
 from hf_sgdr.shards import open_as_umask_says, replace_file
+from hf_sgdr.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
 from hf_sgdr.stage_callbacks import KeepBestWeights
-
-_FIGURES = "figures.json"
-
-Snapshots = str | Path | Sequence[str | Path]
 
 
 class SnapshotCallback(TrainerCallback):
@@ -57,7 +53,7 @@ class SnapshotCallback(TrainerCallback):
             self.folder = (place.parent if place.parent.name == "_runs" else place / "_runs") / "snapshots"
         best = self.folder / "best.safetensors"
         if state.global_step == 0 and state.is_world_process_zero:
-            for old in (best, self.folder / _FIGURES, *self.folder.glob("cycle-*.safetensors")):
+            for old in (best, self.folder / FIGURES, *self.folder.glob("cycle-*.safetensors")):
                 old.unlink(missing_ok=True)
         self._best = KeepBestWeights(_whole(kwargs["model"]), best)
 
@@ -81,10 +77,10 @@ class SnapshotCallback(TrainerCallback):
         self._best.on_evaluate(args, state, control, **kwargs)
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
-            figures, metrics = _figures(path.parent), kwargs.get("metrics") or {}
+            figures, metrics = recorded_figures(path.parent), kwargs.get("metrics") or {}
             now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
             figures.setdefault(path.stem, now)  # whoever evaluates after training may do so on other photos
-            replace_file(path.with_name(_FIGURES), json.dumps(figures, indent=1).encode())
+            replace_file(path.with_name(FIGURES), json.dumps(figures, indent=1).encode())
 
     def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
         """The file of the cycle that ends with this step, if one does."""
@@ -152,52 +148,6 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
     finally:
         model.load_state_dict(before)
     return np.asarray(total / len(files), dtype=np.float32)
-
-
-def snapshot_files(snapshots: Snapshots) -> list[Path]:
-    """The files of a folder of snapshots, in the order of their cycles; or those that are given.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if isinstance(snapshots, str | Path):
-        files = sorted(Path(snapshots).glob("cycle-*.safetensors"))
-    else:
-        files = [Path(file) for file in snapshots]
-    if not files:
-        raise ValueError(f"{snapshots}: no snapshot there; SnapshotCallback writes cycle-001.safetensors and so on.")
-    return files
-
-
-def best_snapshots(snapshots: Snapshots, count: int) -> list[Path]:
-    """The snapshots with the lowest validation loss at the end of their cycle, in the order of their cycles.
-
-    Args:
-        snapshots: a folder of [`SnapshotCallback`], or safetensors files.
-        count (`int`): how many.
-
-    Raises:
-        ValueError: if there is no snapshot, fewer than `count`, or one without a recorded loss.
-    """
-    files = snapshot_files(snapshots)
-    if not 1 <= count <= len(files):
-        raise ValueError(f"The {count} best of {len(files)} snapshots: give a number from 1 to {len(files)}.")
-    losses: dict[Path, float] = {}
-    for file in files:
-        loss = _figures(file.parent).get(file.stem, {}).get("eval_loss")
-        if loss is None:
-            raise ValueError(
-                f"{file}: no validation loss is recorded: the best need an evaluation at each end of a cycle."
-            )
-        losses[file] = loss
-    return sorted(sorted(files, key=lambda file: losses[file])[:count])
-
-
-def _figures(folder: Path) -> dict[str, dict[str, float | None]]:
-    """What the evaluations at the ends of cycles gave, by snapshot."""
-    path = folder / _FIGURES
-    figures: dict[str, dict[str, float | None]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return figures
 
 
 def _whole(model: nn.Module) -> PreTrainedModel | nn.Module:

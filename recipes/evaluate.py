@@ -20,7 +20,8 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from hf_sgdr.audit import UnreadablePhotosError, readable
-from hf_sgdr.cli import one_clear_line, parse
+from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.cli import parse
 from hf_sgdr.data import LAYOUT, TEST_FOLDERS, VALIDATION_FOLDERS, check_fraction, photo_files, stratified_split
 from hf_sgdr.evaluation import Evaluation
 from hf_sgdr.interpretation import ClassifierInterpretation

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_sgdr.cli import one_clear_line
+from hf_sgdr.clear_errors import one_clear_line
 from hf_sgdr.data import photo_files
 from hf_sgdr.photos import UnreadablePhotoError
 from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline

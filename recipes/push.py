@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_sgdr.cli import one_clear_line
+from hf_sgdr.clear_errors import one_clear_line
 from hf_sgdr.hub import push_folder, push_snapshots, pushed_files
 from hf_sgdr.space import push_space
 

@@ -17,17 +17,8 @@ import numpy as np
 from huggingface_hub import CommitInfo
 
 from hf_sgdr.card_facts import local_origin
-from hf_sgdr.cli import (
-    DataArguments,
-    ModelArguments,
-    all_words,
-    build_trainer,
-    chosen_stages,
-    load_photos,
-    nothing_left_on_failure,
-    one_clear_line,
-    parse,
-)
+from hf_sgdr.clear_errors import nothing_left_on_failure, one_clear_line
+from hf_sgdr.cli import DataArguments, ModelArguments, all_words, build_trainer, chosen_stages, load_photos, parse
 from hf_sgdr.demo import ORIGIN, demo_photo_folder, demo_weights_file
 from hf_sgdr.hub import push_folder, require_login
 from hf_sgdr.model_card import hub_id, require_license, write_model_card

@@ -17,7 +17,7 @@ import torch
 from sklearn import metrics
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.cli import one_clear_line
+from hf_sgdr.clear_errors import one_clear_line
 from hf_sgdr.interpretation import ClassifierInterpretation
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"

@@ -13,7 +13,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_sgdr import create_image_classifier, pipeline
-from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, one_clear_line, parse
+from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, parse
 from hf_sgdr.stages import LESSON, Stage
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -15,7 +15,7 @@ import pytest
 from loopback_hub import TOKEN
 
 from hf_sgdr import create_image_classifier
-from hf_sgdr.cli import one_clear_line
+from hf_sgdr.clear_errors import one_clear_line
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe

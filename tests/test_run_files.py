@@ -25,7 +25,7 @@ from hf_sgdr.cli import DataArguments, ModelArguments, parse
 from hf_sgdr.hub import push_snapshots
 from hf_sgdr.recipe_file import write_recipe
 from hf_sgdr.retries import HubError
-from hf_sgdr.snapshots import snapshot_files
+from hf_sgdr.snapshot_files import snapshot_files
 from hf_sgdr.stages import Stage, save_results
 
 SIZE = 32

@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard, RepoCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
-from hf_sgdr.cli import one_clear_line
+from hf_sgdr.clear_errors import one_clear_line
 from hf_sgdr.photos import UnreadablePhotoError, read_photo
 from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.text import html_text, markdown_text, printable
