@@ -11,6 +11,8 @@ os.environ |= {
     "HF_SGDR_CACHE": os.path.join(_PLACE.name, "cache"),
     "MPLBACKEND": "agg",
 }
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only stand in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -31,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # What the stack is about to change must not be called by us.
     for kind in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning"):
         config.addinivalue_line("filterwarnings", f"error::{kind}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest files first, so that no worker is left with one at the end (needs --no-loadscope-reorder).
+    items.sort(key=lambda item: not {"commands", "notebook", "ranks"} & {mark.name for mark in item.iter_markers()})
 
 
 @pytest.fixture(scope="session")
