@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from hf_sgdr import (
     SGDRTrainer,
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output_dir", default="picture_out")
     options = parser.parse_args()
+    set_seed(42)
     photos = load_image_folder(options.data_dir)
     model = create_image_classifier(
         DEMO_MODEL, labels=photos["train"].features["label"].names, weights_file=demo_weights_file()
@@ -113,7 +114,7 @@ def mark_stages(ax: Axes, watch: Watch, names: list[str]) -> None:
             names[number], ((start + end) / 2, 1), xycoords=("data", "axes fraction"), ha="center", va="top",
             xytext=(0, -3), textcoords="offset points", fontsize=7.5,
         )  # fmt: skip
-    ax.set_xlim(0, len(watch.rates) + 1)
+    ax.set_xlim(-8, len(watch.rates) + 1)
     ax.set_xlabel("optimizer step")
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
