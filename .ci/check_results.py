@@ -11,7 +11,6 @@ from PIL import Image
 from transformers import pipeline
 
 SCHEMA = 1
-STAGES = 3
 
 
 def main() -> None:
@@ -19,33 +18,34 @@ def main() -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--min_accuracy", type=float, required=True)
     parser.add_argument("--max_loss", type=float, default=float("inf"))
+    parser.add_argument("--stages", type=int, default=3, help="how many there must be")
     options = parser.parse_args()
-    checks = check_files(options.output_dir)
+    checks = check_files(options.output_dir, options.stages)
     if all(checks.values()):
-        checks |= check_figures(options.output_dir, options.min_accuracy, options.max_loss)
+        checks |= check_figures(options.output_dir, options.stages, options.min_accuracy, options.max_loss)
         checks |= check_stock_pipeline(options.output_dir)
     for what, holds in checks.items():
         print(f"{'ok  ' if holds else 'FAIL'} {what}")
     sys.exit(0 if all(checks.values()) else 1)
 
 
-def check_files(folder: Path) -> dict[str, bool]:
+def check_files(folder: Path, num_stages: int) -> dict[str, bool]:
     """The model, the results and the pictures are there."""
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     plots = {name for name in there if name.endswith(("-range-test.png", "-learning-rate.png"))}
     checks = {f"{name} is there": name in there for name in ("results.json", "config.json", "model.safetensors")}
     # A rate is plotted for every stage, a range test at least for the first.
-    return checks | {f"plots: {', '.join(sorted(plots)) or 'none'}": len(plots) > STAGES}
+    return checks | {f"plots: {', '.join(sorted(plots)) or 'none'}": len(plots) > num_stages}
 
 
-def check_figures(folder: Path, min_accuracy: float, max_loss: float) -> dict[str, bool]:
+def check_figures(folder: Path, num_stages: int, min_accuracy: float, max_loss: float) -> dict[str, bool]:
     """`results.json` has its schema, and the best weights are as good as asked for."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     stages, best = results["stages"], results["best"]
     accuracy, loss, first_loss = best["eval_accuracy"], best["eval_loss"], stages[0]["eval_loss"]
     return {
         f"schema {results['schema']} is {SCHEMA}": results["schema"] == SCHEMA,
-        f"{STAGES} stages: {', '.join(stage['name'] for stage in stages)}": len(stages) == STAGES,
+        f"{num_stages} stages: {', '.join(stage['name'] for stage in stages)}": len(stages) == num_stages,
         f"best accuracy {accuracy:.4f} >= {min_accuracy}": accuracy >= min_accuracy,
         f"best loss {loss:.4f} <= {max_loss}": loss <= max_loss,
         f"best loss {loss:.4f} < the first stage's {first_loss:.4f}": loss < first_loss,

@@ -26,6 +26,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.clear_errors import one_clear_line
 from hf_sgdr.demo import DEMO_MODEL, demo_photo_folder, demo_weights_file
 from hf_sgdr.photos import UnreadablePhotoError
 from hf_sgdr.retries import HubError
@@ -107,14 +108,13 @@ def test_a_model_trained_without_augmentation_has_no_views_to_choose(app, tiny_m
         assert app.has_views(app.pipeline(tiny_model)) is expected
 
 
-@pytest.mark.recipe
-def test_without_a_model_the_app_says_so_in_one_line(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "MODEL_ID"}
-    done = subprocess.run(
-        [sys.executable, str(TEMPLATE / "app.py")], capture_output=True, text=True, env=environment, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip().splitlines()[-1] == (
+def test_without_a_model_the_app_says_so_in_one_line(app, monkeypatch, capsys):
+    monkeypatch.delenv("MODEL_ID", raising=False)
+    monkeypatch.setattr(sys, "argv", [str(TEMPLATE / "app.py")])
+    assert one_clear_line(app.main) == 2
+    done = capsys.readouterr()
+    assert done.out == ""
+    assert done.err.strip() == (
         "app.py: error: Which model? Give --model FOLDER_OR_ID, set MODEL_ID, or write models: into README.md."
     )
 
