@@ -1,7 +1,14 @@
-"""What tests/test_ranks.py launches: the lesson's calls on a tiny model; each rank writes what it saw."""
+"""What tests/test_ranks.py launches: the lesson's calls on a tiny model, or a stock Trainer that unfreezes by stages.
+
+    python run_of_ranks.py PHOTOS PLACE GLOBAL_BATCH KIND:PORT [KIND:PORT ...]
+
+Each rank writes what it saw of each kind. A kind is a forked process of its own, for a process joins one group only;
+what takes long, the imports, is done once.
+"""
 
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -58,7 +65,7 @@ def staged_unfreezing(place: Path, kind: str, batch: int, **kwargs) -> None:
     trainer = Trainer(
         model,
         TrainingArguments(
-            str(place / "out"), num_train_epochs=3, per_device_train_batch_size=batch, use_cpu=True, report_to="none",
+            str(place / kind), num_train_epochs=3, per_device_train_batch_size=batch, use_cpu=True, report_to="none",
             disable_tqdm=True, save_strategy="no", **kwargs,
         ),
         train_dataset=[{"pixel_values": one, "labels": i % 2} for i, one in enumerate(pixels)],
@@ -72,17 +79,34 @@ def staged_unfreezing(place: Path, kind: str, batch: int, **kwargs) -> None:
         refusal = str(error)
     values = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
     content = {"seen": seen, "buffers": digest(model.buffers()), "values": values, "refusal": refusal}
-    (place / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(content))
+    (place / f"{kind}-{trainer.args.process_index}.json").write_text(json.dumps(content))
 
 
 def main() -> None:
-    folder, place, kind, global_batch = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    folder, place, global_batch, *kinds = sys.argv[1:]
+    batch = int(global_batch) // int(os.environ.get("WORLD_SIZE", "1"))
+    for kind, port in (words.rsplit(":", 1) for words in kinds):
+        process = multiprocessing.get_context("fork").Process(target=run, args=(folder, Path(place), kind, batch, port))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"{kind} ended with {process.exitcode}")
+
+
+def run(folder: str, place: Path, kind: str, batch: int, port: str) -> None:
+    """One kind, in a group of processes that meets at a port of its own."""
+    if "MASTER_PORT" in os.environ:
+        os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
     torch.set_num_threads(1)
     if kind.startswith("stock"):
         refused = {"ddp_find_unused_parameters": False} if kind == "stock refused" else {}
-        staged_unfreezing(place, kind, global_batch // world, **refused)
-        return
+        staged_unfreezing(place, kind, batch, **refused)
+    else:
+        lesson(folder, place, kind, batch)
+
+
+def lesson(folder: str, place: Path, kind: str, batch: int) -> None:
+    """The calls of the lesson: weights and buffers after each fit, losses, predictions."""
     photos = load_image_folder(folder)
     torch.manual_seed(0)
     if kind == "vit":
@@ -93,7 +117,7 @@ def main() -> None:
     trainer = SGDRTrainer(
         model,
         SGDRTrainingArguments(
-            str(place / "out"), per_device_train_batch_size=global_batch // world, use_cpu=True, report_to="none",
+            str(place / kind), per_device_train_batch_size=batch, use_cpu=True, report_to="none",
             disable_tqdm=True, save_strategy="no", logging_strategy="steps", logging_steps=1,
             freeze_batch_norm=kind == "still",
         ),
@@ -127,7 +151,7 @@ def main() -> None:
     seen["evaluation"] = [trainer.evaluate()[key] for key in ("eval_loss", "eval_accuracy")]
     seen["predictions"] = np.exp(trainer.log_predictions()).tolist()
     seen["tta"] = trainer.tta(2).tolist()
-    (place / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(seen))
+    (place / f"{kind}-{trainer.args.process_index}.json").write_text(json.dumps(seen))
     trainer.end()
 
 
