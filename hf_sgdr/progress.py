@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr.shards import open_as_umask_says, replace_file
+from hf_sgdr.shards import replace_file, replace_weights
 
 logger = logging.get_logger(__name__)
 
@@ -93,10 +93,7 @@ class RunProgress:
         name = figures["name"]
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / ".tmp-weights.safetensors"
-        save_model(model, str(temporary))
-        open_as_umask_says(temporary)
-        temporary.replace(folder / "weights.safetensors")
+        replace_weights(folder / "weights.safetensors", model)
         before = [stage["name"] for stage in self.stages]
         self.stages.append(figures)
         self.save()

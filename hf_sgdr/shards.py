@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import psutil
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
+from torch import nn
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -39,7 +41,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_SGDR_CACHE") or Path(constants.HF_HOME, "hf_sgdr"))
 
 
-class ShardStore:
+class ShardStore(ABC):
     """Rows in shards, each shard a few named tensors.
 
     Args:
@@ -169,8 +171,9 @@ class ShardStore:
             self._verified.add(shard)
         return True
 
+    @abstractmethod
     def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
-        raise NotImplementedError
+        """Whether the tensors are as many rows as the shard has."""
 
     def _locate(self, shard: int, name: str) -> tuple[Path, int, dict[str, Any]]:
         """Where in a shard's file a tensor's bytes begin, and its entry in the file's header."""
@@ -200,6 +203,15 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def replace_weights(path: Path, model: nn.Module, metadata: dict[str, str] | None = None) -> None:
+    """Save a model's weights as safetensors, whole or not at all, with the rights of an ordinary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    save_model(model, str(temporary), metadata=metadata)
+    open_as_umask_says(temporary)
     temporary.replace(path)
 
 

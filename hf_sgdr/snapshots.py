@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_sgdr.equal_buffers import equal_buffers
 from hf_sgdr.head_training import HeadClassifier
 from hf_sgdr.schedule import SGDRScheduler
-from hf_sgdr.shards import open_as_umask_says, replace_file
+from hf_sgdr.shards import replace_file, replace_weights
 from hf_sgdr.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
 from hf_sgdr.stage_callbacks import KeepBestWeights
 
@@ -64,11 +64,7 @@ class SnapshotCallback(TrainerCallback):
             return
         equal_buffers(kwargs["model"])
         if state.is_world_process_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(".tmp-" + path.name)
-            save_model(_whole(kwargs["model"]), str(temporary))
-            open_as_umask_says(temporary)
-            temporary.replace(path)
+            replace_weights(path, _whole(kwargs["model"]))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the weights if they are the best, and note the figures of a cycle's end."""

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from hf_sgdr.shards import open_as_umask_says
+from hf_sgdr.shards import replace_weights
 from hf_sgdr.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
@@ -56,11 +56,7 @@ class KeepBestWeights(TrainerCallback):
             "eval_accuracy": (metrics or {}).get("eval_accuracy"),
         }
         if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(".tmp-" + self.path.name)
-            save_model(self.model, str(temporary), metadata={"figures": json.dumps(self.figures)})
-            open_as_umask_says(temporary)
-            temporary.replace(self.path)
+            replace_weights(self.path, self.model, {"figures": json.dumps(self.figures)})
 
     def restore(self) -> None:
         """Give the model the best weights back."""

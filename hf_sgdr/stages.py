@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -100,13 +101,11 @@ class Stage:
             problem = f"unknown {', '.join(map(repr, unknown))}" if unknown else "no name"
             raise ValueError(f"Stage {values.get('name', '')!r}: {problem}; a stage has {', '.join(allowed)}.")
         lr = values.get("lr")
-        try:  # YAML reads 1e-3 as text
+        with suppress(ValueError):  # YAML reads 1e-3 as text; what is no number is refused when the stage is made
             if isinstance(lr, str) and lr != "auto":
                 lr = float(lr)
             elif isinstance(lr, list):
                 lr = [float(rate) for rate in lr]
-        except ValueError:
-            pass  # what it is instead is said below
         return cls(**{**values, "lr": lr})
 
     @property

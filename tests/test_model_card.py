@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from markdown_tables import tables
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 
@@ -58,21 +59,6 @@ def run(tmp_path_factory, make_photo_folder):
     results = run_stages(trainer, STAGES)
     results.tta = {"loss": 0.25, "accuracy": 12 / 13}
     return trainer, results
-
-
-def tables(text: str) -> list[list[list[str]]]:
-    """The cells of each table, as a reader sees them."""
-    found: list[list[list[str]]] = []
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    for number, token in enumerate(tokens):
-        if token.type == "table_open":
-            found.append([])
-        elif token.type == "tr_open":
-            found[-1].append([])
-        elif token.type in ("th_open", "td_open"):
-            children = tokens[number + 1].children or []
-            found[-1][-1].append("".join(child.content for child in children))
-    return found
 
 
 def table(text: str, head: str) -> list[list[str]]:

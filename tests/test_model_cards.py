@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
+from markdown_tables import tables
 from PIL import Image
 
 from hf_sgdr import Stage
@@ -27,20 +27,6 @@ SHARES = ("accuracy", "precision", "recall", "F1")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?%?")
 # Lines that are of a machine, or that name the worst of several classes which are nearly as bad.
 LEFT_OUT = re.compile(r"Its most frequent mistakes|validation photos leave the accuracy|precision of training features")
-
-
-def tables(text: str) -> list[list[list[str]]]:
-    """The cells of each table."""
-    found: list[list[list[str]]] = []
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    for number, token in enumerate(tokens):
-        if token.type == "table_open":
-            found.append([])
-        elif token.type == "tr_open":
-            found[-1].append([])
-        elif token.type in ("th_open", "td_open"):
-            found[-1][-1].append(tokens[number + 1].content)
-    return found
 
 
 def prose(text: str) -> list[str]:

@@ -1,12 +1,15 @@
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from markdown_tables import tables
 
 from hf_sgdr import Stage, create_image_classifier
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -33,3 +36,48 @@ def test_every_python_block_of_readme_runs(block, tmp_path, monkeypatch, make_ph
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_every_yaml_block_of_readme_has_stages(block):
     assert [Stage.from_dict(stage) for stage in yaml.safe_load(block)["stages"]]
+
+
+# ---- Figures ----
+
+RATIOS = {  # a row of README, and the rows of benchmarks/RESULTS.md that it stands for
+    "features of photos on disk, the bare forward pass on tensors in memory": [
+        "extraction, float32 | the bare forward"
+    ],
+    "features of photos on disk, a frozen epoch of fastai 2.8": ["extraction, one pass | fastai, frozen epoch"],
+    "decoding and transform, one core, timm's evaluation transform": [
+        "decode and transform, as features are computed |"
+    ],
+    "an epoch of the head on features, a raw torch loop": ["head epoch, SGDRTrainer, steps | a raw torch loop"],
+    "an epoch of the head on features, a stock Trainer, fastai, Lightning": [
+        f"head epoch, SGDRTrainer, steps | {other}" for other in ("a stock Trainer", "fastai", "Lightning")
+    ],
+    "steps 3, 4 and 8 of the lesson, twelve epochs (benchmarks/lesson.py), fastai": ["all |"],
+    "an augmented epoch, frozen body, fastai": ["epoch, frozen, augmented | fastai"],
+    "an augmented epoch, unfrozen, fastai": ["epoch, unfrozen, augmented | fastai"],
+    "prediction of a folder of 12-megapixel photos, exact=False, transformers' pipeline": [
+        "prediction of a folder, photos of 12 megapixels, exact=False |"
+    ],
+}
+
+
+def test_the_ratios_of_speed_are_those_last_measured():
+    (table,) = (rows[1:] for rows in tables(README) if rows[0][-1] == "times as fast")
+    assert sorted(f"{what}, {against}" for what, against, _ in table) == sorted(RATIOS)
+    measured = (PROJECT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    for what, against, shown in table:
+        for start, figure in zip(RATIOS[f"{what}, {against}"], shown.split(", "), strict=True):
+            (row,) = (line for line in measured if line.startswith(f"| {start}"))
+            ratio = next(cell for cell in reversed(row.strip("| ").split(" | ")) if cell.strip())
+            assert float(figure) == pytest.approx(float(ratio), abs=0.5 * 10.0 ** -len(figure.partition(".")[2]) + 1e-9)
+
+
+def test_the_figures_of_dogs_and_cats_are_those_of_its_card():
+    (row,) = (cells for rows in tables(README) for cells in rows if cells[0] == "dogs and cats (600 / 200), seed 42")
+    results = json.loads((PROJECT / "model_cards" / "dogscats" / "results.json").read_text(encoding="utf-8"))
+    stages = {stage["name"]: (stage["eval_loss"], stage["eval_accuracy"]) for stage in results["stages"]}
+    kept = [(results["best"]["eval_loss"], results["best"]["eval_accuracy"])]
+    kept += [(results["tta"]["loss"], results["tta"]["accuracy"])]
+    expected = [stages["precomputed"], stages["augmented"], *kept]
+    for cell, figures in zip(row[1:], expected, strict=True):
+        assert [float(part) for part in cell.split(" / ")] == pytest.approx(figures, abs=0.0005)

@@ -84,7 +84,13 @@ class Interrupt(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("save", "accumulation"), [({"save_strategy": "epoch"}, 2), ({"save_strategy": "steps", "save_steps": 2}, 1)]
+    ("save", "accumulation"),
+    [
+        ({"save_strategy": "epoch"}, 2),
+        ({"save_strategy": "steps", "save_steps": 2}, 1),
+        pytest.param({"save_strategy": "epoch"}, 1, marks=pytest.mark.kills),
+        pytest.param({"save_strategy": "steps", "save_steps": 2}, 2, marks=pytest.mark.kills),
+    ],
 )
 @pytest.mark.parametrize(
     ("event", "count"), [("on_step_end", 2), ("on_step_end", 7), ("on_save", 2), ("on_evaluate", 2)]
@@ -188,6 +194,12 @@ def uninterrupted():
     [
         ("on_train_begin", 1), ("on_evaluate", 1), ("on_save", 2), ("on_train_end", 1),
         ("on_step_end", 15), ("on_train_end", 2), ("on_step_end", 21), ("on_save", 4),
+        *(
+            pytest.param(*moment, marks=pytest.mark.kills)
+            for moment in (
+                ("on_step_end", 4), ("on_train_begin", 2), ("on_step_end", 30), ("on_evaluate", 6), ("on_train_end", 3),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninterrupted, event, count, tmp_path):
