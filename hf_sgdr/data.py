@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
@@ -119,6 +119,9 @@ def load_image_dataset(
 ) -> DatasetDict:
     """Read a labelled image data set of the Hub, or a local folder that `datasets.load_dataset` reads.
 
+    Labels that are not a `datasets.ClassLabel` yet, such as strings, are numbered in the order of the training split's
+    sorted values. Both splits count the classes as the training split does; a missing label becomes -1.
+
     Args:
         name (`str`): what `datasets.load_dataset` takes.
         image_column_name, label_column_name (`str`, *optional*): its columns; they become `image` and `label`.
@@ -131,7 +134,8 @@ def load_image_dataset(
 
     Raises:
         UnreadablePhotosError: a `ValueError`, if photos cannot be read; see `on_error`.
-        ValueError: if a split or a column is not there, or the label is not a class.
+        ValueError: if a split or a column is not there, the label is not a class, or the validation split has a class
+            that the training split lacks.
     """
     check_fraction(validation_fraction)
     check_on_error(on_error)
@@ -144,10 +148,14 @@ def load_image_dataset(
         if given is None:
             continue
         if given not in loaded:
-            raise ValueError(f"{name} has no split {given!r}: it has {_few(sorted(loaded))}. Use --{split}_split_name.")
+            raise ValueError(
+                f"{name} has no split {given!r}: it has {_few(sorted(loaded))}. Name it with {split}_split_name."
+            )
         rows = _two_columns(loaded[given], name, image_column_name, label_column_name)
-        labels = [f"{given} photo {number}" for number in range(len(rows))]
-        keep = readable(undecoded(rows)["image"], labels, on_error)
+        classes = result["train"].features["label"].names if split != "train" else _class_names(rows, name)
+        rows = _numbered(rows, classes, f"{name}, split {given!r}")
+        titles = [f"{given} photo {number}" for number in range(len(rows))]
+        keep = readable(undecoded(rows)["image"], titles, on_error)
         result[split] = rows if len(keep) == len(rows) else rows.select(keep)
     if "validation" not in result:
         result["train"], result["validation"] = stratified_split(result["train"], validation_fraction, seed)
@@ -279,16 +287,53 @@ def _too_few_classes(root: Path, photos: PhotosByClass) -> str:
 
 
 def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: str) -> Dataset:
-    for column, flag in ((image_column, "image_column_name"), (label_column, "label_column_name")):
+    for column, argument in ((image_column, "image_column_name"), (label_column, "label_column_name")):
         if column not in dataset.column_names:
-            raise ValueError(f"{name} has no column {column!r}: it has {_few(dataset.column_names)}. Use --{flag}.")
+            raise ValueError(
+                f"{name} has no column {column!r}: it has {_few(dataset.column_names)}. Name it with {argument}."
+            )
     dataset = dataset.select_columns([image_column, label_column])
     dataset = dataset.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     )
     if not isinstance(dataset.features["image"], Image):
         raise ValueError(f"{name}: column {image_column!r} holds {dataset.features['image']}, not images.")
-    return dataset if isinstance(dataset.features["label"], ClassLabel) else dataset.class_encode_column("label")
+    if not isinstance(dataset.features["label"], ClassLabel | Value):
+        kind = dataset.features["label"]
+        raise ValueError(f"{name}: column {label_column!r} holds {kind}; it must hold one class an image.")
+    return dataset
+
+
+def _class_names(dataset: Dataset, name: str) -> list[str]:
+    """The classes of a split in the order of their ids: as its `ClassLabel` has them, else its values, sorted."""
+    feature = dataset.features["label"]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    values = sorted({value for value in dataset["label"] if value is not None})
+    if not values:
+        raise ValueError(f"{name}: no label in its training split; it must have one for each image.")
+    return [str(value) for value in values]
+
+
+def _numbered(dataset: Dataset, classes: list[str], where: str) -> Dataset:
+    """The same rows, labels as ids of these classes."""
+    feature = dataset.features["label"]
+    if isinstance(feature, ClassLabel) and feature.names == classes:
+        return dataset
+    ids = {name: id_ for id_, name in enumerate(classes)}
+    labels = list(dataset["label"])
+    if isinstance(feature, ClassLabel):
+        found = [None if label is None or label < 0 else feature.names[label] for label in labels]
+    else:
+        found = [None if label is None else str(label) for label in labels]
+    unknown = sorted({name for name in found if name is not None} - set(ids))
+    if unknown:
+        raise ValueError(
+            f"{where}: {_few(unknown)} not among the classes of the training split ({_few(classes)}). "
+            "Add images of it there, or take them out here."
+        )
+    numbered = [UNLABELLED if name is None else ids[name] for name in found]
+    return dataset.remove_columns("label").add_column("label", numbered, feature=ClassLabel(names=classes))
 
 
 def _names(folder: Path) -> list[str]:
