@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
 from hf_sgdr.text import printable
@@ -46,9 +47,20 @@ class UnreadablePhotoError(ValueError):
 def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
     """A picture as a Pillow image in RGB, turned upright as its EXIF orientation says; a GIF gives its first frame.
 
+    Grey values of more than 8 bits are scaled to 0 to 255 by what the mode or the file says of their depth, so that
+    all pictures of a set are scaled alike:
+
+    - Integers of 16 bits (PNG, TIFF, PGM, JPEG 2000, Pillow's modes I;16): 65535 is white. A TIFF of 12 bits has its
+      white at 4095, one of signed 16 bits at 32767; what is negative is black.
+    - Integers of 32 bits (Pillow's mode I) are refused, because their white is not known.
+    - Floats (TIFF, Pillow's mode F): 1 is white, as in scikit-image and Matplotlib; where a value exceeds 2, 255 is, as
+      in Pillow: nothing of such a picture could be seen otherwise. NaN and what is negative are black; values above 510
+      are refused.
+
     Args:
         photo: a path, encoded bytes, a `{"bytes", "path"}` of a `datasets.Image(decode=False)`, a Pillow image, a
-            numpy array (height, width[, channels]) of uint8, or a uint8 tensor (3, height, width).
+            numpy array (height, width[, channels]) of uint8, one (height, width) of uint16 or float, or a uint8 tensor
+            (3, height, width).
         shorter_side (`int`, *optional*): a JPEG may be decoded at a half, a quarter or an eighth of its size, as long
             as its shorter side keeps this many pixels.
 
@@ -86,10 +98,11 @@ def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
     if shorter_side is not None and image.format == "JPEG":
         scale = shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+    depth = _depth(image)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
         image = ImageOps.exif_transpose(image)
     image.load()  # here, where an error still knows the file's name
-    return _to_rgb(image)
+    return _to_rgb(image, depth)
 
 
 @functools.cache
@@ -149,14 +162,43 @@ def _start_of(source: Any) -> bytes:
         return file.read(512)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and deeper: Pillow would clip, not scale
+def _depth(image: Image.Image) -> int | None:
+    """How many bits white has in a picture of integers, its sign left out; None where neither mode nor file says it.
+
+    Ask before the picture is copied: a copy has no file and no tags.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = int(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0])
+        is_signed = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2
+        return bits - is_signed
+    # Pillow gives a PGM of more than 8 bits in mode I, scaled to 16 whatever maximum it states
+    return 16 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else None
+
+
+def _to_rgb(image: Image.Image, depth: int | None) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):  # deeper than 8 bits: Pillow would clip, not scale
         pixels = np.asarray(image, dtype=np.float32)
-        white = next((white for white in (255.0, 65535.0) if pixels.max() <= white), float(pixels.max()))
-        return Image.fromarray((pixels * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
+        white = _white_of_floats(pixels) if image.mode == "F" else _white_of_integers(depth)
+        pixels = np.nan_to_num(pixels, nan=0.0, posinf=white, neginf=0.0)
+        return Image.fromarray(np.rint(pixels * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _white_of_integers(depth: int | None) -> float:
+    if depth is None or depth > 16:
+        raise ValueError("integers of 32 bits, whose white is not known; convert it to 8 or 16 bits")
+    return 2.0**depth - 1
+
+
+def _white_of_floats(pixels: NDArray[np.float32]) -> float:
+    """1 or 255; resizing overshoots the brightest value, hence twice as much is still taken."""
+    brightest = float(pixels[np.isfinite(pixels)].max(initial=0.0))
+    white = next((white for white in (1.0, 255.0) if brightest <= 2 * white), None)
+    if white is None:
+        raise ValueError(f"float values up to {brightest:g}; scale them to 0 to 1, or convert it to 8 or 16 bits")
+    return white
 
 
 def photo_hash(photo: Any) -> bytes:

@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 
 import datasets
 import numpy as np
@@ -49,6 +50,95 @@ def test_every_kind_of_picture_becomes_rgb(content, expected):
     assert read.mode == "RGB"
     difference = np.abs(np.asarray(read).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
     assert difference.max() <= 2
+
+
+def grey_tiff(values, bits: int, sample_format: int = 1, byte_order: str = "<") -> bytes:
+    """A TIFF of one row of grey integers as no writer of Pillow's makes them: of 12 bits, or signed."""
+    if bits == 12:
+        packed = "".join(f"{value:012b}" for value in values)
+        packed += "0" * (-len(packed) % 8)
+        content = int(packed, 2).to_bytes(len(packed) // 8, "big")
+    else:
+        content = np.asarray(values, f"{byte_order}{'u' if sample_format == 1 else 'i'}{bits // 8}").tobytes()
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: 1, 277: 1, 278: 1, 279: len(content), 339: sample_format}
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = b"".join(
+        struct.pack(
+            f"{byte_order}HHII" if tag in (273, 279) else f"{byte_order}HHIHxx",
+            tag,
+            4 if tag in (273, 279) else 3,
+            1,
+            value,
+        )
+        for tag, value in sorted({**tags, 273: start}.items())
+    )
+    head = (b"II*\0" if byte_order == "<" else b"MM\0*") + struct.pack(f"{byte_order}IH", 8, len(tags) + 1)
+    return head + entries + bytes(4) + content
+
+
+def greys(photo) -> list[int]:
+    pixels = np.asarray(read_photo(photo))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0].ravel().tolist()
+
+
+SIXTEEN = [0, 128, 255, 256, 257, 32896, 65535]
+AS_EIGHT = [0, 0, 1, 1, 1, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_alike_whatever_the_brightest_pixel_is(kind):
+    for brightest in range(1, len(SIXTEEN) + 1):
+        image = Image.fromarray(np.array([SIXTEEN[:brightest]], np.uint16))
+        assert greys(saved(image, format=kind)) == AS_EIGHT[:brightest]
+        assert greys(image) == greys(np.asarray(image)) == AS_EIGHT[:brightest]
+
+
+def test_the_depth_of_a_tiff_says_what_white_is():
+    assert greys(grey_tiff(SIXTEEN, 16, byte_order=">")) == AS_EIGHT
+    assert greys(grey_tiff([0, 255, 256, 2056, 4095], 12)) == [0, 16, 16, 128, 255]
+    assert greys(grey_tiff([-32768, -1, 0, 16512, 32767], 16, sample_format=2)) == [0, 0, 0, 129, 255]
+
+
+def test_a_turned_16_bit_picture_is_scaled_like_others():
+    image = Image.fromarray(np.array([[0, 255, 32896]], np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert greys(saved(image, format="PNG", exif=exif)) == [128, 1, 0]
+
+
+@pytest.mark.parametrize("values", [[0, 255], [0, 70_000]])
+def test_integers_of_32_bits_are_refused(values):
+    image = Image.fromarray(np.array([values], np.int32))
+    for photo in (image, saved(image, format="TIFF")):
+        with pytest.raises(ValueError, match="integers of 32 bits, whose white is not known; convert it to 8 or 16"):
+            read_photo(photo)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0.5, 1], [0, 128, 255]),
+        ([0, 0.001, 0.1], [0, 0, 26]),
+        ([-0.5, 0.2, 1.03], [0, 51, 255]),  # as bicubic resizing overshoots
+        ([np.nan, 0.2, 1], [0, 51, 255]),
+        ([np.inf, -np.inf, 0.2], [255, 0, 51]),
+        ([np.nan, np.nan], [0, 0]),
+        ([0, 128, 255], [0, 128, 255]),
+        ([np.nan, -3, 200, np.inf], [0, 0, 200, 255]),
+    ],
+)
+def test_floats_are_0_to_1_or_0_to_255(values, expected):
+    image = Image.fromarray(np.array([values], np.float32))
+    assert greys(image) == greys(saved(image, format="TIFF")) == expected
+
+
+def test_floats_of_another_range_are_refused():
+    image = Image.fromarray(np.array([[0, 4095]], np.float32))
+    with pytest.raises(
+        ValueError, match="float values up to 4095; scale them to 0 to 1, or convert it to 8 or 16 bits"
+    ):
+        read_photo(saved(image, format="TIFF"))
 
 
 def test_an_animation_gives_its_first_frame():
