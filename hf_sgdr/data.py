@@ -98,7 +98,7 @@ def load_image_folder(
         _check_classes(by_split["validation"], names, validation_root)
         splits["validation"] = _to_dataset(by_split["validation"], names)
     else:
-        splits["train"], splits["validation"] = stratified_split(splits["train"], validation_fraction, seed)
+        splits["train"], splits["validation"] = _split_off(splits["train"], validation_fraction, seed, printable(root))
     if test_root is not None and any(by_split["test"].values()):
         if "" not in by_split["test"]:
             _check_classes(by_split["test"], names, test_root)
@@ -156,9 +156,11 @@ def load_image_dataset(
         rows = _numbered(rows, classes, f"{name}, split {given!r}")
         titles = [f"{given} photo {number}" for number in range(len(rows))]
         keep = readable(undecoded(rows)["image"], titles, on_error)
+        if not keep:
+            raise ValueError(f"{name}, split {given!r}: no image that can be read; it must have at least one.")
         result[split] = rows if len(keep) == len(rows) else rows.select(keep)
     if "validation" not in result:
-        result["train"], result["validation"] = stratified_split(result["train"], validation_fraction, seed)
+        result["train"], result["validation"] = _split_off(result["train"], validation_fraction, seed, name)
     return result
 
 
@@ -176,6 +178,16 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int) -> tuple[Data
         f"(seed {seed})."
     )
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def _split_off(dataset: Dataset, fraction: float, seed: int, where: str) -> tuple[Dataset, Dataset]:
+    """[`stratified_split`] into two that both have photos."""
+    if max(Counter(dataset["label"]).values()) < 2:
+        raise ValueError(
+            f"{where}: no validation photos, and none can be split off, since each class has one photo only "
+            f"({len(dataset)} in all). At least one class must have two. {LAYOUT}"
+        )
+    return stratified_split(dataset, fraction, seed)
 
 
 def check_fraction(fraction: float) -> None:

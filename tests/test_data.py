@@ -71,6 +71,16 @@ def test_the_split_leaves_a_photo_of_every_class_in_train(tmp_path, make_photo_f
     assert len(train) + len(held_out) == len(photos["train"])
 
 
+def test_one_photo_a_class_leaves_none_for_validation_and_it_is_said(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 1, "c": 1}})
+    with pytest.raises(
+        ValueError, match=r"none can be split off, since each class has one photo only \(3 in all\)"
+    ) as error:
+        load_image_folder(root)
+    assert "\n" not in str(error.value)
+    assert "PATH/valid/CLASS" in str(error.value)
+
+
 ODD = ("with space", "ha#sh", "100%", "ünïcode", "emoji 🐈", "[brackets]*?", "new\nline", 'it\'s "quoted"', "test_tube")
 
 
@@ -228,6 +238,16 @@ def test_a_label_that_train_lacks_and_a_label_that_is_no_class_are_named(make_pa
     (tmp_path / "labelled").rmdir()
     with pytest.raises(ValueError, match=r"column 'label' holds List.*; it must hold one class an image"):
         load_image_dataset(make_parquet(train=[[0, 1], [1]], validation=[[0], [1]]))
+
+
+def test_a_data_set_of_which_nothing_can_be_split_off_and_an_empty_split_are_named(make_parquet, monkeypatch):
+    name = make_parquet(train=["a", "b"])
+    with pytest.raises(ValueError, match=r"none can be split off, since each class has one photo only \(2 in all\)"):
+        load_image_dataset(name)
+    loaded = datasets.load_dataset(name)
+    monkeypatch.setattr("hf_sgdr.data.load_dataset", lambda name: {**loaded, "test": loaded["train"].select([])})
+    with pytest.raises(ValueError, match="any, split 'test': no image that can be read; it must have at least one"):
+        load_image_dataset("any")
 
 
 @pytest.mark.photos
