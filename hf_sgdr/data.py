@@ -25,6 +25,8 @@ TEST_FOLDERS = ("test", "test1")
 UNLABELLED = -1
 # imagefolder would leave telephones' HEIC photos out without a word; here they are named, with the mend.
 ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
+# What the recipes write into an output folder: train.py while it runs and at its end, find_lr.py.
+RUN_SIGNS = ("_runs", "_runs-unfinished", "results.json", "recipe.yaml", "range-test.json")
 LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 
@@ -42,7 +44,8 @@ def load_image_folder(
 
     With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
     or test1; without class folders it is unlabelled, all labels -1). Otherwise the folders in `path` are the classes.
-    Without a validation folder a share of each class is split off, and the log says so.
+    Without a validation folder a share of each class is split off, and the log says so. Folders that a run wrote into,
+    such as a recipe's `output_dir`, are no classes; the log names them.
 
     Args:
         path (`str` or `PathLike`): the folder.
@@ -223,12 +226,33 @@ def _absolute(file: Path) -> str:
     return str(file.absolute())
 
 
-def _photos_by_class(root: Path, quiet: bool = False) -> PhotosByClass:
-    photos: PhotosByClass = {}
+def class_folders(root: Path) -> list[Path]:
+    """The folders in `root` that may be classes, sorted; without hidden ones, and the log names what is no class.
+
+    Such are links to a folder that they lie in, and folders of a run, whose figures are no photos of a class.
+    """
+    folders: list[Path] = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         if root.resolve().is_relative_to(folder.resolve()):
             logger.warning(f"{printable(folder)}: a link to a folder that it lies in, so it is not a class.")
-            continue
+        elif sign := _sign_of_a_run(folder):
+            logger.warning(f"{printable(folder)}: holds {sign}, so it is the output of a run and not a class.")
+        else:
+            folders.append(folder)
+    return folders
+
+
+def _sign_of_a_run(folder: Path) -> str | None:
+    """What shows that a recipe or a trainer wrote into a folder; None if nothing does."""
+    found = [name for name in RUN_SIGNS if (folder / name).exists()]
+    if not found and (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+        found = ["config.json and model.safetensors"]
+    return found[0] if found else None
+
+
+def _photos_by_class(root: Path, quiet: bool = False) -> PhotosByClass:
+    photos: PhotosByClass = {}
+    for folder in class_folders(root):
         if files := list(map(_absolute, photo_files(folder))):
             photos[_utf8_name(folder)] = files
         elif not quiet:

@@ -63,6 +63,31 @@ def test_class_folders_alone_are_split_by_class_and_seed(tmp_path, make_photo_fo
     assert names_of(load_image_folder(root)["validation"]) != names_of(load_image_folder(root, seed=1)["validation"])
 
 
+@pytest.mark.parametrize(
+    ("files", "sign"),
+    [
+        (["results.json", "README.md"], "results.json"),
+        (["_runs/progress.json"], "_runs"),
+        (["recipe.yaml"], "recipe.yaml"),
+        (["range-test.json"], "range-test.json"),
+        (["config.json", "model.safetensors"], "config.json and model.safetensors"),
+    ],
+)
+def test_the_output_of_a_run_beside_the_classes_is_none(tmp_path, make_photo_folder, caplog, files, sign):
+    root = make_photo_folder(tmp_path, {"": {"cats": 4, "dogs": 4}})
+    expected = load_image_folder(root)
+    out = root / "hf_sgdr_out"
+    for file in files:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text("{}")
+    Image.new("RGB", (9, 9)).save(out / "head-range-test.png")
+    (root / "cats" / "config.json").write_text("{}")  # alone it says nothing
+    photos = load_image_folder(root)
+    assert photos["train"].features["label"].names == ["cats", "dogs"]
+    assert [names_of(rows) for rows in photos.values()] == [names_of(rows) for rows in expected.values()]
+    assert f"{out}: holds {sign}, so it is the output of a run and not a class." in caplog.messages
+
+
 def test_the_split_leaves_a_photo_of_every_class_in_train(tmp_path, make_photo_folder):
     root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 2, "c": 3}})
     photos = load_image_folder(root, validation_fraction=0.9)
