@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
+import PIL
 import pyarrow as pa
 import torch
+import torchvision
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
@@ -28,6 +30,8 @@ from torch.utils.data import Dataset, get_worker_info
 from hf_sgdr.text import printable
 
 _HASHED_AT_ONCE = 1024
+# To be raised when `read_photo` or a transform makes other pixels of a file: what was stored before counts no more.
+PIXELS_VERSION = 2
 
 
 class UnreadablePhotoError(ValueError):
@@ -228,6 +232,11 @@ def photo_hash(photo: Any) -> bytes:
             raise UnreadablePhotoError(os.fspath(photo), _reason(error, photo)) from error
     pixels = np.asarray(read_photo(photo))
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+def pixel_versions() -> dict[str, Any]:
+    """The versions of all that makes pixels of a file; part of the key of whatever is stored."""
+    return {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "pixels": PIXELS_VERSION}
 
 
 FileState = tuple[str, int, int]
