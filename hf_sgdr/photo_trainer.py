@@ -21,6 +21,7 @@ from hf_sgdr.exact_resume import ExactResumeTrainer
 from hf_sgdr.memory import keep_freed_memory
 from hf_sgdr.photo_cache import DecodedPhotos
 from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.processors import use_all_processors
 from hf_sgdr.schedule import require_whole
 from hf_sgdr.shards import open_as_umask_says
 from hf_sgdr.training_args import SGDRTrainingArguments
@@ -73,6 +74,7 @@ class PhotoTrainer(ExactResumeTrainer):
             kwargs["compute_metrics"] = accuracy_of_logits()
         if args.device.type == "cpu":
             keep_freed_memory()
+            use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)

@@ -21,6 +21,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
+from hf_sgdr.processors import usable_threads
 from hf_sgdr.text import printable
 
 _HASHED_AT_ONCE = 1024
@@ -284,13 +285,8 @@ class PhotoDataset(Dataset[dict[str, Any]]):
 
 @functools.cache
 def readers() -> ThreadPoolExecutor:
-    """Threads that read photos, one a processor."""
-    return ThreadPoolExecutor(usable_processors(), thread_name_prefix="photo-reader")
-
-
-def usable_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that read photos, one for each processor that this process may use."""
+    return ThreadPoolExecutor(usable_threads(), thread_name_prefix="photo-reader")
 
 
 def undecoded(dataset: Any, image_column: str = "image") -> Any:

@@ -24,6 +24,7 @@ from hf_sgdr.cut import Cut
 from hf_sgdr.features import FeatureStore, cache_folder, module_hash
 from hf_sgdr.folding import batch_norms_folded
 from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.processors import use_all_processors
 from hf_sgdr.shards import replace_file
 from hf_sgdr.transforms import PhotoTransform
 
@@ -87,6 +88,8 @@ def extract_features(
         logger.info(f"Features of {len(photos)} photos are read from {store.folder}.")
         return store
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        use_all_processors()
     row = _one_row(model, cut, transform.spec.size, device, dtype)
     size = len(photos) * row.numel() * row.element_size()
     shape = " x ".join(map(str, row.shape))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from hf_sgdr.photos import usable_processors
+from hf_sgdr.processors import usable_processors
 from hf_sgdr.schedule import require_whole
 
 
