@@ -17,6 +17,7 @@ from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier,
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.memory import nothing_to_collect
 from hf_sgdr.photo_trainer import PhotoTrainer
+from hf_sgdr.precompute import resolve_feature_dtype
 from hf_sgdr.training_args import SGDRTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -181,16 +182,8 @@ class PrecomputeTrainer(PhotoTrainer):
 
     @property
     def feature_dtype(self) -> str:
-        """The precision in which training features are computed: "float32" or "bfloat16".
-
-        Setting it decides what `feature_dtype="auto"` means, which a resumed run takes over from the one before.
-        """
-        photos = self._photos(self.train_dataset, self.eval_transform.fast())
-        return str(self._features.dtype(photos, self.args.feature_dtype)).removeprefix("torch.")
-
-    @feature_dtype.setter
-    def feature_dtype(self, value: str) -> None:
-        self._features.auto_dtype = value
+        """The precision in which training features are computed: "float32" or "bfloat16"."""
+        return str(resolve_feature_dtype(self.args.device, self.args.feature_dtype)).removeprefix("torch.")
 
     def _evaluation_features(self, cut: Cut, dataset: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"

@@ -34,7 +34,6 @@ class RunProgress:
         self.depends_on: dict[str, Any] = json.loads(json.dumps(depends_on))
         self.stages: list[dict[str, Any]] = []
         self.rates: dict[str, list[float]] = {}
-        self.feature_dtype: str | None = None
 
     @property
     def exists(self) -> bool:
@@ -62,12 +61,11 @@ class RunProgress:
                 "then; to begin another one, give another output_dir or leave out --resume."
             )
         self.stages, self.rates = content["stages"], content["rates"]
-        self.feature_dtype = content["feature_dtype"]
 
     def save(self) -> None:
         """Write `progress.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = ("depends_on", "stages", "rates", "feature_dtype")
+        names = ("depends_on", "stages", "rates")
         content = {name: getattr(self, name) for name in names}
         replace_file(self.folder / "progress.json", json.dumps(content, indent=1).encode())
 

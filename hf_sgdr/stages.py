@@ -238,10 +238,6 @@ def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> Ru
         done = ", ".join(stage["name"] for stage in progress.stages)
         print(f"Going on with the run in {trainer.args.output_dir}; done: {done}.", flush=True)
     progress.restore_weights(trainer.model)
-    if progress.feature_dtype is None and any(stage.precompute for stage in stages):
-        progress.feature_dtype = trainer.feature_dtype
-    if progress.feature_dtype is not None:
-        trainer.feature_dtype = progress.feature_dtype
     if trainer.is_world_process_zero():
         progress.save()
     trainer.accelerator.wait_for_everyone()
@@ -265,6 +261,7 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         photos["validation photos"] = trainer.eval_dataset
     return {
         **json.loads(json.dumps(args, default=str)),
+        "feature_dtype": trainer.feature_dtype,  # what "auto" means depends on the machine
         "stages": [asdict(stage) for stage in stages],
         "model": config.get("architecture") or type(trainer.model).__name__,
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],

@@ -37,7 +37,8 @@ class SGDRTrainingArguments(TrainingArguments):
         precompute_views (`int`, *optional*, defaults to 0): augmented views of each training photo that are computed
             beside the plain one and taken in turn, epoch by epoch, so that augmentation works with precompute.
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
-            "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
+            "float32", "bfloat16", or bfloat16 where the processor or GPU has it, else float32. Evaluation is in float32
+            unless it is "bfloat16".
         feature_memory_gb (`float`, *optional*): features of more GB (1e9 bytes) stay on disk and are read row by row;
             by default half of the memory that is free.
         cache_images (`bool`, *optional*, defaults to False): decode and resize each photo once and keep its 8-bit
