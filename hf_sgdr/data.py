@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
@@ -25,6 +25,8 @@ TEST_FOLDERS = ("test", "test1")
 UNLABELLED = -1
 # imagefolder would leave telephones' HEIC photos out without a word; here they are named, with the mend.
 ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
+# What the recipes write into an output folder: train.py while it runs and at its end, find_lr.py.
+RUN_SIGNS = ("_runs", "_runs-unfinished", "results.json", "recipe.yaml", "range-test.json")
 LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 
@@ -42,7 +44,8 @@ def load_image_folder(
 
     With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
     or test1; without class folders it is unlabelled, all labels -1). Otherwise the folders in `path` are the classes.
-    Without a validation folder a share of each class is split off, and the log says so.
+    Without a validation folder a share of each class is split off, and the log says so. Folders that a run wrote into,
+    such as a recipe's `output_dir`, are no classes; the log names them.
 
     Args:
         path (`str` or `PathLike`): the folder.
@@ -98,7 +101,7 @@ def load_image_folder(
         _check_classes(by_split["validation"], names, validation_root)
         splits["validation"] = _to_dataset(by_split["validation"], names)
     else:
-        splits["train"], splits["validation"] = stratified_split(splits["train"], validation_fraction, seed)
+        splits["train"], splits["validation"] = _split_off(splits["train"], validation_fraction, seed, printable(root))
     if test_root is not None and any(by_split["test"].values()):
         if "" not in by_split["test"]:
             _check_classes(by_split["test"], names, test_root)
@@ -119,6 +122,9 @@ def load_image_dataset(
 ) -> DatasetDict:
     """Read a labelled image data set of the Hub, or a local folder that `datasets.load_dataset` reads.
 
+    Labels that are not a `datasets.ClassLabel` yet, such as strings, are numbered in the order of the training split's
+    sorted values. Both splits count the classes as the training split does; a missing label becomes -1.
+
     Args:
         name (`str`): what `datasets.load_dataset` takes.
         image_column_name, label_column_name (`str`, *optional*): its columns; they become `image` and `label`.
@@ -131,7 +137,8 @@ def load_image_dataset(
 
     Raises:
         UnreadablePhotosError: a `ValueError`, if photos cannot be read; see `on_error`.
-        ValueError: if a split or a column is not there, or the label is not a class.
+        ValueError: if a split or a column is not there, the label is not a class, or the validation split has a class
+            that the training split lacks.
     """
     check_fraction(validation_fraction)
     check_on_error(on_error)
@@ -144,13 +151,19 @@ def load_image_dataset(
         if given is None:
             continue
         if given not in loaded:
-            raise ValueError(f"{name} has no split {given!r}: it has {_few(sorted(loaded))}. Use --{split}_split_name.")
+            raise ValueError(
+                f"{name} has no split {given!r}: it has {_few(sorted(loaded))}. Name it with {split}_split_name."
+            )
         rows = _two_columns(loaded[given], name, image_column_name, label_column_name)
-        labels = [f"{given} photo {number}" for number in range(len(rows))]
-        keep = readable(undecoded(rows)["image"], labels, on_error)
+        classes = result["train"].features["label"].names if split != "train" else _class_names(rows, name)
+        rows = _numbered(rows, classes, f"{name}, split {given!r}")
+        titles = [f"{given} photo {number}" for number in range(len(rows))]
+        keep = readable(undecoded(rows)["image"], titles, on_error)
+        if not keep:
+            raise ValueError(f"{name}, split {given!r}: no image that can be read; it must have at least one.")
         result[split] = rows if len(keep) == len(rows) else rows.select(keep)
     if "validation" not in result:
-        result["train"], result["validation"] = stratified_split(result["train"], validation_fraction, seed)
+        result["train"], result["validation"] = _split_off(result["train"], validation_fraction, seed, name)
     return result
 
 
@@ -168,6 +181,16 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int) -> tuple[Data
         f"(seed {seed})."
     )
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def _split_off(dataset: Dataset, fraction: float, seed: int, where: str) -> tuple[Dataset, Dataset]:
+    """[`stratified_split`] into two that both have photos."""
+    if max(Counter(dataset["label"]).values()) < 2:
+        raise ValueError(
+            f"{where}: no validation photos, and none can be split off, since each class has one photo only "
+            f"({len(dataset)} in all). At least one class must have two. {LAYOUT}"
+        )
+    return stratified_split(dataset, fraction, seed)
 
 
 def check_fraction(fraction: float) -> None:
@@ -203,12 +226,33 @@ def _absolute(file: Path) -> str:
     return str(file.absolute())
 
 
-def _photos_by_class(root: Path, quiet: bool = False) -> PhotosByClass:
-    photos: PhotosByClass = {}
+def class_folders(root: Path) -> list[Path]:
+    """The folders in `root` that may be classes, sorted; without hidden ones, and the log names what is no class.
+
+    Such are links to a folder that they lie in, and folders of a run, whose figures are no photos of a class.
+    """
+    folders: list[Path] = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         if root.resolve().is_relative_to(folder.resolve()):
             logger.warning(f"{printable(folder)}: a link to a folder that it lies in, so it is not a class.")
-            continue
+        elif sign := _sign_of_a_run(folder):
+            logger.warning(f"{printable(folder)}: holds {sign}, so it is the output of a run and not a class.")
+        else:
+            folders.append(folder)
+    return folders
+
+
+def _sign_of_a_run(folder: Path) -> str | None:
+    """What shows that a recipe or a trainer wrote into a folder; None if nothing does."""
+    found = [name for name in RUN_SIGNS if (folder / name).exists()]
+    if not found and (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+        found = ["config.json and model.safetensors"]
+    return found[0] if found else None
+
+
+def _photos_by_class(root: Path, quiet: bool = False) -> PhotosByClass:
+    photos: PhotosByClass = {}
+    for folder in class_folders(root):
         if files := list(map(_absolute, photo_files(folder))):
             photos[_utf8_name(folder)] = files
         elif not quiet:
@@ -279,16 +323,53 @@ def _too_few_classes(root: Path, photos: PhotosByClass) -> str:
 
 
 def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: str) -> Dataset:
-    for column, flag in ((image_column, "image_column_name"), (label_column, "label_column_name")):
+    for column, argument in ((image_column, "image_column_name"), (label_column, "label_column_name")):
         if column not in dataset.column_names:
-            raise ValueError(f"{name} has no column {column!r}: it has {_few(dataset.column_names)}. Use --{flag}.")
+            raise ValueError(
+                f"{name} has no column {column!r}: it has {_few(dataset.column_names)}. Name it with {argument}."
+            )
     dataset = dataset.select_columns([image_column, label_column])
     dataset = dataset.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     )
     if not isinstance(dataset.features["image"], Image):
         raise ValueError(f"{name}: column {image_column!r} holds {dataset.features['image']}, not images.")
-    return dataset if isinstance(dataset.features["label"], ClassLabel) else dataset.class_encode_column("label")
+    if not isinstance(dataset.features["label"], ClassLabel | Value):
+        kind = dataset.features["label"]
+        raise ValueError(f"{name}: column {label_column!r} holds {kind}; it must hold one class an image.")
+    return dataset
+
+
+def _class_names(dataset: Dataset, name: str) -> list[str]:
+    """The classes of a split in the order of their ids: as its `ClassLabel` has them, else its values, sorted."""
+    feature = dataset.features["label"]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    values = sorted({value for value in dataset["label"] if value is not None})
+    if not values:
+        raise ValueError(f"{name}: no label in its training split; it must have one for each image.")
+    return [str(value) for value in values]
+
+
+def _numbered(dataset: Dataset, classes: list[str], where: str) -> Dataset:
+    """The same rows, labels as ids of these classes."""
+    feature = dataset.features["label"]
+    if isinstance(feature, ClassLabel) and feature.names == classes:
+        return dataset
+    ids = {name: id_ for id_, name in enumerate(classes)}
+    labels = list(dataset["label"])
+    if isinstance(feature, ClassLabel):
+        found = [None if label is None or label < 0 else feature.names[label] for label in labels]
+    else:
+        found = [None if label is None else str(label) for label in labels]
+    unknown = sorted({name for name in found if name is not None} - set(ids))
+    if unknown:
+        raise ValueError(
+            f"{where}: {_few(unknown)} not among the classes of the training split ({_few(classes)}). "
+            "Add images of it there, or take them out here."
+        )
+    numbered = [UNLABELLED if name is None else ids[name] for name in found]
+    return dataset.remove_columns("label").add_column("label", numbered, feature=ClassLabel(names=classes))
 
 
 def _names(folder: Path) -> list[str]:

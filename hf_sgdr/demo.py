@@ -58,7 +58,12 @@ def demo_photo_folder() -> Path:
             digit = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             ImageOps.expand(digit, MARGIN).save(path)
         temporary.chmod(0o755)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # another process was faster, and its digits are the same
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_sgdr.exact_resume import ExactResumeTrainer
 from hf_sgdr.memory import keep_freed_memory
 from hf_sgdr.photo_cache import DecodedPhotos
-from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.photos import PhotoDataset, require_images
 from hf_sgdr.processors import use_all_processors
 from hf_sgdr.schedule import require_whole
 from hf_sgdr.shards import open_as_umask_says
@@ -41,6 +41,7 @@ class PhotoTrainer(ExactResumeTrainer):
 
     Raises:
         TypeError: if a transform is not a [`PhotoTransform`].
+        ValueError: if a data set cannot be used; see [`~hf_sgdr.photos.require_images`].
     """
 
     args: SGDRTrainingArguments
@@ -59,6 +60,13 @@ class PhotoTrainer(ExactResumeTrainer):
         for transform in (train_transform, eval_transform):
             if transform is not None and not isinstance(transform, PhotoTransform):
                 raise TypeError(f"A transform is {type(transform).__name__}: give those of image_transforms(model).")
+        columns = (args.image_column_name, args.label_column_name)
+        require_images("train_dataset", train_dataset, *columns)
+        if isinstance(eval_dataset, dict):
+            for name, dataset in eval_dataset.items():
+                require_images(f"eval_dataset[{name!r}]", dataset, *columns)
+        else:
+            require_images("eval_dataset", eval_dataset, *columns)
         if eval_transform is None:
             eval_transform = image_transforms(model)[1]
         self.eval_transform = eval_transform
@@ -127,11 +135,18 @@ class PhotoTrainer(ExactResumeTrainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
             if kwargs.get("is_training"):
-                photos = self._photos(dataset, self.train_transform, seed_of=("train", self.num_fits))
-                dataset = self._cached(photos, dataset, "train")
+                photos, name = self._photos(dataset, self.train_transform, seed_of=("train", self.num_fits)), "train"
             else:
-                dataset = self._cached(self._photos(dataset, self.eval_transform), dataset, "validation")
-        return super()._get_dataloader(dataset, *args, **kwargs)
+                photos, name = self._photos(dataset, self.eval_transform), "validation"
+            photos.require_equal_labelling()
+            dataset = self._cached(photos, dataset, name)
+        loader = super()._get_dataloader(dataset, *args, **kwargs)
+        if self.args.dataloader_drop_last and hasattr(dataset, "__len__") and len(loader) == 0:
+            raise ValueError(
+                f"dataloader_drop_last=True leaves no batch: the {len(dataset)} images are fewer than a batch of all "
+                "processes. Give a smaller batch size, or leave dataloader_drop_last out."
+            )
+        return loader
 
     def evaluation_loop(
         self,

@@ -7,18 +7,22 @@ quarter of the bytes.
 import functools
 import hashlib
 import math
+import operator
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import islice
 from typing import Any, Protocol
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
 from hf_sgdr.processors import usable_threads
@@ -47,9 +51,20 @@ class UnreadablePhotoError(ValueError):
 def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
     """A picture as a Pillow image in RGB, turned upright as its EXIF orientation says; a GIF gives its first frame.
 
+    Grey values of more than 8 bits are scaled to 0 to 255 by what the mode or the file says of their depth, so that
+    all pictures of a set are scaled alike:
+
+    - Integers of 16 bits (PNG, TIFF, PGM, JPEG 2000, Pillow's modes I;16): 65535 is white. A TIFF of 12 bits has its
+      white at 4095, one of signed 16 bits at 32767; what is negative is black.
+    - Integers of 32 bits (Pillow's mode I) are refused, because their white is not known.
+    - Floats (TIFF, Pillow's mode F): 1 is white, as in scikit-image and Matplotlib; where a value exceeds 2, 255 is, as
+      in Pillow: nothing of such a picture could be seen otherwise. NaN and what is negative are black; values above 510
+      are refused.
+
     Args:
         photo: a path, encoded bytes, a `{"bytes", "path"}` of a `datasets.Image(decode=False)`, a Pillow image, a
-            numpy array (height, width[, channels]) of uint8, or a uint8 tensor (3, height, width).
+            numpy array (height, width[, channels]) of uint8, one (height, width) of uint16 or float, or a uint8 tensor
+            (3, height, width).
         shorter_side (`int`, *optional*): a JPEG may be decoded at a half, a quarter or an eighth of its size, as long
             as its shorter side keeps this many pixels.
 
@@ -87,10 +102,11 @@ def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
     if shorter_side is not None and image.format == "JPEG":
         scale = shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+    depth = _depth(image)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
         image = ImageOps.exif_transpose(image)
     image.load()  # here, where an error still knows the file's name
-    return _to_rgb(image)
+    return _to_rgb(image, depth)
 
 
 @functools.cache
@@ -150,18 +166,49 @@ def _start_of(source: Any) -> bytes:
         return file.read(512)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and deeper: Pillow would clip, not scale
+def _depth(image: Image.Image) -> int | None:
+    """How many bits white has in a picture of integers, its sign left out; None where neither mode nor file says it.
+
+    Ask before the picture is copied: a copy has no file and no tags.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = int(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0])
+        is_signed = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2
+        return bits - is_signed
+    # Pillow gives a PGM of more than 8 bits in mode I, scaled to 16 whatever maximum it states
+    return 16 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else None
+
+
+def _to_rgb(image: Image.Image, depth: int | None) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):  # deeper than 8 bits: Pillow would clip, not scale
         pixels = np.asarray(image, dtype=np.float32)
-        white = next((white for white in (255.0, 65535.0) if pixels.max() <= white), float(pixels.max()))
-        return Image.fromarray((pixels * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
+        white = _white_of_floats(pixels) if image.mode == "F" else _white_of_integers(depth)
+        pixels = np.nan_to_num(pixels, nan=0.0, posinf=white, neginf=0.0)
+        return Image.fromarray(np.rint(pixels * (255 / white)).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _white_of_integers(depth: int | None) -> float:
+    if depth is None or depth > 16:
+        raise ValueError("integers of 32 bits, whose white is not known; convert it to 8 or 16 bits")
+    return 2.0**depth - 1
+
+
+def _white_of_floats(pixels: NDArray[np.float32]) -> float:
+    """1 or 255; resizing overshoots the brightest value, hence twice as much is still taken."""
+    brightest = float(pixels[np.isfinite(pixels)].max(initial=0.0))
+    white = next((white for white in (1.0, 255.0) if brightest <= 2 * white), None)
+    if white is None:
+        raise ValueError(f"float values up to {brightest:g}; scale them to 0 to 1, or convert it to 8 or 16 bits")
+    return white
+
+
 def photo_hash(photo: Any) -> bytes:
     """SHA-256 of a photo's content: of the file's bytes where there is a file, of the pixels otherwise.
+
+    A process reads a file once; it is read again when its size or its time of modification has changed.
 
     Raises:
         UnreadablePhotoError: a `ValueError`, if it cannot be read.
@@ -173,12 +220,33 @@ def photo_hash(photo: Any) -> bytes:
     if isinstance(photo, str | os.PathLike):
         try:
             require_regular(photo)
-            with open(photo, "rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
+            state = _file_state(os.fspath(photo))
+            if state not in _hash_of_file:
+                with open(photo, "rb") as file:
+                    _hash_of_file[state] = hashlib.file_digest(file, "sha256").digest()
+            return _hash_of_file[state]
         except OSError as error:
             raise UnreadablePhotoError(os.fspath(photo), _reason(error, photo)) from error
     pixels = np.asarray(read_photo(photo))
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+FileState = tuple[str, int, int]
+# What was hashed by this process; a changed file has another state, so nothing here can be out of date.
+_hash_of_file: dict[FileState, bytes] = {}
+
+
+def _file_state(path: str) -> FileState:
+    """What tells a file and its content from others without reading it: absolute path, bytes, nanoseconds."""
+    found = os.stat(path)
+    return path if path[0] == "/" else os.path.abspath(path), found.st_size, found.st_mtime_ns
+
+
+def _known_hash(path: str | None) -> bytes | None:
+    try:
+        return _hash_of_file.get(_file_state(path)) if path else None
+    except OSError:  # whoever reads it says why
+        return None
 
 
 class PixelTransform(Protocol):
@@ -210,6 +278,9 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             label column, or with an unknown label (None or -1), give no "labels".
         seed (`int`, *optional*, defaults to 0): for the augmentation.
         cache ([`PhotoCache`], *optional*): what is kept of the same photos, so that none is decoded.
+
+    Raises:
+        ValueError: if the dataset is of no use; see [`require_images`].
     """
 
     def __init__(
@@ -222,6 +293,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         cache: Pictures | None = None,
     ) -> None:
+        require_images("dataset", dataset, image_column, label_column)
         self.rows = undecoded(dataset, image_column)
         self.transform = transform
         self.image_column, self.label_column = image_column, label_column
@@ -244,8 +316,8 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             pixels = self.transform.of_kept(self.cache[index], seed)
         else:
             pixels = self.transform.pixels(row[self.image_column], seed)
-        label = row.get(self.label_column)
-        return {"pixel_values": pixels} if label is None or label < 0 else {"pixel_values": pixels, "labels": label}
+        label = _class_id(row.get(self.label_column))
+        return {"pixel_values": pixels} if label is None else {"pixel_values": pixels, "labels": label}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """A batch at once. Outside worker processes its photos are read by threads, one a processor.
@@ -256,6 +328,17 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         if get_worker_info() is not None or len(indices) < 2:
             return [self[index] for index in indices]
         return list(readers().map(self.__getitem__, indices))
+
+    def require_equal_labelling(self) -> None:
+        """Raise a ValueError if some photos of a `datasets.Dataset` have a label and some have none."""
+        if not isinstance(self.rows, datasets.Dataset) or self.label_column not in self.rows.column_names:
+            return
+        unknown = self._class_ids().count(None)
+        if 0 < unknown < len(self):
+            raise ValueError(
+                f"{unknown} of {len(self)} photos have no label. Give each a label or leave those photos out; to "
+                f"predict only, give dataset.remove_columns({self.label_column!r})."
+            )
 
     def labels(self) -> list[int]:
         """Every photo's class id.
@@ -268,25 +351,112 @@ class PhotoDataset(Dataset[dict[str, Any]]):
                 f"No label column {self.label_column!r}: the dataset has {self.rows.column_names}. "
                 "Name it with label_column_name."
             )
-        unknown = sum(label is None or label < 0 for label in self.rows[self.label_column])
+        labels = self._class_ids()
+        unknown = labels.count(None)
         if unknown:
             raise ValueError(f"{unknown} of {len(self)} photos have no label: training and evaluation need them all.")
-        return [int(label) for label in self.rows[self.label_column]]
+        return [label for label in labels if label is not None]
+
+    def _class_ids(self) -> list[int | None]:
+        if isinstance(self.rows, datasets.Dataset):
+            return list(map(_class_id, _column(self.rows, self.label_column)))
+        return [_class_id(self.rows[index].get(self.label_column)) for index in range(len(self))]
 
     def content_hash(self) -> str:
-        """SHA-256 over every photo's content, in order; labels do not count."""
+        """SHA-256 over every photo's content, in order; labels do not count. See [`photo_hash`]."""
         digest = hashlib.sha256()
+        paths = self._paths()
         for start in range(0, len(self), _HASHED_AT_ONCE):  # a future a photo takes memory
             indices = range(start, min(start + _HASHED_AT_ONCE, len(self)))
-            for one in readers().map(lambda index: photo_hash(self.rows[index][self.image_column]), indices):
-                digest.update(one)
+            known = list(map(_known_hash, islice(paths, len(indices))))
+            todo = [index for index, one in zip(indices, known, strict=True) if one is None]
+            new = readers().map(lambda index: photo_hash(self.rows[index][self.image_column]), todo)
+            digest.update(b"".join(next(new) if one is None else one for one in known))
         return digest.hexdigest()
+
+    def _paths(self) -> Iterator[str | None]:
+        """Every photo's file, None for what is none; read by columns, as row by row takes ten times as long."""
+        if not isinstance(self.rows, datasets.Dataset):
+            yield from [None] * len(self)
+            return
+        column = self.rows.select_columns(self.image_column).with_format("arrow")
+        for start in range(0, len(self), _HASHED_AT_ONCE):
+            # of a selection each chunk is one row; joined as they are, they would copy encoded bytes
+            chunks = column[start : start + _HASHED_AT_ONCE][self.image_column].chunks
+            if pa.types.is_struct(chunks[0].type) and all(one.field("bytes").null_count == len(one) for one in chunks):
+                chunks = [one.field("path") for one in chunks]
+            if pa.types.is_string(chunks[0].type):
+                yield from pa.concat_arrays(chunks).to_pylist()
+            else:
+                yield from [None] * sum(map(len, chunks))
+
+
+def readers() -> ThreadPoolExecutor:
+    """Threads of this process that read photos, one for each processor that it may use."""
+    return _readers_of(os.getpid())
 
 
 @functools.cache
-def readers() -> ThreadPoolExecutor:
-    """Threads that read photos, one for each processor that this process may use."""
+def _readers_of(process: int) -> ThreadPoolExecutor:
+    """By process: a fork copies the pool but not its threads, and whoever waits for them waits for ever."""
     return ThreadPoolExecutor(usable_threads(), thread_name_prefix="photo-reader")
+
+
+def require_images(name: str, dataset: Any, image_column: str = "image", label_column: str = "label") -> None:
+    """Raise a ValueError if a data set cannot be read as images and labels; what is of another kind passes.
+
+    Args:
+        name (`str`): the argument that holds the data set, for the message.
+        dataset (`datasets.Dataset`, or any sequence of dicts): what was given.
+        image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are.
+
+    Raises:
+        ValueError: if it holds several splits or no row, has a transform that would not be applied, or labels that are
+            no class ids.
+    """
+    if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+        splits = list(dataset)
+        example = f", such as {name}[{splits[0]!r}]" if splits else ""
+        raise ValueError(f"{name} is a {type(dataset).__name__} of the splits {splits}: give one of them{example}.")
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(f"{name} is empty: it must have at least one image.")
+    if not isinstance(dataset, datasets.Dataset) or image_column not in dataset.column_names:
+        return
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"{name} has a transform (with_transform or set_transform), which would not be applied: images are read "
+            "from their files and transformed by train_transform and eval_transform. Give dataset.with_format(None), "
+            "or write what it does into the dataset with dataset.map()."
+        )
+    feature = dataset.features.get(label_column)
+    if feature is None or isinstance(feature, datasets.ClassLabel):
+        pass
+    elif isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        raise ValueError(
+            f"{name}: the labels in {label_column!r} are strings; they must be class ids, numbered alike in all splits "
+            f"as the model counts them: give dataset.cast_column({label_column!r}, datasets.ClassLabel(names=names))."
+        )
+    elif not (isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "bool", "null"))):
+        raise ValueError(f"{name}: the labels in {label_column!r} are {feature}; they must be class ids (integers).")
+
+
+def _column(dataset: datasets.Dataset, name: str) -> list[Any]:
+    """A column of plain values at once; iterating over `dataset[name]` takes a hundred times as long."""
+    values: list[Any] = dataset.select_columns(name).with_format("arrow")[:][name].combine_chunks().to_pylist()
+    return values
+
+
+def _class_id(label: Any) -> int | None:
+    """A label as a class id; None for an unknown one, which is None or negative."""
+    if label is None:
+        return None
+    try:
+        id_ = operator.index(label)  # also of NumPy and of a tensor
+    except TypeError as error:
+        raise ValueError(
+            f"The label {label!r} is a {type(label).__name__}; it must be a class id (integer)."
+        ) from error
+    return id_ if id_ >= 0 else None
 
 
 def undecoded(dataset: Any, image_column: str = "image") -> Any:

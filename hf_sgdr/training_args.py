@@ -98,6 +98,12 @@ class SGDRTrainingArguments(TrainingArguments):
         require_whole("per_device_eval_batch_size", self.per_device_eval_batch_size, at_least=1)
         require_whole("precompute_views", self.precompute_views, at_least=0)
         require_whole("gradient_accumulation_steps", self.gradient_accumulation_steps, at_least=1)
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None:
+                require_whole(name, value, at_least=0)
+            if value is not None and value >= 2**32:  # NumPy takes no more
+                raise ValueError(f"{name}={value!r}: must be an integer from 0 to 2**32 - 1.")
         if self.feature_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")
         if not 0.0 <= self.momentum < 1.0:

@@ -22,7 +22,15 @@ from tqdm.auto import tqdm
 from hf_sgdr.audit import UnreadablePhotosError, readable
 from hf_sgdr.clear_errors import one_clear_line
 from hf_sgdr.cli import parse
-from hf_sgdr.data import LAYOUT, TEST_FOLDERS, VALIDATION_FOLDERS, check_fraction, photo_files, stratified_split
+from hf_sgdr.data import (
+    LAYOUT,
+    TEST_FOLDERS,
+    VALIDATION_FOLDERS,
+    check_fraction,
+    class_folders,
+    photo_files,
+    stratified_split,
+)
 from hf_sgdr.evaluation import Evaluation
 from hf_sgdr.interpretation import ClassifierInterpretation
 from hf_sgdr.metrics import class_metrics
@@ -120,9 +128,7 @@ def photos_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Da
     Raises:
         ValueError: if the model does not know a class, or no photo can be read.
     """
-    classes = sorted(
-        entry for folder in folders for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    classes = sorted(entry for folder in folders for entry in class_folders(folder))
     place = " and ".join(map(printable, folders))
     rows = [(str(file), one.name) for one in classes for file in photo_files(one)]
     unknown = sorted({name for _, name in rows} - set(names))

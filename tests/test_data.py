@@ -63,12 +63,47 @@ def test_class_folders_alone_are_split_by_class_and_seed(tmp_path, make_photo_fo
     assert names_of(load_image_folder(root)["validation"]) != names_of(load_image_folder(root, seed=1)["validation"])
 
 
+@pytest.mark.parametrize(
+    ("files", "sign"),
+    [
+        (["results.json", "README.md"], "results.json"),
+        (["_runs/progress.json"], "_runs"),
+        (["recipe.yaml"], "recipe.yaml"),
+        (["range-test.json"], "range-test.json"),
+        (["config.json", "model.safetensors"], "config.json and model.safetensors"),
+    ],
+)
+def test_the_output_of_a_run_beside_the_classes_is_none(tmp_path, make_photo_folder, caplog, files, sign):
+    root = make_photo_folder(tmp_path, {"": {"cats": 4, "dogs": 4}})
+    expected = load_image_folder(root)
+    out = root / "hf_sgdr_out"
+    for file in files:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text("{}")
+    Image.new("RGB", (9, 9)).save(out / "head-range-test.png")
+    (root / "cats" / "config.json").write_text("{}")  # alone it says nothing
+    photos = load_image_folder(root)
+    assert photos["train"].features["label"].names == ["cats", "dogs"]
+    assert [names_of(rows) for rows in photos.values()] == [names_of(rows) for rows in expected.values()]
+    assert f"{out}: holds {sign}, so it is the output of a run and not a class." in caplog.messages
+
+
 def test_the_split_leaves_a_photo_of_every_class_in_train(tmp_path, make_photo_folder):
     root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 2, "c": 3}})
     photos = load_image_folder(root, validation_fraction=0.9)
     assert set(photos["train"]["label"]) == {0, 1, 2}
     train, held_out = stratified_split(photos["train"], 0.5, 0)
     assert len(train) + len(held_out) == len(photos["train"])
+
+
+def test_one_photo_a_class_leaves_none_for_validation_and_it_is_said(tmp_path, make_photo_folder):
+    root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 1, "c": 1}})
+    with pytest.raises(
+        ValueError, match=r"none can be split off, since each class has one photo only \(3 in all\)"
+    ) as error:
+        load_image_folder(root)
+    assert "\n" not in str(error.value)
+    assert "PATH/valid/CLASS" in str(error.value)
 
 
 ODD = ("with space", "ha#sh", "100%", "ünïcode", "emoji 🐈", "[brackets]*?", "new\nline", 'it\'s "quoted"', "test_tube")
@@ -156,16 +191,88 @@ def test_a_data_set_with_other_names_gets_ours(parquet):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "has no column 'image': it has 'img', 'kind', 'extra'. Use --image_column_name."),
+        ({}, "has no column 'image': it has 'img', 'kind', 'extra'. Name it with image_column_name."),
         ({"image_column_name": "img"}, "has no column 'label'"),
         ({"image_column_name": "extra", "label_column_name": "kind"}, "column 'extra' holds"),
-        ({"train_split_name": "all"}, "has no split 'all': it has 'train', 'validation'. Use --train_split_name."),
+        (
+            {"train_split_name": "all"},
+            "has no split 'all': it has 'train', 'validation'. Name it with train_split_name.",
+        ),
     ],
 )
 def test_a_data_set_without_them_says_what_it_has(parquet, arguments, message):
     with pytest.raises(ValueError, match=r"has no|holds") as error:
         load_image_dataset(parquet, **arguments)
     assert message in str(error.value)
+
+
+@pytest.fixture
+def make_parquet(tmp_path):
+    """`make_parquet(train=labels, validation=labels)`: a data set of one-pixel-wide images with these label columns."""
+
+    def make(feature=None, **splits):
+        (tmp_path / "labelled").mkdir()
+        for split, labels in splits.items():
+            images = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(len(labels))]
+            rows = datasets.Dataset.from_dict({"image": images}).add_column("label", labels, feature=feature)
+            rows.to_parquet(str(tmp_path / "labelled" / f"{split}-00000-of-00001.parquet"))
+        return str(tmp_path / "labelled")
+
+    return make
+
+
+def test_string_labels_are_numbered_once_as_train_sorts_them(make_parquet):
+    photos = load_image_dataset(make_parquet(train=["cat", "ant", "bee", "ant"], validation=["bee", "cat", "bee"]))
+    assert photos["train"]["label"] == [2, 0, 1, 0]
+    assert photos["validation"]["label"] == [1, 2, 1]
+    for split in photos.values():
+        assert split.features["label"] == datasets.ClassLabel(names=["ant", "bee", "cat"])
+    assert [photo.getpixel((0, 0))[0] for photo in photos["validation"]["image"]] == [0, 1, 2]  # rows keep their order
+
+
+def test_integer_labels_are_numbered_by_value(make_parquet):
+    photos = load_image_dataset(make_parquet(train=[10, 2, 30, 2], validation=[30, 10]))
+    assert photos["train"].features["label"].names == ["2", "10", "30"]
+    assert photos["train"]["label"] == [1, 0, 2, 0]
+    assert photos["validation"]["label"] == [2, 1]
+
+
+def test_a_missing_label_becomes_unlabelled(make_parquet):
+    photos = load_image_dataset(make_parquet(train=["a", None, "b"], validation=[None, "b"]))
+    assert (photos["train"]["label"][:], photos["validation"]["label"][:]) == ([0, -1, 1], [-1, 1])
+
+
+def test_splits_with_another_order_of_class_names_count_as_train_does(tmp_path, make_photo_folder, monkeypatch):
+    photos = load_image_folder(make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 2}}))
+    other = (
+        photos["validation"]
+        .map(lambda row: {"label": 1 - row["label"]})
+        .cast_column("label", datasets.ClassLabel(names=["b", "a"]))
+    )
+    monkeypatch.setattr("hf_sgdr.data.load_dataset", lambda name: {"train": photos["train"], "validation": other})
+    assert load_image_dataset("any")["validation"]["label"] == photos["validation"]["label"]
+
+
+def test_a_label_that_train_lacks_and_a_label_that_is_no_class_are_named(make_parquet, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"split 'validation': 'zebra' not among the classes of the training split \('a'"
+    ):
+        load_image_dataset(make_parquet(train=["a", "b"], validation=["a", "zebra"]))
+    for file in (tmp_path / "labelled").iterdir():
+        file.unlink()
+    (tmp_path / "labelled").rmdir()
+    with pytest.raises(ValueError, match=r"column 'label' holds List.*; it must hold one class an image"):
+        load_image_dataset(make_parquet(train=[[0, 1], [1]], validation=[[0], [1]]))
+
+
+def test_a_data_set_of_which_nothing_can_be_split_off_and_an_empty_split_are_named(make_parquet, monkeypatch):
+    name = make_parquet(train=["a", "b"])
+    with pytest.raises(ValueError, match=r"none can be split off, since each class has one photo only \(2 in all\)"):
+        load_image_dataset(name)
+    loaded = datasets.load_dataset(name)
+    monkeypatch.setattr("hf_sgdr.data.load_dataset", lambda name: {**loaded, "test": loaded["train"].select([])})
+    with pytest.raises(ValueError, match="any, split 'test': no image that can be read; it must have at least one"):
+        load_image_dataset("any")
 
 
 @pytest.mark.photos

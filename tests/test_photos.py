@@ -1,5 +1,10 @@
+import hashlib
 import io
 import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -8,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_sgdr import image_transforms, load_image_folder
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
 from hf_sgdr.photos import PhotoDataset, photo_hash, read_photo
 
 
@@ -49,6 +54,95 @@ def test_every_kind_of_picture_becomes_rgb(content, expected):
     assert read.mode == "RGB"
     difference = np.abs(np.asarray(read).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
     assert difference.max() <= 2
+
+
+def grey_tiff(values, bits: int, sample_format: int = 1, byte_order: str = "<") -> bytes:
+    """A TIFF of one row of grey integers as no writer of Pillow's makes them: of 12 bits, or signed."""
+    if bits == 12:
+        packed = "".join(f"{value:012b}" for value in values)
+        packed += "0" * (-len(packed) % 8)
+        content = int(packed, 2).to_bytes(len(packed) // 8, "big")
+    else:
+        content = np.asarray(values, f"{byte_order}{'u' if sample_format == 1 else 'i'}{bits // 8}").tobytes()
+    tags = {256: len(values), 257: 1, 258: bits, 259: 1, 262: 1, 277: 1, 278: 1, 279: len(content), 339: sample_format}
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = b"".join(
+        struct.pack(
+            f"{byte_order}HHII" if tag in (273, 279) else f"{byte_order}HHIHxx",
+            tag,
+            4 if tag in (273, 279) else 3,
+            1,
+            value,
+        )
+        for tag, value in sorted({**tags, 273: start}.items())
+    )
+    head = (b"II*\0" if byte_order == "<" else b"MM\0*") + struct.pack(f"{byte_order}IH", 8, len(tags) + 1)
+    return head + entries + bytes(4) + content
+
+
+def greys(photo) -> list[int]:
+    pixels = np.asarray(read_photo(photo))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0].ravel().tolist()
+
+
+SIXTEEN = [0, 128, 255, 256, 257, 32896, 65535]
+AS_EIGHT = [0, 0, 1, 1, 1, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_alike_whatever_the_brightest_pixel_is(kind):
+    for brightest in range(1, len(SIXTEEN) + 1):
+        image = Image.fromarray(np.array([SIXTEEN[:brightest]], np.uint16))
+        assert greys(saved(image, format=kind)) == AS_EIGHT[:brightest]
+        assert greys(image) == greys(np.asarray(image)) == AS_EIGHT[:brightest]
+
+
+def test_the_depth_of_a_tiff_says_what_white_is():
+    assert greys(grey_tiff(SIXTEEN, 16, byte_order=">")) == AS_EIGHT
+    assert greys(grey_tiff([0, 255, 256, 2056, 4095], 12)) == [0, 16, 16, 128, 255]
+    assert greys(grey_tiff([-32768, -1, 0, 16512, 32767], 16, sample_format=2)) == [0, 0, 0, 129, 255]
+
+
+def test_a_turned_16_bit_picture_is_scaled_like_others():
+    image = Image.fromarray(np.array([[0, 255, 32896]], np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert greys(saved(image, format="PNG", exif=exif)) == [128, 1, 0]
+
+
+@pytest.mark.parametrize("values", [[0, 255], [0, 70_000]])
+def test_integers_of_32_bits_are_refused(values):
+    image = Image.fromarray(np.array([values], np.int32))
+    for photo in (image, saved(image, format="TIFF")):
+        with pytest.raises(ValueError, match="integers of 32 bits, whose white is not known; convert it to 8 or 16"):
+            read_photo(photo)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0.5, 1], [0, 128, 255]),
+        ([0, 0.001, 0.1], [0, 0, 26]),
+        ([-0.5, 0.2, 1.03], [0, 51, 255]),  # as bicubic resizing overshoots
+        ([np.nan, 0.2, 1], [0, 51, 255]),
+        ([np.inf, -np.inf, 0.2], [255, 0, 51]),
+        ([np.nan, np.nan], [0, 0]),
+        ([0, 128, 255], [0, 128, 255]),
+        ([np.nan, -3, 200, np.inf], [0, 0, 200, 255]),
+    ],
+)
+def test_floats_are_0_to_1_or_0_to_255(values, expected):
+    image = Image.fromarray(np.array([values], np.float32))
+    assert greys(image) == greys(saved(image, format="TIFF")) == expected
+
+
+def test_floats_of_another_range_are_refused():
+    image = Image.fromarray(np.array([[0, 4095]], np.float32))
+    with pytest.raises(
+        ValueError, match="float values up to 4095; scale them to 0 to 1, or convert it to 8 or 16 bits"
+    ):
+        read_photo(saved(image, format="TIFF"))
 
 
 def test_an_animation_gives_its_first_frame():
@@ -141,6 +235,80 @@ def test_labels_are_all_there_or_it_is_said(photos, augmented):
         PhotoDataset(some, augmented).labels()
 
 
+def test_labels_of_rows_that_are_no_data_set(photos, augmented):
+    rows = [{"image": picture(), "label": label} for label in (1, np.int64(0), torch.tensor(1))]
+    assert PhotoDataset(rows, augmented).labels() == [1, 0, 1]
+    for wrong in ("cat", 0.5, [0, 1]):
+        with pytest.raises(ValueError, match=rf"The label .* is a {type(wrong).__name__}; it must be a class id"):
+            PhotoDataset([{"image": picture(), "label": wrong}], augmented)[0]
+
+
+def with_strings(photos):
+    return photos.cast_column("label", datasets.Value("string"))
+
+
+def with_floats(photos):
+    return photos.cast_column("label", datasets.Value("float32"))
+
+
+USELESS = [
+    (lambda photos: datasets.DatasetDict(train=photos, extra=photos), "of the splits ['train', 'extra']: give one of"),
+    (lambda photos: photos.select([]), "is empty: it must have at least one image."),
+    (lambda photos: [], "is empty: it must have at least one image."),
+    (
+        lambda photos: photos.with_transform(lambda rows: rows),
+        "has a transform (with_transform or set_transform), which",
+    ),
+    (with_strings, "the labels in 'label' are strings; they must be class ids, numbered alike in all splits"),
+    (with_floats, "the labels in 'label' are Value('float32'); they must be class ids (integers)."),
+    (
+        lambda photos: photos.remove_columns("label").add_column("label", [[0, 1]] * len(photos)),
+        "they must be class ids (integers).",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), USELESS)
+def test_a_dataset_of_no_use_is_refused_with_the_mend(photos, augmented, tiny_model, tmp_path, change, message):
+    with pytest.raises(ValueError, match="dataset") as error:
+        PhotoDataset(change(photos), augmented)
+    assert message in str(error.value)
+    args = SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="train_dataset") as error:
+        SGDRTrainer(tiny_model, args, train_dataset=change(photos), eval_dataset=photos)
+    assert message in str(error.value)
+    if not isinstance(change(photos), dict):  # several evaluation sets are a dict
+        for evaluation, name in ((change(photos), "eval_dataset"), ({"one": change(photos)}, r"eval_dataset\['one'\]")):
+            with pytest.raises(ValueError, match=name) as error:
+                SGDRTrainer(tiny_model, args, train_dataset=photos, eval_dataset=evaluation)
+            assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_mend_for_string_labels_is_one(photos, augmented):
+    names = photos.features["label"].names
+    words = photos.remove_columns("label").add_column("label", [names[label] for label in photos["label"]])
+    mended = words.cast_column("label", datasets.ClassLabel(names=names))
+    assert PhotoDataset(mended, augmented).labels() == photos["label"][:]
+
+
+def test_a_trainer_says_what_data_it_cannot_take(photos, tiny_model, tmp_path):
+    args = SGDRTrainingArguments(
+        str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True, dataloader_drop_last=True,
+        eval_strategy="no", per_device_train_batch_size=16, per_device_eval_batch_size=4, dataloader_num_workers=0,
+    )  # fmt: skip
+    _, transform = image_transforms(tiny_model, image_size=32)
+    trainer = SGDRTrainer(tiny_model, args, train_dataset=photos, eval_transform=transform)
+    with pytest.raises(ValueError, match="drop_last=True leaves no batch: the 8 images are fewer than a batch"):
+        trainer.fit(1e-3, 1)
+    with pytest.raises(ValueError, match="dataset is empty"):
+        trainer.predict(photos.select([]))
+    some = photos.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
+    with pytest.raises(ValueError, match=r"3 of 8 photos have no label. Give .* dataset.remove_columns\('label'\)"):
+        trainer.predict(some)
+    assert trainer.predict(some.remove_columns("label")).predictions.shape == (8, 2)
+
+
 def test_a_missing_image_column_is_named(photos, augmented):
     with pytest.raises(ValueError, match=r"No image column 'img': the dataset has \['image', 'label'\]"):
         PhotoDataset(photos, augmented, image_column="img")
@@ -179,6 +347,70 @@ def test_the_hash_is_of_the_content_and_its_order(photos, augmented, tmp_path):
     with open(path, "ab") as file:
         file.write(b"\0")
     assert hash_of(photos) != before
+
+
+def test_a_file_is_hashed_once_until_it_changes(photos, augmented, monkeypatch):
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda file, *args: (read.append(file.name), digest(file, *args))[1])
+    expected = PhotoDataset(photos, augmented).content_hash()
+    read.clear()
+    assert PhotoDataset(photos, augmented).content_hash() == expected
+    paths = [row["image"]["path"] for row in PhotoDataset(photos, augmented).rows]
+    assert PhotoDataset([{"image": path} for path in paths], augmented).content_hash() == expected
+    assert PhotoDataset(photos.select([2, 0]), augmented).content_hash() != expected
+    assert read == []
+    os.utime(paths[1], ns=(1, 1))
+    content = bytearray(Path(paths[2]).read_bytes())
+    content[-3] ^= 1
+    Path(paths[2]).write_bytes(content)  # of the same size
+    os.utime(paths[2], ns=(2, 2))
+    assert PhotoDataset(photos, augmented).content_hash() != expected
+    assert sorted(read) == paths[1:3]
+    os.remove(paths[3])
+    with pytest.raises(ValueError, match=r"003.jpg: cannot be read as a picture \(No such file or directory\)"):
+        PhotoDataset(photos, augmented).content_hash()
+
+
+def test_encoded_bytes_files_and_paths_of_one_content_hash_alike(photos, augmented):
+    def hash_of(rows):
+        return PhotoDataset(rows, augmented).content_hash()
+
+    expected = hash_of(photos)
+    paths = [row["image"]["path"] for row in PhotoDataset(photos, augmented).rows]
+    encoded = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
+    mixed = [
+        one if i % 3 else {"bytes": None, "path": path}
+        for i, (one, path) in enumerate(zip(encoded, paths, strict=True))
+    ]
+    kind = datasets.Features({"image": datasets.Image()})
+    for images, features in ((encoded, kind), (mixed, kind), (paths, None), ([one["bytes"] for one in encoded], None)):
+        rows = datasets.Dataset.from_dict({"image": images}, features=features)
+        assert hash_of(rows) == hash_of(rows.select(range(8))) == expected
+        assert hash_of(rows.select([3, 1, 2])) == hash_of(photos.select([3, 1, 2]))
+
+
+FORKED = """
+import os, sys
+from hf_sgdr.photos import PhotoDataset, readers
+photos = PhotoDataset([{"image": path} for path in sys.argv[1:]], None)
+expected = photos.content_hash()
+assert list(readers().map(abs, [-1, -2])) == [1, 2]
+child = os.fork()
+if child == 0:
+    ok = list(readers().map(abs, [-1, -2])) == [1, 2] and photos.content_hash() == expected
+    os._exit(0 if ok else 1)
+_, status = os.waitpid(child, 0)
+assert list(readers().map(abs, [-3])) == [3]  # the parent's own go on
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_reads_with_threads_of_its_own(photos, augmented):
+    paths = [row["image"]["path"] for row in PhotoDataset(photos, augmented).rows]
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, *paths]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
 def test_a_file_and_its_bytes_have_one_hash_and_pixels_their_own(tmp_path):

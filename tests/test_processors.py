@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_sgdr import processors
-from hf_sgdr.photos import readers
+from hf_sgdr.photos import _readers_of, readers
 from hf_sgdr.processors import usable_processors, usable_threads, use_all_processors
 
 PROJECT = Path(__file__).parent.parent
@@ -119,6 +119,6 @@ def test_a_containers_quota_counts(monkeypatch):
 
 def test_images_are_read_by_as_many_threads(threads):
     threads.setenv("HF_SGDR_NUM_THREADS", "3")
-    readers.cache_clear()
+    _readers_of.cache_clear()
     assert readers()._max_workers == 3
-    readers.cache_clear()
+    _readers_of.cache_clear()
