@@ -48,22 +48,24 @@ class Cut:
         return cls(model, head)
 
     @classmethod
-    def at_boundary(cls, groups: LayerGroups, size: int) -> "Cut":
+    def at_boundary(cls, groups: LayerGroups, size: int, frozen: int | None = None) -> "Cut":
         """Cut where the frozen layer groups end.
 
         Args:
             groups ([`LayerGroups`]): some, not all, are frozen.
             size (`int`): side of the pictures in pixels.
+            frozen (`int`, *optional*): how many groups count as frozen; defaults to those that are.
 
         Raises:
             ValueError: if nothing is frozen, or no single module takes over from the frozen ones.
         """
-        if groups.frozen == 0:
+        frozen = groups.frozen if frozen is None else frozen
+        if frozen == 0:
             raise ValueError("Nothing is frozen, so there is nothing to precompute: call freeze() or freeze_to(n).")
-        if groups.frozen == len(groups) - 1 and groups.head is not None:
+        run = _Run(groups.model, size, groups.head)
+        if frozen == len(groups) - 1 and groups.head is not None and run.head_makes_logits:
             return cls.at_head(groups.model, groups.head)
-        trained = {name for i in range(groups.frozen, len(groups)) for name in groups.parameter_names(i)}
-        run = _Run(groups.model, size)
+        trained = {name for i in range(frozen, len(groups)) for name in groups.parameter_names(i)}
         boundary = next(
             (name for name in run.entered if _weights(groups.model, name) and run.all_in(name, trained)), ""
         )
@@ -171,7 +173,7 @@ class _Reached(Exception):  # noqa: N818  (it is no error)
 class _Run:
     """One forward pass on empty pictures: which modules are entered and left, in which order."""
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: nn.Module, size: int, head: nn.Module | None = None) -> None:
         self.model = model
         self.entered: list[str] = []
         self._events: list[tuple[str, str]] = []
@@ -179,17 +181,22 @@ class _Run:
         training = {module: module.training for module in model.modules()}
         parameter = next(model.parameters())
         pixels = torch.zeros(_PROBE, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+        made: list[Any] = []
         with ExitStack() as undo:
+            if head is not None:
+                hook = head.register_forward_hook(lambda module, args, output: made.append(output))
+                undo.callback(hook.remove)
             for name, module in model.named_modules():
                 if name:
                     undo.callback(RemovableHandle.remove, module.register_forward_pre_hook(self._entering(name)))
                     undo.callback(RemovableHandle.remove, module.register_forward_hook(self._leaving(name)))
             try:
                 with torch.inference_mode():
-                    model.eval()(pixels)
+                    logits = logits_of(model.eval()(pixels))
             finally:
                 for module, was_training in training.items():
                     module.training = was_training
+        self.head_makes_logits = len(made) == 1 and isinstance(made[0], torch.Tensor) and torch.equal(made[0], logits)
 
     def all_in(self, name: str, trained: set[str]) -> bool:
         """Whether all parameters of a module are among these."""
@@ -252,8 +259,14 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """The logits that a model returned, bare or in an output with names."""
-    logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output["logits"]
+    """The logits that a model returned, bare or in an output with names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    logits = output if isinstance(output, torch.Tensor) else output.get("logits") if isinstance(output, dict) else None
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"The model returned {type(output).__name__} without logits: give an image classifier.")
     return logits
 
 
