@@ -344,12 +344,12 @@ def _collect(names: list[str], stage_of: Callable[[str], int]) -> list[list[str]
 
 
 def _largest_list_of_layers(model: nn.Module, body: list[str]) -> tuple[str, int]:
-    """The outermost ModuleList or Sequential of at least two children that holds half of the body's parameters."""
+    """The ModuleList or Sequential of at least two children with most of the body's parameters, the outermost of such."""
     sizes = {name: model.get_parameter(name).numel() for name in body}
-    total = sum(sizes.values())
+    largest, found = 0, ("", 0)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
             share = sum(size for parameter, size in sizes.items() if parameter.startswith(f"{name}."))
-            if share * 2 >= total:
-                return name, len(module)
-    return "", 0
+            if share > largest:
+                largest, found = share, (name, len(module))
+    return found
