@@ -344,7 +344,7 @@ def _collect(names: list[str], stage_of: Callable[[str], int]) -> list[list[str]
 
 
 def _largest_list_of_layers(model: nn.Module, body: list[str]) -> tuple[str, int]:
-    """The ModuleList or Sequential of at least two children with most of the body's parameters, the outermost of such."""
+    """The ModuleList or Sequential of at least two children that holds most of the body's parameters; the outermost."""
     sizes = {name: model.get_parameter(name).numel() for name in body}
     largest, found = 0, ("", 0)
     for name, module in model.named_modules():
