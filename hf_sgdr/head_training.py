@@ -78,6 +78,11 @@ class HeadClassifier(nn.Module):
         self._whole = (model,)  # in a tuple, because it is no part of this module
         self.loss_function = model.loss_function
 
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """A head alone has no activations worth computing twice; the Trainer asks for it all the same."""
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5.23
+
     @property
     def whole_model(self) -> PreTrainedModel:
         """The model that the head belongs to."""

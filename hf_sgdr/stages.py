@@ -208,7 +208,6 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
             figures = {
                 **trainer.fits[-1],
                 "seconds": round(time.perf_counter() - start, 2),  # with the range test
-                "freeze_to": stage.freeze_to,
             }
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():

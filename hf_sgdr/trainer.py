@@ -178,7 +178,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
                 ),
                 seconds=time.perf_counter() - start,
                 precompute=self._precompute,
-                freeze_to=self.layer_groups.frozen,
+                freeze_to=self.layer_groups.first_trained,
             )
         )
         self.fit_stages.append(
@@ -187,7 +187,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
                 "cycles": self.args.num_cycles,
                 "cycle_len": self.args.cycle_len,
                 "cycle_mult": self.args.cycle_mult,
-                "freeze_to": self.layer_groups.frozen,
+                "freeze_to": self.layer_groups.first_trained,
                 "precompute": self._precompute,
                 "freeze_batch_norm": self.layer_groups.freeze_batch_norm,
             }

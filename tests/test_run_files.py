@@ -91,7 +91,7 @@ def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_train
     assert results["best"]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
     recipe = yaml.safe_load(files["recipe.yaml"])
     assert [Stage.from_dict(stage) for stage in recipe["stages"]] == [
-        Stage("head-first", lr=[1e-2] * 3, cycles=1, freeze_to=2, precompute=True),
+        Stage("head-first", lr=[1e-2] * 3, cycles=1, freeze_to=-1, precompute=True),
         Stage("fit-002", lr=[1e-4, 1e-3, 1e-2], cycles=2, cycle_len=1, cycle_mult=2, freeze_to=0),
     ]
     assert places_in(files, Path.home(), tmp_path, Path.cwd(), TOKEN) == []

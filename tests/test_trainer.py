@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import json
 import math
@@ -7,9 +8,27 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, TrainerCallback, TrainingArguments, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    pipeline,
+)
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import (
+    LayerGroups,
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    Stage,
+    StagedUnfreezing,
+    create_image_classifier,
+    image_transforms,
+    load_image_folder,
+    run_stages,
+)
 from hf_sgdr.head_training import FeatureReader
 
 SIZE = 32
@@ -345,6 +364,77 @@ def test_a_partial_freeze_under_precompute_stores_what_the_frozen_part_gives(mak
     assert tuple(trainer.model.timm_model.conv1[0].weight.shape) not in {tuple(shape) for shape in ran}
     assert np.isfinite(trainer.log_predictions()).all()
     assert trainer.lr_find(num_steps=8).history["loss"]
+
+
+def test_a_depth_that_cannot_be_cut_is_refused_before_anything_is_frozen(make_trainer):
+    trainer = make_trainer()
+    names = [name for name, _ in trainer.model.named_parameters()]
+    head = [name for name in names if ".fc." in name]
+    early = [name for name in names if ".conv1." in name and "layer" not in name] + ["timm_model.bn1.bias"]
+    rest = [name for name in names if name not in early + head]  # the weight of bn1 among them, whose bias is frozen
+    trainer.layer_groups = LayerGroups(trainer.model, {"early": early, "rest": rest, "head": head})
+    trainer.freeze()
+    trainer.precompute = True
+    with pytest.raises(ValueError, match="cannot be cut there"):
+        trainer.freeze_to(1)
+    assert trainer.precompute
+    assert {name for name, value in trainer.model.named_parameters() if value.requires_grad} == set(head)
+    trainer.fit(1e-2, 1)
+
+
+def tiny_swin():
+    torch.manual_seed(0)
+    return SwinForImageClassification(SwinConfig(
+        image_size=SIZE, patch_size=2, embed_dim=16, depths=[1, 1, 1], num_heads=[2, 2, 2], window_size=4,
+        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+    ))  # fmt: skip
+
+
+def test_after_a_change_of_image_size_the_boundary_is_of_the_new_size(make_trainer):
+    trainer = make_trainer(tiny_swin(), augment=None, freeze_to=1, precompute=True)
+    trainer.fit(1e-3, 1)
+    trainer.train_transform, trainer.eval_transform = image_transforms(trainer.model, image_size=2 * SIZE, augment=None)
+    trainer.fit(1e-9, 1)
+    on_features = losses(trainer, "eval_loss")
+    trainer.precompute = False
+    assert on_features == pytest.approx([trainer.evaluate()["eval_loss"]], rel=1e-3)
+
+
+@pytest.mark.parametrize(("given", "recorded"), [(2, -1), (-1, -1), (1, 1), (-2, 1), (0, 0), (-3, 0)])
+def test_what_trained_is_recorded_in_one_form(make_trainer, given, recorded):
+    trainer = make_trainer(freeze_to=given)
+    trainer.fit(1e-2, 1)
+    assert trainer.fits[0]["freeze_to"] == trainer.fit_stages[0]["freeze_to"] == recorded
+    results = run_stages(trainer, [Stage("once", lr=1e-2, cycles=1, freeze_to=given)])
+    assert results.stages[0]["freeze_to"] == recorded
+
+
+@pytest.mark.parametrize("freeze_to", [1, -1])
+def test_precompute_goes_with_activation_checkpointing(make_trainer, freeze_to):
+    def trained(**kwargs):
+        trainer = make_trainer(tiny_vit(), freeze_to=freeze_to, precompute=True, **kwargs)
+        trainer.fit(1e-2, 1)
+        return weights(trainer.model)
+
+    new = "activation_checkpointing"  # since transformers 5.23
+    name = new if new in inspect.signature(TrainingArguments).parameters else "gradient_checkpointing"
+    plain = trained()
+    for key, value in trained(**{name: True}).items():
+        torch.testing.assert_close(value, plain[key])
+
+
+def test_unfreezing_on_a_stock_trainer_after_ours_moves_all_batch_norms(make_trainer, tiny_model, tmp_path):
+    make_trainer(freeze_batch_norm=True)
+    for parameter in tiny_model.parameters():
+        parameter.requires_grad_(True)
+    before = weights(tiny_model)
+    rows = [{"pixel_values": torch.randn(3, SIZE, SIZE), "labels": i % 2} for i in range(8)]
+    arguments = TrainingArguments(
+        str(tmp_path / "stock"), num_train_epochs=2, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    Trainer(tiny_model, arguments, train_dataset=rows, callbacks=[StagedUnfreezing({0: "head", 1: "early"})]).train()
+    still = [key for key, value in weights(tiny_model).items() if "running_" in key and torch.equal(value, before[key])]
+    assert still == []
 
 
 def test_too_many_features_are_refused_with_the_figure(make_trainer, tmp_path, monkeypatch):
