@@ -100,6 +100,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         self.range_tests: dict[str, LRRangeResult] = {}  # by the name of the fit that came after it
         self.fit_stages: list[dict[str, Any]] = []  # what a recipe's stage would be told to do the same
         self.run: tuple[Any, Any] | None = None  # stages and results of run_stages, until the next fit
+        self.starting_weights: str | None = None  # the hash of those that run_stages began with
         self.trained_at = 0.0  # seconds since the epoch
         self._fit_name: str | None = None
         self._new_range_test: LRRangeResult | None = None
