@@ -238,6 +238,6 @@ def test_the_edge_is_where_the_loss_takes_off():
 def test_its_repr_is_one_short_line(tmp_path):
     result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer(tmp_path))
     assert repr(result) == "LRRangeResult(10 steps, 1.0e-03 to 1.0e+00, stop_reason='finished')"
-    assert repr(dataclasses.replace(result, history=dict.fromkeys(result.history, []))).startswith(
+    assert repr(dataclasses.replace(result, history={name: [] for name in result.history})).startswith(
         "LRRangeResult(0 steps,"
     )
