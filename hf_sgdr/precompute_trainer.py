@@ -15,7 +15,6 @@ from transformers.utils import logging
 from hf_sgdr.cut import Cut
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
-from hf_sgdr.memory import nothing_to_collect
 from hf_sgdr.modeling import check_trainable
 from hf_sgdr.photo_trainer import PhotoTrainer
 from hf_sgdr.precompute import resolve_feature_dtype
@@ -162,7 +161,6 @@ class PrecomputeTrainer(PhotoTrainer):
             with (
                 self._replaced(data_collator=whole_batch, **replaced),
                 nullcontext() if cut.skipped is None else cut.fed_with_features(),
-                nothing_to_collect() if args.device.type == "cpu" else nullcontext(),
             ):
                 yield
         finally:

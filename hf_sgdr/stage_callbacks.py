@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.utils import logging
 
 from hf_sgdr.shards import replace_weights
-from hf_sgdr.trainer import SGDRTrainer
+
+if TYPE_CHECKING:
+    from hf_sgdr.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -130,7 +132,7 @@ class StopWhenOverfitting(TrainerCallback):
         trainer ([`SGDRTrainer`]): whose schedule says where cycles end.
     """
 
-    def __init__(self, trainer: SGDRTrainer) -> None:
+    def __init__(self, trainer: "SGDRTrainer") -> None:
         self.trainer = trainer
         self.losses = judged_losses(trainer)
 
