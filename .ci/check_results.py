@@ -10,7 +10,7 @@ sys.modules["hf_sgdr"] = None  # type: ignore[assignment]  # whoever imports it 
 from PIL import Image
 from transformers import pipeline
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def main() -> None:

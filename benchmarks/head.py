@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, get_sgdr_schedule
-from hf_sgdr.head_training import FeatureDataset
+from hf_sgdr import FeatureStore, SGDRTrainer, SGDRTrainingArguments, create_image_classifier, get_sgdr_schedule
+from hf_sgdr.head_training import FeatureDataset, Rows
 
 ROWS, WIDTH, BATCH = 64_000, 512, 64
 
@@ -32,7 +33,14 @@ def head(repetitions: int) -> list[Row]:
         arguments = SGDRTrainingArguments(place, eval_strategy="no", **values)
         trainer = SGDRTrainer(model, arguments, train_dataset=[0])
         trainer.precompute = True
-        trainer._training_features = lambda cut: FeatureDataset([features], labels)
+        store = FeatureStore({"rows": "of this benchmark"}, ROWS, Path(place, "store"))
+        for shard in range(store.num_shards):
+            store.write(shard, features[store.shard_rows(shard).start : store.shard_rows(shard).stop])
+
+        def ours(rows: Rows) -> None:
+            trainer._training_features = lambda cut: FeatureDataset([rows], labels)
+            trainer.fit(0.01, 1, cycle_len=1)
+
         rows = [{"features": row, "labels": label} for row, label in zip(features, labels, strict=True)]
 
         class Stock(nn.Module):
@@ -59,7 +67,8 @@ def head(repetitions: int) -> list[Row]:
                 sgd.zero_grad()
 
         runs: dict[str, Callable[[], Any]] = {
-            "ours": lambda: trainer.fit(0.01, 1, cycle_len=1),
+            "ours": lambda: ours(features),
+            "ours on disk": lambda: ours(store.open()),
             "a raw torch loop": raw,
             "a stock Trainer on rows of tensors": stock,
         }
@@ -70,9 +79,11 @@ def head(repetitions: int) -> list[Row]:
             runs["Lightning"] = _with_lightning(linear, data, place)
         seconds = medians(runs, repetitions)
     rates = {name: ROWS / BATCH / value for name, value in seconds.items()}
-    return [
+    on_disk = rates.pop("ours on disk")
+    rows = [
         ("head epoch, SGDRTrainer, steps", name, rates["ours"], rate) for name, rate in rates.items() if name != "ours"
     ]
+    return [*rows, ("head epoch, features on disk, steps", "features in memory", on_disk, rates["ours"])]
 
 
 def _with_fastai(linear: nn.Module, data: TensorDataset) -> Callable[[], Any]:

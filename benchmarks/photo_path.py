@@ -17,7 +17,7 @@ from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.head_training import CPU_BATCH
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import _depends_on, extract_features, inference_dtype
+from hf_sgdr.precompute import _depends_on, extract_features, resolve_feature_dtype
 
 
 def decoding(files: list[Path], repetitions: int) -> list[Row]:
@@ -64,7 +64,7 @@ def extraction(files: list[Path], repetitions: int) -> list[Row]:
     pixels = torch.stack([photos[i]["pixel_values"] for i in range(len(files))])
     batches = exact.normalize(pixels).contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
     rows = []
-    faster = inference_dtype(model, exact.spec.size, 50_000, "auto")  # bfloat16 only where the machine gains from it
+    faster = resolve_feature_dtype(torch.device("cpu"))
     for dtype in dict.fromkeys((faster, torch.float32)):
         name = str(dtype).removeprefix("torch.")
 

@@ -1,8 +1,8 @@
 """Ratios of speed, measured in one run on one machine: medians of several repetitions.
 
     pip install -e ".[bench]"                       # fastai and Lightning; without them their rows are left out
-    python benchmarks/run.py --data_dir dogscats [--only decoding extraction inference head training memory processes]
-                             [--repetitions 5] [--write]
+    python benchmarks/run.py --data_dir dogscats [--only decoding extraction inference head training processes memory
+                             start] [--repetitions 5] [--write]
 
 Compared are like with like: the same photos, network, precision and memory layout. `--write` puts the tables, the
 machine and the versions into benchmarks/RESULTS.md. `benchmarks/lesson.py` compares the whole lesson with fastai's.
@@ -14,8 +14,10 @@ from pathlib import Path
 
 from head import head
 from inference import inference
-from memory import memory, two_processes
+from memory import memory
 from photo_path import decoding, extraction
+from processes import processes
+from start import start
 from timing import as_table, write_section
 from training import training
 from transformers.utils import logging
@@ -40,20 +42,21 @@ def main() -> None:
     files = [file for _, file in zip(range(PHOTOS), photo_files(options.data_dir), strict=False)]
     for name in options.only:
         title, measure = SECTIONS[name]
-        lines = measure(files, options.repetitions)
+        lines = measure(files, options.data_dir, options.repetitions)
         print(f"\n{title}\n" + "\n".join(lines), flush=True)
         if options.write:
             write_section(title, lines, f"medians of {options.repetitions}, each round in turn")
 
 
 SECTIONS = {
-    "decoding": ("Decoding", lambda files, n: as_table(decoding(files, n))),
-    "extraction": ("Extraction", lambda files, n: as_table(extraction(files, n))),
-    "inference": ("Prediction", lambda files, n: as_table(inference(files, n))),
-    "head": ("Head epochs", lambda files, n: as_table(head(n))),
-    "training": ("Training epochs", lambda files, n: as_table(training(files[:TRAINING_PHOTOS], n))),
-    "memory": ("Memory of extraction (one run each)", lambda files, n: memory(files, MANY)),
-    "processes": ("Two processes (one run each)", lambda files, n: two_processes(files)),
+    "decoding": ("Decoding", lambda files, data_dir, n: as_table(decoding(files, n))),
+    "extraction": ("Extraction", lambda files, data_dir, n: as_table(extraction(files, n))),
+    "inference": ("Prediction", lambda files, data_dir, n: as_table(inference(files, n))),
+    "head": ("Head epochs", lambda files, data_dir, n: as_table(head(n))),
+    "training": ("Training epochs", lambda files, data_dir, n: as_table(training(files[:TRAINING_PHOTOS], n))),
+    "processes": ("Two processes", lambda files, data_dir, n: processes(files, n)),
+    "memory": ("Memory (one run each)", lambda files, data_dir, n: memory(files, data_dir, MANY)),
+    "start": ("Start to first answer", lambda files, data_dir, n: start(data_dir, n)),
 }
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ rest is that same forward pass with the modules before it answering at once and 
 between them, tokens, masks or pooling, is the model's own code.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from hf_sgdr.layer_groups import LayerGroups, has_weights
+from hf_sgdr.layer_groups import LayerGroups
 
 # Two photos, so that the batch's dimension is told from others.
 _PROBE = 2
@@ -29,12 +29,18 @@ class Cut:
         skipped (`dict[str, Any]`, *optional*): the modules that run before it, with what they return for two photos of
             `size`. None where the module is the head, which alone gives the logits.
         size (`int`, *optional*): side of the pictures in pixels.
+        sharing (sequence of `nn.Module`, *optional*): further modules that take the same tensor, such as a second head.
     """
 
     def __init__(
-        self, model: nn.Module, module: nn.Module, skipped: dict[str, Any] | None = None, size: int = 0
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        skipped: dict[str, Any] | None = None,
+        size: int = 0,
+        sharing: Sequence[nn.Module] = (),
     ) -> None:
-        self.model, self.module, self.skipped, self.size = model, module, skipped, size
+        self.model, self.module, self.skipped, self.size, self.sharing = model, module, skipped, size, sharing
         path = next((name for name, candidate in model.named_modules() if candidate is module), None)
         if path is None:
             raise ValueError(f"{type(module).__name__} is not a part of {type(model).__name__}.")
@@ -48,32 +54,37 @@ class Cut:
         return cls(model, head)
 
     @classmethod
-    def at_boundary(cls, groups: LayerGroups, size: int) -> "Cut":
+    def at_boundary(cls, groups: LayerGroups, size: int, frozen: int | None = None) -> "Cut":
         """Cut where the frozen layer groups end.
 
         Args:
             groups ([`LayerGroups`]): some, not all, are frozen.
             size (`int`): side of the pictures in pixels.
+            frozen (`int`, *optional*): how many groups count as frozen; defaults to those that are.
 
         Raises:
             ValueError: if nothing is frozen, or no single module takes over from the frozen ones.
         """
-        if groups.frozen == 0:
+        frozen = groups.frozen if frozen is None else frozen
+        if frozen == 0:
             raise ValueError("Nothing is frozen, so there is nothing to precompute: call freeze() or freeze_to(n).")
-        if groups.frozen == len(groups) - 1 and groups.head is not None:
+        trained = {name for i in range(frozen, len(groups)) for name in groups.parameter_names(i)}
+        run = _Run(groups.model, size, trained, groups.head)
+        if frozen == len(groups) - 1 and groups.head is not None and run.head_makes_logits:
             return cls.at_head(groups.model, groups.head)
-        trained = {name for i in range(groups.frozen, len(groups)) for name in groups.parameter_names(i)}
-        run = _Run(groups.model, size)
-        boundary = next(
-            (name for name in run.entered if _weights(groups.model, name) and run.all_in(name, trained)), ""
-        )
+        boundary = next((name for name in run.entered if name in run.inputs), "")
         if not boundary:
             raise ValueError(_refusal(groups.model, "the frozen groups do not end where a module begins"))
         outside = {name for name in trained if not run.belongs_after(name, boundary)}
         if outside:
             raise ValueError(_refusal(groups.model, f"{min(outside)} is to train but is used before {boundary}"))
         before = run.left_before(boundary)
-        return cls(groups.model, groups.model.get_submodule(boundary), before, size)
+        sharing = [
+            groups.model.get_submodule(name)
+            for name, tensor in run.inputs.items()
+            if tensor is run.inputs[boundary] and not f"{name}.".startswith(f"{boundary}.")
+        ]
+        return cls(groups.model, groups.model.get_submodule(boundary), before, size, sharing)
 
     def names_after(self) -> set[str]:
         """The entries of the model's `state_dict` on which the features do not depend."""
@@ -129,7 +140,10 @@ class Cut:
                 replace_forward(self.model.get_submodule(name), self._answering(output), undo)
             for hook in (
                 self.model.register_forward_pre_hook(self._take_features, with_kwargs=True),
-                self.module.register_forward_pre_hook(self._give_features, with_kwargs=True),
+                *(
+                    module.register_forward_pre_hook(self._give_features, with_kwargs=True)
+                    for module in (self.module, *self.sharing)
+                ),
             ):
                 undo.callback(RemovableHandle.remove, hook)
             undo.callback(setattr, self, "_features", None)
@@ -169,32 +183,38 @@ class _Reached(Exception):  # noqa: N818  (it is no error)
 
 
 class _Run:
-    """One forward pass on empty pictures: which modules are entered and left, in which order."""
+    """One forward pass on empty pictures: which modules are entered and left, in which order.
 
-    def __init__(self, model: nn.Module, size: int) -> None:
-        self.model = model
+    `inputs` holds what those modules took of which all parameters are to train.
+    """
+
+    def __init__(self, model: nn.Module, size: int, trained: set[str], head: nn.Module | None = None) -> None:
+        self.model, self.trained = model, trained
         self.entered: list[str] = []
+        self.inputs: dict[str, torch.Tensor | None] = {}
         self._events: list[tuple[str, str]] = []
         self._outputs: dict[str, Any] = {}
         training = {module: module.training for module in model.modules()}
         parameter = next(model.parameters())
         pixels = torch.zeros(_PROBE, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+        made: list[Any] = []
         with ExitStack() as undo:
+            if head is not None:
+                hook = head.register_forward_hook(lambda module, args, output: made.append(output))
+                undo.callback(hook.remove)
             for name, module in model.named_modules():
                 if name:
-                    undo.callback(RemovableHandle.remove, module.register_forward_pre_hook(self._entering(name)))
+                    undo.callback(
+                        RemovableHandle.remove, module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
+                    )
                     undo.callback(RemovableHandle.remove, module.register_forward_hook(self._leaving(name)))
             try:
                 with torch.inference_mode():
-                    model.eval()(pixels)
+                    logits = logits_of(model.eval()(pixels))
             finally:
                 for module, was_training in training.items():
                     module.training = was_training
-
-    def all_in(self, name: str, trained: set[str]) -> bool:
-        """Whether all parameters of a module are among these."""
-        module = self.model.get_submodule(name)
-        return all(f"{name}.{parameter}" in trained for parameter, _ in module.named_parameters())
+        self.head_makes_logits = len(made) == 1 and isinstance(made[0], torch.Tensor) and torch.equal(made[0], logits)
 
     def belongs_after(self, parameter: str, boundary: str) -> bool:
         """Whether a parameter's module is the boundary or entered after it."""
@@ -218,10 +238,15 @@ class _Run:
         }
 
     def _entering(self, name: str) -> Any:
-        def note(module: nn.Module, args: Any) -> None:
+        names = [f"{name}.{parameter}" for parameter, _ in self.model.get_submodule(name).named_parameters()]
+        trains = bool(names) and self.trained.issuperset(names)
+
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._events.append(("enter", name))
             if name not in self.entered:
                 self.entered.append(name)
+                if trains:
+                    self.inputs[name] = next(iter(_tensors(args, kwargs)), None)
 
         return note
 
@@ -232,10 +257,6 @@ class _Run:
             self._outputs[name] = tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, output)
 
         return note
-
-
-def _weights(model: nn.Module, name: str) -> bool:
-    return has_weights(model.get_submodule(name))
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -252,8 +273,14 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """The logits that a model returned, bare or in an output with names."""
-    logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output["logits"]
+    """The logits that a model returned, bare or in an output with names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    logits = output if isinstance(output, torch.Tensor) else output.get("logits") if isinstance(output, dict) else None
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"The model returned {type(output).__name__} without logits: give an image classifier.")
     return logits
 
 

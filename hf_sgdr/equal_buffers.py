@@ -2,27 +2,22 @@
 
 from typing import Any
 
-import torch
 import torch.distributed
+from timm.utils import distribute_bn
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 def equal_buffers(model: nn.Module) -> None:
-    """Give every process the mean of the processes' buffers, such as running means; does nothing in one process.
+    """Give every process the mean of the processes' running statistics of batch norm; does nothing in one process.
 
-    Each process sees its own share of a batch, so their statistics drift apart by chance; DDP makes gradients equal,
-    not buffers. Counters are those of the first process.
+    DDP copies the first process's buffers to the others before each training step, and in that step each process moves
+    its own by its own share of the batch. So after a step they differ, and evaluation, which the Trainer runs on the
+    unwrapped model, and a saved file would take those of whichever process asks. Source: `distribute_bn` of timm's
+    training script, with `reduce=True`.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    world_size = torch.distributed.get_world_size()
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            torch.distributed.all_reduce(buffer)
-            buffer /= world_size
-        else:
-            torch.distributed.broadcast(buffer, src=0)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        distribute_bn(model, torch.distributed.get_world_size(), reduce=True)
 
 
 class EqualBuffers(TrainerCallback):

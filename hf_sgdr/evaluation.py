@@ -26,6 +26,7 @@ class Evaluation:
         found ([`ClassifierInterpretation`]): the predictions.
         metrics (`dict[str, float]`): accuracy, loss, and mean precision, recall and f1.
         unreadable (`dict[str, str]`): the reason for each photo that was left out.
+        in_training (`int`, *optional*): how many of the photos the model was trained on; None where it is not known.
     """
 
     model: str
@@ -35,14 +36,30 @@ class Evaluation:
     found: ClassifierInterpretation
     metrics: dict[str, float]
     unreadable: dict[str, str]
+    in_training: int | None = None
+
+    def seen_before(self) -> str:
+        """A sentence about how many of the photos the model was trained on."""
+        if self.in_training is None:
+            return "It is not known whether the model was trained on some of these photos."
+        if not self.in_training:
+            return "None of these photos was among those that the model was trained on."
+        return (
+            f"{self.in_training} of these {len(self.found.labels)} photos are among those that the model was trained "
+            "on: the figures are better than those of new photos."
+        )
 
     def to_json(self) -> str:
-        """All figures, schema 1: model, photos, of, tta, metrics, classes, confusion_matrix, unreadable."""
+        """All figures, schema 1.
+
+        Keys: model, photos, of, in_training, tta, metrics, classes, confusion_matrix, unreadable.
+        """
         content: dict[str, Any] = {
             "schema": 1,
             "model": self.model,
             "photos": len(self.found.labels),
             "of": self.photos,
+            "in_training": self.in_training,
             "tta": self.tta,
             "metrics": self.metrics,
             "classes": [asdict(report) for report in self.found.per_class()],
@@ -64,6 +81,7 @@ class Evaluation:
         }
         return [
             Paragraph(f"{len(found.labels)} photos ({self.photos}), {len(found.names)} classes.{views}"),
+            Paragraph(self.seen_before()),
             Table(
                 "Figures of all photos",
                 ["figure", "value", "what it is"],

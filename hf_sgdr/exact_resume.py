@@ -1,8 +1,8 @@
 """A Trainer whose resumed runs end as uninterrupted ones: same weights, same history, to the bit on one CPU process.
 
 transformers restores weights, optimizer, scheduler, random generators and the place in the data. What is added: a
-checkpoint counts only when it is whole, the loss since the last log line goes on, and a checkpoint at an epoch's last
-step is written after that epoch was evaluated, not before.
+checkpoint counts only when it is whole, the loss since the last log line goes on, and a checkpoint at the last step
+of an epoch, or of the run, is written after that epoch was evaluated, not before.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from hf_sgdr.checkpoints import SEAL, newest_checkpoint, seal, sealed_state
@@ -22,6 +23,7 @@ class ExactResumeTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._resumed: dict[str, Any] = {}
+        self._resumed_at = 0
         self._steps_per_epoch = 0
         super().__init__(*args, **kwargs)
         self.add_callback(_GoesOn(self))
@@ -37,7 +39,7 @@ class ExactResumeTrainer(Trainer):
         Raises:
             ValueError: if there is none, or the named one is not whole.
         """
-        self._resumed = {}
+        self._resumed, self._resumed_at = {}, 0
         if resume_from_checkpoint is True:
             newest = newest_checkpoint(Path(self.args.output_dir))
             if newest is None:
@@ -51,12 +53,19 @@ class ExactResumeTrainer(Trainer):
                     "resume_from_checkpoint=True takes the last one that is whole."
                 )
             self._resumed = state
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+            self.before_going_on(state)
+        if isinstance(resume_from_checkpoint, str) and Path(resume_from_checkpoint, TRAINER_STATE_NAME).exists():
+            state_file = Path(resume_from_checkpoint, TRAINER_STATE_NAME)
+            self._resumed_at = TrainerState.load_from_json(str(state_file)).global_step
+        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        return output._replace(training_loss=output.metrics["train_loss"])  # in both, that of all steps: see `log`
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
-        """Transformers' own values; the steps of an epoch are remembered."""
+        """Transformers' own values; the steps of an epoch are remembered, and a run that is finished trains no more."""
         values = super().set_initial_training_values(args, dataloader)
-        self._steps_per_epoch = values[1]
+        self._steps_per_epoch, max_steps = values[1], values[-1]
+        if self._resumed_at >= max_steps:  # transformers would go on in an epoch that max_steps has cut off
+            values = (self._resumed_at // self._steps_per_epoch, *values[1:])
         return values
 
     def state_to_keep(self) -> dict[str, Any]:
@@ -68,6 +77,9 @@ class ExactResumeTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
         }
 
+    def before_going_on(self, state: dict[str, Any]) -> None:
+        """Take up what must be known before the data is prepared; called with what [`state_to_keep`] gave."""
+
     def go_on_with(self, state: dict[str, Any]) -> None:
         """Take up what [`state_to_keep`] gave."""
         self._tr_loss = torch.tensor(state["loss"], device=self.args.device)
@@ -76,15 +88,9 @@ class ExactResumeTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; the training loss at the end is that of all steps, also of those before a resume."""
-        super().log({**logs, "train_loss": self._mean_loss} if "train_loss" in logs else logs, start_time)
-
-    def _finalize_training(self, *args: Any) -> TrainOutput:
-        output = super()._finalize_training(*args)
-        return output._replace(training_loss=self._mean_loss, metrics={**output.metrics, "train_loss": self._mean_loss})
-
-    @property
-    def _mean_loss(self) -> float:
-        return float(self._total_loss_scalar / max(self.state.global_step, 0.001))
+        if "train_loss" in logs:  # in place, as the Trainer adds the epoch: these are the metrics that train() returns
+            logs["train_loss"] = float(self._total_loss_scalar / max(self.state.global_step, 0.001))
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self._get_output_dir(trial=trial)
@@ -118,7 +124,8 @@ class _GoesOn(TrainerCallback):
             self.trainer.go_on_with(self.trainer._resumed)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_save and state.global_step % max(1, self.trainer._steps_per_epoch) == 0:
+        is_last = state.global_step % max(1, self.trainer._steps_per_epoch) == 0 or state.global_step >= state.max_steps
+        if control.should_save and is_last:
             control.should_save, self._save_after_epoch = False, True
 
     def on_epoch_end(

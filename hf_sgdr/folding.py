@@ -49,10 +49,6 @@ def batch_norms_folded(model: nn.Module, size: int) -> Iterator[None]:
 def _pairs(model: nn.Module, pixels: torch.Tensor) -> tuple[list[tuple[nn.Conv2d, _BatchNorm]], torch.Tensor]:
     """Convolutions each followed by the batch norm of its output, both used once; and the model's logits."""
     calls: list[tuple[nn.Module, Any, Any]] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        calls.append((module, args[0], output))
-
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, nn.Conv2d | _BatchNorm):

@@ -16,10 +16,9 @@ from transformers.utils import logging
 from hf_sgdr.cut import Cut
 from hf_sgdr.features import FeatureStore, RowsOnDisk
 from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import extract_features, inference_dtype
+from hf_sgdr.precompute import extract_features, resolve_feature_dtype
 from hf_sgdr.shards import available_memory
 from hf_sgdr.training_args import SGDRTrainingArguments
-from hf_sgdr.transforms import PhotoTransform
 
 logger = logging.get_logger(__name__)
 
@@ -79,6 +78,11 @@ class HeadClassifier(nn.Module):
         self._whole = (model,)  # in a tuple, because it is no part of this module
         self.loss_function = model.loss_function
 
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """A head alone has no activations worth computing twice; the Trainer asks for it all the same."""
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5.23
+
     @property
     def whole_model(self) -> PreTrainedModel:
         """The model that the head belongs to."""
@@ -101,14 +105,11 @@ class FeatureReader:
         model (`PreTrainedModel`): the whole classifier.
         args ([`SGDRTrainingArguments`]): batch size, workers, budgets, progress bars.
         accelerator (`Accelerator`): the processes that share the work.
-
-    `auto_dtype`, where it is set, is what "auto" means.
     """
 
     def __init__(self, model: PreTrainedModel, args: SGDRTrainingArguments, accelerator: Accelerator) -> None:
         self.model, self.args, self.accelerator = model, args, accelerator
         self._read: dict[str, Rows] = {}
-        self.auto_dtype: str | None = None
 
     def dataset(self, views: Sequence[PhotoDataset], cut: Cut, name: str, dtype: str) -> FeatureDataset:
         """The features of one or more views of the same photos, with their labels.
@@ -117,7 +118,7 @@ class FeatureReader:
             views (sequence of [`PhotoDataset`]): the plain one first.
             cut ([`Cut`]): what part of the model makes them.
             name (`str`): for the progress bar.
-            dtype (`str`): "float32", "bfloat16", or "auto" for the faster one.
+            dtype (`str`): see [`~hf_sgdr.precompute.feature_dtype`].
         """
         count = len(views) - 1
         features = [
@@ -132,22 +133,14 @@ class FeatureReader:
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 
-    def dtype(self, photos: PhotoDataset, wanted: str) -> torch.dtype:
-        """The precision in which features of these photos are computed."""
-        assert isinstance(photos.transform, PhotoTransform)
-        if wanted == "auto" and self.auto_dtype is not None:
-            wanted = self.auto_dtype
-        return inference_dtype(self.model, photos.transform.spec.size, len(photos), wanted)
-
     def _features(self, photos: PhotoDataset, cut: Cut, name: str, wanted_dtype: str) -> Rows:
-        assert isinstance(photos.transform, PhotoTransform)
         on_cpu = self.accelerator.device.type == "cpu"
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         store = extract_features(
             self.model,
             cut,
             photos,
-            dtype=self.dtype(photos, wanted_dtype),
+            dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             rank=self.accelerator.process_index,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
 
 from hf_sgdr.card_text import put_model_id
@@ -115,7 +116,13 @@ def prepare_repository(
 
     def prepare() -> bool | None:
         api.create_repo(model_id, private=private, exist_ok=True)
-        api.auth_check(model_id, write=True)
+        try:
+            api.auth_check(model_id, write=True)
+        except HfHubHTTPError as error:
+            # The repository is there now, so it is this question that a server compatible with the Hub does not know:
+            # the commit will show whether the login may write.
+            if error.response.status_code != 404:
+                raise
         return api.model_info(model_id).private
 
     if tried_again(prepare, f"Preparing the repository {model_id}", wait) is False and private:

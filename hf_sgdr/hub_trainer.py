@@ -1,10 +1,16 @@
 """`HubTrainer`: a Trainer whose push is the model, its card, figures and configuration, and nothing else."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+TASK = "image-classification"
 
 
 class HubTrainer(Trainer):
@@ -14,11 +20,16 @@ class HubTrainer(Trainer):
         """Write the card, `README.md` and pictures in `output_dir`, from this trainer's fits and what it measures now.
 
         Args:
-            **facts: what nobody can measure: see [`~hf_sgdr.model_card.write_model_card`].
+            **facts: what nobody can measure: see [`~hf_sgdr.model_card.write_model_card`]. Those of
+                [`~transformers.Trainer.create_model_card`] are taken too: `language`, `license`, `tags`, `model_name`,
+                `finetuned_from`, `tasks`, `dataset_tags`, `dataset` and `dataset_args`.
+
+        Raises:
+            ValueError: if `tasks` is another task, or several data sets are named: the figures are of one.
         """
         from hf_sgdr.model_card import write_model_card  # at the side: it knows the trainer
 
-        write_model_card(self, **facts)
+        write_model_card(self, **card_facts(facts))
 
     def push_to_hub(
         self,
@@ -38,20 +49,23 @@ class HubTrainer(Trainer):
             commit_message, token, revision (`str`, *optional*): as in [`~transformers.Trainer.push_to_hub`].
             blocking (`bool`, *optional*, defaults to True): False pushes in the background and returns a future.
             private (`bool`, *optional*): whether a new repository is private; by default `args.hub_private_repo`.
-            **kwargs: facts for the card, which is then written anew: see [`create_model_card`].
+            **kwargs: facts for the card, which is then written anew: see [`create_model_card`]. Transformers' own names
+                are taken, as its example scripts give them.
 
         Returns:
             `CommitInfo` of huggingface_hub, or a future of it; None on other processes than the main one.
 
         Raises:
             HubError: if it cannot be pushed; everything is saved, and the message ends with the command that pushes.
+            ValueError: if the card cannot hold a fact; nothing is written then.
         """
         from hf_sgdr.hub import hub_api, push_folder  # at the side: they know the trainer
         from hf_sgdr.run_files import write_run_files
 
+        facts = card_facts(kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
-        write_run_files(self, kwargs)
+        write_run_files(self, facts)
         if not self.is_world_process_zero():
             return None
         api = hub_api(token)
@@ -83,3 +97,49 @@ class HubTrainer(Trainer):
     def _hub_name(self) -> str:
         """The repository to push to: as given, else called as the output folder."""
         return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+
+def card_facts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts under transformers' names as those that [`~hf_sgdr.model_card.write_model_card`] takes; others stay.
+
+    Args:
+        given (mapping): as for [`~transformers.Trainer.create_model_card`]; what is None says nothing.
+
+    Raises:
+        ValueError: if `tasks` is another task, or several data sets are named.
+    """
+    from hf_sgdr.model_card import hub_id  # at the side: it knows the trainer
+
+    facts = {name: value for name, value in given.items() if value is not None}
+    tasks = _words(facts.pop("tasks", ()))
+    if any(task != TASK for task in tasks):
+        raise ValueError(f"tasks={', '.join(tasks)}: the card is that of an image classifier; give {TASK}.")
+    if "tags" in facts:
+        facts["tags"] = [tag for tag in _words(facts["tags"]) if tag != TASK]  # the card says that as its pipeline_tag
+    source = facts.pop("finetuned_from", None)
+    if source is not None and hub_id(source) is None:
+        logger.warning(f"finetuned_from={source!r} is no id of the Hub, so the card does not name it.")
+    elif source is not None:
+        facts.setdefault("base_model", source)
+    ids, names = _single(facts, "dataset_tags"), _single(facts, "dataset")
+    dataset = ids or (names if names is not None and hub_id(names, with_user=False) else None)
+    if dataset is not None:
+        facts["dataset"] = dataset
+    if names is not None:
+        facts.setdefault("photos_name", names if dataset is not None else Path(names).name)
+    config = _single(facts, "dataset_args")
+    if config is not None:
+        facts["dataset_config"] = config
+    return facts
+
+
+def _words(value: str | list[str] | tuple[str, ...]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _single(facts: dict[str, Any], name: str) -> str | None:
+    """Take a fact out; None if it is not there."""
+    words = _words(facts.pop(name, ()))
+    if len(words) > 1:
+        raise ValueError(f"{name}={', '.join(words)}: the card's figures are of one set of photos; give one.")
+    return words[0] if words else None

@@ -137,6 +137,12 @@ class ClassifierInterpretation:
         found = labelled_predictions(trainer, dataset, tta)
         return cls(found.probabilities, found.labels, found.names, found.photos)
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.labels)} photos of {len(self.names)} classes, "
+            f"accuracy={self.accuracy:.4f}, loss={self.loss:.4f})"
+        )
+
     # ---- Single photos ----
 
     def most_correct(self, n: int = 4, of_class: str | int | None = None) -> list[PhotoPrediction]:
@@ -264,7 +270,8 @@ class ClassifierInterpretation:
         if isinstance(of_class, str) and of_class in self.names:
             of_class = self.names.index(of_class)
         if isinstance(of_class, str) or not 0 <= of_class < len(self.names):
-            raise ValueError(f"of_class={of_class!r}: give {_ids_and_names(self.names)}.")
+            ids = f"0 to {len(self.names) - 1}"
+            raise ValueError(f"of_class={of_class!r}: give a class by its name ({_few(self.names)}) or its id ({ids}).")
         return self.labels == of_class
 
     def _first(self, n: int, key: NDArray[Any], allowed: NDArray[np.bool_]) -> list[PhotoPrediction]:
@@ -326,5 +333,8 @@ def _checked_labels(given: ArrayLike, count: int, names: list[str]) -> NDArray[n
 
 
 def _ids_and_names(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"class ids from 0 to {len(names) - 1} ({shown})"
+    return f"class ids from 0 to {len(names) - 1} ({_few(names)})"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -39,9 +39,7 @@ class LayerGroups:
         self.head = head
         self.names = list(groups)
         self._parameter_names = list(groups.values())
-        self._frozen = 0
         self._freeze_batch_norm = False
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         given = [name for names in self._parameter_names for name in names]
         expected = [name for name, _ in model.named_parameters()]
         if sorted(given) != sorted(expected):
@@ -92,16 +90,25 @@ class LayerGroups:
 
     def __repr__(self) -> str:
         sizes = [sum(parameter.numel() for parameter in self.parameters(i)) for i in range(len(self))]
+        frozen = self.frozen
         parts = [
-            f"{name}: {size:,}{' (frozen)' if i < self._frozen else ''}"
+            f"{name}: {size:,}{' (frozen)' if i < frozen else ''}"
             for i, (name, size) in enumerate(zip(self.names, sizes, strict=True))
         ]
         return f"LayerGroups({', '.join(parts)})"
 
     @property
     def frozen(self) -> int:
-        """How many groups, from the input on, are frozen."""
-        return self._frozen
+        """How many groups, from the input on, are frozen, by whichever object; the head counts as trained."""
+        for i in range(len(self) - 1):
+            if any(parameter.requires_grad for parameter in self.parameters(i)):
+                return i
+        return len(self) - 1
+
+    @property
+    def first_trained(self) -> int:
+        """The first group that trains, in the form that results and recipes record: -1 the head alone, 0 all."""
+        return -1 if self.frozen == len(self) - 1 else self.frozen
 
     def parameter_names(self, i: int) -> list[str]:
         """The names of a group's parameters, as in `model.named_parameters()`."""
@@ -115,7 +122,22 @@ class LayerGroups:
         """Freeze all groups before group `n` and train the rest; `n` counts as in Python, so -1 trains the head only.
 
         Frozen parameters have `requires_grad` False and no gradient; the batch norms among them keep their statistics
-        under `model.train()`, by a forward pre-hook.
+        under `model.train()`, by a forward pre-hook. What is frozen is a state of the model: where it has several
+        `LayerGroups`, the last call decides.
+
+        Raises:
+            ValueError: if there is no group `n`.
+        """
+        frozen = self.index(n)
+        for i in range(len(self)):
+            for parameter in self.parameters(i):
+                parameter.requires_grad_(i >= frozen)
+                if i < frozen:
+                    parameter.grad = None
+        self._hold_batch_norms_still()
+
+    def index(self, n: int) -> int:
+        """The number of group `n` counted from the input: -1 gives that of the head.
 
         Raises:
             ValueError: if there is no group `n`.
@@ -125,13 +147,7 @@ class LayerGroups:
                 f"freeze_to({n!r}): there are {len(self)} layer groups ({', '.join(self.names)}), "
                 f"so give a whole number from {-len(self)} to {len(self) - 1}."
             )
-        self._frozen = n % len(self)
-        for i in range(len(self)):
-            for parameter in self.parameters(i):
-                parameter.requires_grad_(i >= self._frozen)
-                if i < self._frozen:
-                    parameter.grad = None
-        self._hold_batch_norms_still()
+        return n % len(self)
 
     def unfreeze(self) -> None:
         """Train every group."""
@@ -210,13 +226,17 @@ class LayerGroups:
         return norms | {name for name, _ in self.model.named_parameters() if name.endswith("bias")}
 
     def _hold_batch_norms_still(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = [norm.register_forward_pre_hook(_hold_still) for norm in self._still_batch_norms()]
+        # Found on the modules, not kept here: others may have put them there, as may a deep copy's original.
+        for module in self.model.modules():
+            hooks = module._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is _hold_still]:
+                del hooks[key]
+        for norm in self._still_batch_norms():
+            norm.register_forward_pre_hook(_hold_still)
 
     def _still_batch_norms(self) -> Iterator[nn.Module]:
         """Batch norms of frozen groups, or all; those without weights follow the layer before them."""
-        frozen_names = {name for names in self._parameter_names[: self._frozen] for name in names}
+        frozen_names = {name for names in self._parameter_names[: self.frozen] for name in names}
         last_was_frozen = bool(frozen_names)
         for module_name, module in self.model.named_modules():
             own = [f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False)]
@@ -254,9 +274,19 @@ def _head_modules(model: nn.Module) -> list[nn.Module]:
         classifier = network.get_classifier()
         return [head for head in (classifier if isinstance(classifier, tuple) else (classifier,)) if has_weights(head)]
     body = getattr(model, "base_model", model)
-    if body is model:
-        return []
-    return [child for child in model.children() if child is not body and has_weights(child)]
+    beside_body = [child for child in model.children() if child is not body and has_weights(child)]
+    if body is not model and beside_body:
+        return beside_body
+    # Without a base model beside the head (CLIP, HGNetV2), or with the head inside it (Perceiver): the last layer that
+    # gives as many values as there are labels.
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
+    return [layer for layer in model.modules() if _out_features(layer) == num_labels is not None][-1:]
+
+
+def _out_features(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
 def has_weights(module: nn.Module) -> bool:
@@ -270,10 +300,9 @@ def _stages(model: nn.Module, body: list[str]) -> list[list[str]]:
     if network is not None and hasattr(network, "group_matcher"):
         prefix = next(name for name, module in model.named_modules() if module is network)
         prefix = f"{prefix}." if prefix else ""
-        matched = group_parameters(network, network.group_matcher(coarse=True))
-        stage_of = {prefix + name: stage for stage, names in matched.items() for name in names}
-        last = max(matched)  # the classifier, and what timm leaves with it: norms and convolutions after the last stage
-        return _collect(body, lambda name: min(stage_of[name], last - 1))
+        stage_of = {prefix + name: stage for name, stage in _timm_stages(network).items()}
+        if stage_of:
+            return _collect(body, lambda name: stage_of[name])
     blocks_name, count = _largest_list_of_layers(model, body)
     if count == 0:
         return [body]
@@ -289,6 +318,24 @@ def _stages(model: nn.Module, body: list[str]) -> list[list[str]]:
     return _collect(body, stage)
 
 
+def _timm_stages(network: Any) -> dict[str, int]:
+    """The stage of each parameter by timm's own account; empty where it has none."""
+    for coarse in (True, False):
+        try:
+            matched = group_parameters(network, network.group_matcher(coarse=coarse))
+        except Exception:  # whatever timm raises: rdnet asserts that it is not asked for coarse stages
+            continue
+        stage_of = {name: stage for stage, names in matched.items() for name in names}
+        last = max(matched)  # the classifier, and what timm leaves with it: norms and convolutions after the last stage
+        stages, stage = {}, 0
+        for name, _ in network.named_parameters():
+            # what no pattern covers goes with the parameter before it
+            stage = min(stage_of.get(name, stage), max(last - 1, 0))
+            stages[name] = stage
+        return stages
+    return {}
+
+
 def _collect(names: list[str], stage_of: Callable[[str], int]) -> list[list[str]]:
     stages: dict[int, list[str]] = {}
     for name in names:
@@ -297,12 +344,12 @@ def _collect(names: list[str], stage_of: Callable[[str], int]) -> list[list[str]
 
 
 def _largest_list_of_layers(model: nn.Module, body: list[str]) -> tuple[str, int]:
-    """The outermost ModuleList or Sequential of at least two children that holds half of the body's parameters."""
+    """The ModuleList or Sequential of at least two children that holds most of the body's parameters; the outermost."""
     sizes = {name: model.get_parameter(name).numel() for name in body}
-    total = sum(sizes.values())
+    largest, found = 0, ("", 0)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
             share = sum(size for parameter, size in sizes.items() if parameter.startswith(f"{name}."))
-            if share * 2 >= total:
-                return name, len(module)
-    return "", 0
+            if share > largest:
+                largest, found = share, (name, len(module))
+    return found

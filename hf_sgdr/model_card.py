@@ -51,6 +51,9 @@ def write_model_card(
     tta_views: int = 0,
     command: str | None = None,
     with_photos: bool = False,
+    model_name: str | None = None,
+    language: str | list[str] | None = None,
+    dataset_config: str | None = None,
 ) -> Path:
     """Write the card of the model that a trainer holds, with its pictures beside it.
 
@@ -74,6 +77,9 @@ def write_model_card(
         command (`str`, *optional*): the command that makes the run again.
         with_photos (`bool`, *optional*, defaults to False): show the most correct, incorrect and uncertain validation
             photos. They are then part of the card, which may be public.
+        model_name (`str`, *optional*): the card's title; by default the architecture and what the photos are called.
+        language (`str` or `list[str]`, *optional*): of the classes' names, by the Hub's codes, such as "en".
+        dataset_config (`str`, *optional*): which configuration of the data set the photos are.
 
     Returns:
         `Path`: of `README.md`.
@@ -105,10 +111,12 @@ def write_model_card(
     if base_model is not None and base_model == model_id:
         base_model, origin = None, "It went on from an earlier version of itself."
     done = results if results is not None else _own_fits(trainer)
-    title = card_facts.architecture(trainer) + (f" on {photos_name}" if photos_name else "")
+    title = model_name or card_facts.architecture(trainer) + (f" on {photos_name}" if photos_name else "")
     _save(seen.plot_confusion_matrix(), place / CONFUSION_MATRIX)
     card = ModelCard.from_template(
-        _metadata(seen, done, title, photos_name, dataset, base_model, license, tags, tta_views),
+        _metadata(
+            seen, done, title, photos_name, dataset, base_model, license, tags, tta_views, language, dataset_config
+        ),
         template_path=str(TEMPLATE),
         title=markdown_text(title),
         summary=card_facts.summary(trainer, base_model),
@@ -172,6 +180,8 @@ def _metadata(
     license: str | None,
     tags: Iterable[str],
     tta_views: int,
+    language: str | list[str] | None,
+    dataset_config: str | None,
 ) -> ModelCardData:
     measured: list[tuple[str, str, float]] = [("accuracy", "Accuracy", seen.accuracy), ("loss", "Loss", seen.loss)]
     for kind, value in results.tta.items():
@@ -180,6 +190,7 @@ def _metadata(
         )
     photos = printable(photos_name or "validation photos")
     return ModelCardData(
+        language=language,
         library_name="transformers",
         pipeline_tag="image-classification",
         license=license or UNKNOWN_LICENSE,
@@ -195,6 +206,7 @@ def _metadata(
                 # The Hub wants a type also where the photos are nowhere but on somebody's disk.
                 dataset_type=dataset or "imagefolder",
                 dataset_name=photos,
+                dataset_config=dataset_config,
                 dataset_split="validation",
                 metric_type=kind,
                 metric_name=name,

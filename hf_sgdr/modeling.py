@@ -26,6 +26,19 @@ logger = logging.get_logger(__name__)
 # transformers initialises a fresh classifier so; a timm checkpoint with another number of classes gets the same.
 HEAD_INIT_STD = 0.02
 
+# The classes that transformers lists as image classifiers, but that do not make a loss of images and labels.
+_NOT_TRAINABLE = {
+    "DeiTForImageClassificationWithTeacher": "it has no loss; take DeiTForImageClassification or a deit of timm",
+    "ImageGPTForImageClassification": "it takes colour clusters as tokens instead of pixels",
+    "LevitForImageClassificationWithTeacher": "it has no loss; take LevitForImageClassification or a levit of timm",
+    "PPLCNetForImageClassification": "it has no loss; take an lcnet of timm",
+    "ShieldGemma2ForImageClassification": "it takes a prompt with each image and answers yes or no",
+    "Siglip2ForImageClassification": (
+        "it takes patches of images of any shape; take a SigLIP 2 of fixed resolution, such as "
+        "google/siglip2-base-patch16-224, which is a SiglipForImageClassification"
+    ),
+}
+
 
 def create_image_classifier(
     model_name_or_path: str | os.PathLike[str],
@@ -54,7 +67,8 @@ def create_image_classifier(
         `PreTrainedModel`: `TimmWrapperForImageClassification` for timm, else the class that the folder or id names.
 
     Raises:
-        ValueError: if the labels are off, the name is unknown, or the weights do not fit the architecture.
+        ValueError: if the labels are off, the name is unknown, the weights do not fit the architecture, or the model
+            cannot be trained on images with labels.
         FileNotFoundError: if `weights_file` is not there.
         OSError: if weights cannot be loaded from the Hub.
     """
@@ -72,16 +86,29 @@ def create_image_classifier(
         _warn_not_pretrained(name)
         model = AutoModelForImageClassification.from_config(config)
         model.name_or_path = ""  # what a card would take for the origin of the weights
+        check_trainable(model)
         return model
     trained_labels = AutoConfig.from_pretrained(name).id2label
     model = AutoModelForImageClassification.from_pretrained(
         name, num_labels=len(labels), **label_maps, ignore_mismatched_sizes=True, **model_kwargs
     )
+    check_trainable(model)
     if [trained_labels[i] for i in sorted(trained_labels)] != labels:
         _fresh_head(model)
     if getattr(model.config, "label_names", None) is not None:
         model.config.label_names = labels  # timm's configuration keeps those of the checkpoint beside id2label
     return model
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse the few image classifiers of transformers that do not make a loss of images and labels.
+
+    Raises:
+        ValueError: if this is one of them.
+    """
+    reason = _NOT_TRAINABLE.get(type(model).__name__)
+    if reason is not None:
+        raise ValueError(f"{type(model).__name__} cannot be trained on images with labels: {reason}.")
 
 
 def _from_timm_name(
@@ -94,7 +121,12 @@ def _from_timm_name(
     if weights_file is not None and not Path(weights_file).is_file():
         raise FileNotFoundError(f"weights_file={os.fspath(weights_file)!r}: no such file.")
     try:
-        network = timm.create_model(name, pretrained=pretrained and weights_file is None, **model_args)
+        network = timm.create_model(
+            name,
+            pretrained=pretrained and weights_file is None,
+            num_classes=len(label_maps["id2label"]),
+            **model_args,
+        )
     except OSError as error:
         raise OSError(
             f"The pretrained weights of {name!r} could not be loaded from the Hub ({str(error).splitlines()[0]}) "
@@ -104,7 +136,6 @@ def _from_timm_name(
         _load_weights_file(network, weights_file)
     elif not pretrained:
         _warn_not_pretrained(name)
-    network.reset_classifier(len(label_maps["id2label"]))
     config = TimmWrapperConfig(
         architecture=name, model_args=model_args or None, pretrained_cfg=dict(network.pretrained_cfg), **label_maps
     )

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_sgdr.photos import PhotoDataset, pixel_versions, readers
-from hf_sgdr.shards import ShardStore, read_bytes
+from hf_sgdr.shards import FileIdentity, ShardStore, mapped
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform
 
@@ -33,7 +33,7 @@ class PhotoCache(ShardStore):
         assert isinstance(photos.transform, PhotoTransform)
         depends_on = {"kept": photos.transform.kept(), "photos": photos.content_hash(), "versions": pixel_versions()}
         super().__init__(depends_on, len(photos))
-        self._places: list[tuple[Any, int, int, int]] = []
+        self._places: list[tuple[FileIdentity, int, int, int]] = []
 
     def open(self) -> "PhotoCache":
         """Find every picture's place; then they can be asked for.
@@ -44,9 +44,9 @@ class PhotoCache(ShardStore):
         self._places = []
         for shard in range(self.num_shards):
             sizes = self.read_tensors(shard)["sizes"].tolist()
-            path, start, _ = self._locate(shard, "pixels")
+            file, start = self.locate(shard, "pixels")
             for height, width in sizes:
-                self._places.append((path, start, height, width))
+                self._places.append((file, start, height, width))
                 start += 3 * height * width
         self.touch()
         return self
@@ -55,9 +55,9 @@ class PhotoCache(ShardStore):
         return self.rows
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        path, start, height, width = self._places[index]
-        content = bytearray(read_bytes(path, start, 3 * height * width))
-        return torch.frombuffer(content, dtype=torch.uint8).view(height, width, 3).permute(2, 0, 1)
+        file, start, height, width = self._places[index]
+        pixels = mapped(file)[start : start + 3 * height * width].copy()
+        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
         sizes = tensors["sizes"]

@@ -4,6 +4,8 @@ It knows nothing of the lesson. Predictions, test-time augmentation and saved mo
 """
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from hf_sgdr.exact_resume import ExactResumeTrainer
 from hf_sgdr.memory import keep_freed_memory
 from hf_sgdr.photo_cache import DecodedPhotos
 from hf_sgdr.photos import PhotoDataset, require_images
+from hf_sgdr.processors import use_all_processors
 from hf_sgdr.schedule import require_whole
 from hf_sgdr.shards import open_as_umask_says
+from hf_sgdr.text import printable
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform, image_transforms
 
@@ -40,7 +44,8 @@ class PhotoTrainer(ExactResumeTrainer):
 
     Raises:
         TypeError: if a transform is not a [`PhotoTransform`].
-        ValueError: if a data set cannot be used; see [`~hf_sgdr.photos.require_images`].
+        ValueError: if a data set cannot be used; see [`~hf_sgdr.photos.require_images`], or its classes are not the
+            model's, in its order.
     """
 
     args: SGDRTrainingArguments
@@ -56,9 +61,6 @@ class PhotoTrainer(ExactResumeTrainer):
         eval_transform: PhotoTransform | None = None,
         **kwargs: Any,
     ) -> None:
-        for transform in (train_transform, eval_transform):
-            if transform is not None and not isinstance(transform, PhotoTransform):
-                raise TypeError(f"A transform is {type(transform).__name__}: give those of image_transforms(model).")
         columns = (args.image_column_name, args.label_column_name)
         require_images("train_dataset", train_dataset, *columns)
         if isinstance(eval_dataset, dict):
@@ -66,26 +68,51 @@ class PhotoTrainer(ExactResumeTrainer):
                 require_images(f"eval_dataset[{name!r}]", dataset, *columns)
         else:
             require_images("eval_dataset", eval_dataset, *columns)
-        if eval_transform is None:
-            eval_transform = image_transforms(model)[1]
-        self.eval_transform = eval_transform
-        self.train_transform = train_transform if train_transform is not None else eval_transform
-        # What a stock pipeline ignores and test-time augmentation needs.
-        model.config.hf_sgdr = {"augment": self.train_transform.augment, "max_zoom": self.train_transform.max_zoom}
-        processor = self.eval_transform.spec.write_to(model)
-        if not isinstance(processor, TimmWrapperImageProcessor):  # that one is all in config.json
-            kwargs.setdefault("processing_class", processor)
+        self.eval_transform = eval_transform if eval_transform is not None else image_transforms(model)[1]
+        self._train_transform: PhotoTransform | None = None
+        if train_transform is not None:
+            self.train_transform = train_transform
+        self._own_processor = kwargs.get("processing_class") is None
         if "compute_metrics" not in kwargs:
             from hf_sgdr.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
 
             kwargs["compute_metrics"] = accuracy_of_logits()
         if args.device.type == "cpu":
             keep_freed_memory()
+            use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._decoded = DecodedPhotos(args, self.accelerator)
         self.num_fits = 0  # begun so far; each draws augmentations of its own
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            self._check_labels(dataset)
+
+    @property
+    def train_transform(self) -> PhotoTransform:
+        """What training photos go through; the evaluation transform where none was given.
+
+        Raises:
+            TypeError: on setting it to anything but a [`PhotoTransform`].
+        """
+        return self._train_transform if self._train_transform is not None else self.eval_transform
+
+    @train_transform.setter
+    def train_transform(self, value: PhotoTransform) -> None:
+        self._train_transform = _checked_transform("train_transform", value)
+
+    @property
+    def eval_transform(self) -> PhotoTransform:
+        """What evaluation sees of a photo, and what is saved with the model.
+
+        Raises:
+            TypeError: on setting it to anything but a [`PhotoTransform`].
+        """
+        return self._eval_transform
+
+    @eval_transform.setter
+    def eval_transform(self, value: PhotoTransform) -> None:
+        self._eval_transform = _checked_transform("eval_transform", value)
 
     def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
         """Log-probabilities (photos, classes), in the order of the data set; validation by default."""
@@ -176,6 +203,21 @@ class PhotoTrainer(ExactResumeTrainer):
             inputs["pixel_values"] = values.contiguous(memory_format=torch.channels_last)
         return inputs
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now."""
+        self._record_transforms()
+        super().save_model(output_dir, _internal_call)
+
+    def _record_transforms(self) -> None:
+        """Not before something is saved: a trainer that only evaluates leaves the model as it is."""
+        processor = self.eval_transform.spec.write_to(self.model)
+        if self._own_processor and not isinstance(processor, TimmWrapperImageProcessor):  # that is all in config.json
+            self.processing_class = processor
+        # What a stock pipeline ignores and test-time augmentation needs; nobody's word does not replace what is there.
+        if self._train_transform is not None or not hasattr(self.model.config, "hf_sgdr"):
+            transform = self.train_transform
+            self.model.config.hf_sgdr = {"augment": transform.augment, "max_zoom": transform.max_zoom}
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
@@ -183,11 +225,21 @@ class PhotoTrainer(ExactResumeTrainer):
         (folder / "training_args.bin").unlink(missing_ok=True)
         open_as_umask_says(*folder.glob("*.safetensors"))
 
+    def state_to_keep(self) -> dict[str, Any]:
+        """Also which fit it is, whose augmentations a resumed one goes on with."""
+        return {**super().state_to_keep(), "num_fits": self.num_fits}
+
+    def before_going_on(self, state: dict[str, Any]) -> None:
+        """Draw as the fit that is gone on with."""
+        super().before_going_on(state)
+        self.num_fits = state["num_fits"]
+
     # ---- Helpers ----
 
     def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
         if isinstance(dataset, PhotoDataset):
             dataset = dataset.rows
+        self._check_labels(dataset)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         words = [seed, *(sum(part.encode()) if isinstance(part, str) else part for part in seed_of)]
         return PhotoDataset(
@@ -197,6 +249,36 @@ class PhotoTrainer(ExactResumeTrainer):
             label_column=self.args.label_column_name,
             seed=int(np.random.SeedSequence(words).generate_state(1)[0]),
         )
+
+    def _check_labels(self, dataset: Any) -> None:
+        """The data's labels must mean the model's classes: both count from 0, but each in an order of its own."""
+        column = self.args.label_column_name
+        if not isinstance(dataset, datasets.Dataset) or column not in dataset.column_names:
+            return
+        own = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        known = {f"eval_dataset[{name!r}]" if name else "eval_dataset": one for name, one in own.items()}
+        known["train_dataset"] = self.train_dataset
+        what = next((name for name, one in known.items() if one is dataset), "The data set")
+        is_training = dataset is self.train_dataset
+        feature, config = dataset.features[column], self.model.config
+        classes = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
+        is_unnamed = classes == [f"LABEL_{i}" for i in range(len(classes))]
+        if isinstance(feature, datasets.ClassLabel):
+            names, other = feature.names, "the model"
+            if is_unnamed and len(names) == len(classes) and not is_training:
+                trained = getattr(self.train_dataset, "features", None) or {}
+                trained_names = getattr(trained.get(column), "names", None)
+                classes, other = (trained_names, "train_dataset") if trained_names else (names, other)
+            elif is_unnamed and len(names) == len(classes):
+                return
+            require_same_classes(names, classes, what, other)
+        elif isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint")) and len(dataset):
+            highest = int(np.max(dataset.with_format("numpy")[column][:]))
+            if highest >= len(classes):
+                raise ValueError(
+                    f"{what} has the label {highest}, but the model has {len(classes)} classes ({few(classes)}): give "
+                    f"class ids from 0 to {len(classes) - 1}, or a model with more classes."
+                )
 
     def _cached(self, photos: PhotoDataset, dataset: Any, name: str) -> PhotoDataset:
         """With `cache_images`, the trainer's own photos decoded once for all epochs; others as they are."""
@@ -214,3 +296,32 @@ class PhotoTrainer(ExactResumeTrainer):
         if dataset is None or isinstance(dataset, dict):
             raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
         return dataset
+
+
+def require_same_classes(names: Sequence[str], classes: Sequence[str], what: str, other: str) -> None:
+    """Raise a ValueError that shows both lists, unless a data set's class names are those that it is compared with."""
+    if list(names) == list(classes):
+        return
+    pairs = itertools.zip_longest(names, classes)
+    first, (one, two) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"{what} has the classes {few(names)} and {other} has {few(classes)}: label {first} is {_named(one)} there and "
+        f"{_named(two)} here. Give datasets.ClassLabel(names=...) the names in that order, or the model the data's "
+        "names: create_image_classifier(name, labels=names)."
+    )
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first names of a list, and how many there are beside them."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    return f"[{shown}{f' and {len(names) - most} more' if len(names) > most else ''}]"
+
+
+def _named(name: str | None) -> str:
+    return "none" if name is None else repr(printable(name))
+
+
+def _checked_transform(name: str, value: Any) -> PhotoTransform:
+    if not isinstance(value, PhotoTransform):
+        raise TypeError(f"{name} is {type(value).__name__}: give one of those of image_transforms(model).")
+    return value

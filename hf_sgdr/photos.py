@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
+from hf_sgdr.processors import usable_threads
 from hf_sgdr.text import printable
 
 _HASHED_AT_ONCE = 1024
@@ -400,19 +401,14 @@ class PhotoDataset(Dataset[dict[str, Any]]):
 
 
 def readers() -> ThreadPoolExecutor:
-    """Threads of this process that read photos, one a processor."""
+    """Threads of this process that read photos, one for each processor that it may use."""
     return _readers_of(os.getpid())
 
 
 @functools.cache
 def _readers_of(process: int) -> ThreadPoolExecutor:
     """By process: a fork copies the pool but not its threads, and whoever waits for them waits for ever."""
-    return ThreadPoolExecutor(usable_processors(), thread_name_prefix="photo-reader")
-
-
-def usable_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(usable_threads(), thread_name_prefix="photo-reader")
 
 
 def require_images(name: str, dataset: Any, image_column: str = "image", label_column: str = "label") -> None:

@@ -24,6 +24,7 @@ from hf_sgdr.memory import keep_freed_memory
 from hf_sgdr.photo_inputs import SizedIterator, as_inputs, picture_of, read_by_threads
 from hf_sgdr.photo_views import PhotoViews
 from hf_sgdr.photos import UnreadablePhotoError
+from hf_sgdr.processors import use_all_processors
 from hf_sgdr.schedule import require_whole
 from hf_sgdr.transforms import Augment
 
@@ -133,6 +134,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             self.views.augmented  # noqa: B018  # so that an error shows now
         if self.device.type == "cpu":
             keep_freed_memory()
+            use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) > 1:
             self.model.to(memory_format=torch.channels_last)
 

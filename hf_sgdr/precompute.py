@@ -4,11 +4,10 @@ Correct by construction: the features are caught in the model's own forward pass
 the model does not make the whole model's logits of them.
 """
 
+import hashlib
 import json
 import math
-import platform
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
@@ -21,16 +20,14 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr.cut import Cut
-from hf_sgdr.features import FeatureStore, cache_folder, module_hash
+from hf_sgdr.features import FeatureStore, module_hash
 from hf_sgdr.folding import batch_norms_folded
 from hf_sgdr.photos import PhotoDataset, pixel_versions
-from hf_sgdr.shards import replace_file
+from hf_sgdr.processors import use_all_processors
 from hf_sgdr.transforms import PhotoTransform
 
 logger = logging.get_logger(__name__)
 
-# Below this many photos extraction takes seconds in any precision, so it is done in full precision.
-FEW_PHOTOS = 256
 # What the model's configuration says about labels and provenance does not change its features.
 _NOT_IN_KEY = {
     "_name_or_path", "dtype", "hf_sgdr", "id2label", "label2id", "label_names", "num_classes", "num_labels",
@@ -87,6 +84,8 @@ def extract_features(
         logger.info(f"Features of {len(photos)} photos are read from {store.folder}.")
         return store
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        use_all_processors()
     row = _one_row(model, cut, transform.spec.size, device, dtype)
     size = len(photos) * row.numel() * row.element_size()
     shape = " x ".join(map(str, row.shape))
@@ -121,51 +120,30 @@ def extract_features(
     return store
 
 
-# Processors that torch has no bfloat16 kernels for: one photo would take seconds, and so would finding that out.
-_NO_BFLOAT16 = ("AVX2", "DEFAULT", "NO AVX")
+# What torch calls the instructions that multiply in bfloat16, on x86 and on 64-bit Arm.
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
-def inference_dtype(model: PreTrainedModel, size: int, num_photos: int, wanted: str = "auto") -> torch.dtype:
-    """The precision to extract features in: "float32", "bfloat16", or by "auto" the faster one on this machine.
-
-    The two are timed once for a model and machine; the answer is kept in the cache folder, so that a second run asks
-    for the same features.
+def resolve_feature_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """The precision to extract features in.
 
     Args:
-        model (`PreTrainedModel`): the classifier, on the device that computes.
-        size (`int`): side of its square input in pixels.
-        num_photos (`int`): with only a few, "auto" takes float32.
-        wanted (`str`, *optional*, defaults to "auto"): one of the three.
+        device (`torch.device`): where they are computed.
+        wanted (`str`, *optional*, defaults to "auto"): "float32", "bfloat16", or "auto" for bfloat16 where the
+            processor or GPU has instructions for it, else float32. A rule and no measurement, so that all processes
+            and runs on machines of one kind agree.
     """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    device = next(model.parameters()).device
-    no_gain = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _NO_BFLOAT16
-    if num_photos < FEW_PHOTOS or no_gain:
-        return torch.float32
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    architecture = getattr(model.config, "architecture", None) or type(model).__name__
-    question = f"{platform.machine()} {name} torch {torch.__version__} {architecture} {size} px"
-    path = cache_folder() / "inference_dtype.json"
-    answers: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    if question not in answers:
-        seconds = {dtype: _forward_seconds(model, size, dtype) for dtype in (torch.float32, torch.bfloat16)}
-        answers[question] = "bfloat16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(answers, indent=1).encode())
-    return torch.bfloat16 if answers[question] == "bfloat16" else torch.float32
-
-
-def _forward_seconds(model: PreTrainedModel, size: int, dtype: torch.dtype) -> float:
-    device = next(model.parameters()).device
-    pixels = torch.zeros(8, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    seconds = []
-    with torch.inference_mode(), _autocast(device, dtype):
-        for _ in range(3):
-            start = time.perf_counter()
-            model.eval()(pixels).logits.float().sum().item()  # .item() waits for the device
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        # before torch 2.10 it could not be asked
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        has_bfloat16 = any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
+    else:
+        has_bfloat16 = False
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -232,6 +210,7 @@ def _depends_on(
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_IN_KEY}
     return {
         "body": module_hash(model, leave_out=cut.names_after()),
+        "settings": _settings_hash(model, cut),
         "model": type(model).__name__,
         "config": json.loads(json.dumps(config, default=str)),
         "transform": {**transform.to_dict(), "seed": photos.seed if transform.is_random else None},
@@ -245,6 +224,33 @@ def _depends_on(
             **pixel_versions(),
         },
     }
+
+
+def _settings_hash(model: PreTrainedModel, cut: Cut) -> str:
+    """SHA-256 of what a model's modules compute with beside tensors: classes, pooling, strides, functions.
+
+    Those after the cut may be in it too: at worst features are computed again.
+    """
+    digest = hashlib.sha256()
+    after = set(cut.module.modules())
+    for name, module in model.named_modules():
+        if module in after:
+            continue
+        settings = {
+            key: _plain(value)
+            for key, value in vars(module).items()
+            if not key.startswith("_") and key not in _NOT_IN_KEY and key not in ("forward", "training")
+        }
+        digest.update(f"{name} {type(module).__qualname__} {sorted(settings.items())};".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """A value as JSON; of a function or another object its name, for its text may be another in the next process."""
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def _stack(rows: list[dict[str, Any]]) -> torch.Tensor:

@@ -15,8 +15,9 @@ from transformers.utils import logging
 from hf_sgdr.cut import Cut
 from hf_sgdr.head_training import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
-from hf_sgdr.memory import nothing_to_collect
+from hf_sgdr.modeling import check_trainable
 from hf_sgdr.photo_trainer import PhotoTrainer
+from hf_sgdr.precompute import resolve_feature_dtype
 from hf_sgdr.training_args import SGDRTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -32,7 +33,7 @@ class PrecomputeTrainer(PhotoTrainer):
         **kwargs: those of [`PhotoTrainer`].
 
     Raises:
-        ValueError: if the model cannot be split into layer groups.
+        ValueError: if the model cannot be trained on images with labels, or not be split into layer groups.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class PrecomputeTrainer(PhotoTrainer):
         layer_groups: LayerGroups | None = None,
         **kwargs: Any,
     ) -> None:
+        check_trainable(model)
         self.layer_groups = layer_groups or LayerGroups.from_model(model, args.n_groups)
         self.layer_groups.learning_rates(args.group_learning_rates or args.learning_rate)  # a wrong number shows now
         super().__init__(model, args, **kwargs)
         self._features = FeatureReader(model, args, self.accelerator)
-        self._cuts: dict[int, Cut] = {}
+        self._cuts: dict[tuple[int, int], Cut] = {}
         self._precompute = False
         self.layer_groups.freeze_to(args.freeze_to)
         self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
@@ -62,13 +64,18 @@ class PrecomputeTrainer(PhotoTrainer):
 
         With precompute on, what the last frozen group gives is stored from then on; if nothing is frozen any more,
         precompute is switched off.
+
+        Raises:
+            ValueError: if there is no group `n`, or precompute is on and the model cannot be cut there; then what is
+                frozen stays as it was.
         """
+        frozen = self.layer_groups.index(n)
+        if self._precompute and frozen > 0:
+            self._cut(frozen)
         self.layer_groups.freeze_to(n)
-        if self._precompute and self.layer_groups.frozen == 0:
+        if self._precompute and frozen == 0:
             logger.warning("The whole body is to train, so precompute is switched off.")
             self._precompute = False
-        elif self._precompute:
-            self._cut()
 
     def unfreeze(self) -> None:
         """Train all layer groups; precompute is switched off."""
@@ -154,23 +161,23 @@ class PrecomputeTrainer(PhotoTrainer):
             with (
                 self._replaced(data_collator=whole_batch, **replaced),
                 nullcontext() if cut.skipped is None else cut.fed_with_features(),
-                nothing_to_collect() if args.device.type == "cpu" else nullcontext(),
             ):
                 yield
         finally:
             self.callback_handler.model = self.model
             self.accelerator._models.clear()  # forgets the head, so that the whole model is prepared again
 
-    def _cut(self) -> Cut:
-        """Where the frozen groups end.
+    def _cut(self, frozen: int | None = None) -> Cut:
+        """Where the frozen groups end, or would end with so many frozen.
 
         Raises:
             ValueError: if nothing is frozen, or the model cannot be cut there.
         """
-        frozen = self.layer_groups.frozen
-        if frozen not in self._cuts:
-            self._cuts[frozen] = Cut.at_boundary(self.layer_groups, self.eval_transform.spec.size)
-        return self._cuts[frozen]
+        frozen = self.layer_groups.frozen if frozen is None else frozen
+        size = self.eval_transform.spec.size
+        if (frozen, size) not in self._cuts:
+            self._cuts[frozen, size] = Cut.at_boundary(self.layer_groups, size, frozen)
+        return self._cuts[frozen, size]
 
     def _training_features(self, cut: Cut) -> FeatureDataset:
         """The plain photos' features, and those of the augmented views, if any."""
@@ -181,16 +188,8 @@ class PrecomputeTrainer(PhotoTrainer):
 
     @property
     def feature_dtype(self) -> str:
-        """The precision in which training features are computed: "float32" or "bfloat16".
-
-        Setting it decides what `feature_dtype="auto"` means, which a resumed run takes over from the one before.
-        """
-        photos = self._photos(self.train_dataset, self.eval_transform.fast())
-        return str(self._features.dtype(photos, self.args.feature_dtype)).removeprefix("torch.")
-
-    @feature_dtype.setter
-    def feature_dtype(self, value: str) -> None:
-        self._features.auto_dtype = value
+        """The precision in which training features are computed: "float32" or "bfloat16"."""
+        return str(resolve_feature_dtype(self.args.device, self.args.feature_dtype)).removeprefix("torch.")
 
     def _evaluation_features(self, cut: Cut, dataset: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"

@@ -46,6 +46,11 @@ class LRRangeResult:
     group_names: list[str] = field(default_factory=list)
     reason: str | None = None
 
+    def __repr__(self) -> str:
+        lrs = self.history["lr"]
+        tested = f", {lrs[0]:.1e} to {lrs[-1]:.1e}" if lrs else ""
+        return f"{type(self).__name__}({len(lrs)} steps{tested}, stop_reason={self.stop_reason!r})"
+
     def suggestion(self, method: SuggestionMethod = "lesson") -> float | None:
         """A learning rate for the head; None where the curve has no answer, and then `reason` says why.
 
@@ -109,17 +114,21 @@ class LRRangeTest:
         """The last group's rate at each step."""
         return [float(rate) for rate in np.geomspace(self.start_lr, self.end_lr, self.num_steps)]
 
-    def run(self, trainer: Trainer) -> LRRangeResult:
+    def run(self, trainer: Trainer, *, max_steps: int | None = None) -> LRRangeResult:
         """Train on the Trainer's own data with rising rates, then put everything back, bit for bit.
 
         Put back are weights and buffers, gradients, optimizer, scheduler, scaler, random generators, train and
         requires_grad flags and the Trainer's state: also after an exception or Ctrl-C. No callback is called and
         nothing is written.
+
+        Args:
+            trainer (`Trainer`): whose model and data.
+            max_steps (`int`, *optional*): end after this many steps, whatever the rate is then.
         """
         with everything_restored(trainer), closing(_endless_batches(trainer)) as batches:
-            return self._run(trainer, batches)
+            return self._run(trainer, batches, self.learning_rates()[:max_steps])
 
-    def _run(self, trainer: Trainer, batches: Iterator[list[Any]]) -> LRRangeResult:
+    def _run(self, trainer: Trainer, batches: Iterator[list[Any]], tested: list[float]) -> LRRangeResult:
         trainer.model_wrapped = trainer.model
         if trainer.optimizer is None:
             trainer.create_optimizer()
@@ -132,7 +141,7 @@ class LRRangeTest:
         stop_reason, best = "finished", math.inf
         hidden = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
         model.zero_grad()
-        for step, lr in enumerate(tqdm(self.learning_rates(), desc="Range test", disable=hidden, leave=False)):
+        for step, lr in enumerate(tqdm(tested, desc="Range test", disable=hidden, leave=False)):
             for group, ratio in zip(groups, ratios, strict=True):
                 group["lr"] = lr * ratio
             loss = _step_loss(trainer, model, batches)

@@ -23,7 +23,7 @@ RECIPE_FILE = "recipe.yaml"
 # What the stages say.
 _SAID_BY_STAGES = (
     *("learning_rate", "cycle_len", "cycle_mult", "num_cycles", "group_learning_rates", "freeze_to", "precompute"),
-    *("freeze_batch_norm", "num_train_epochs", "max_steps"),
+    *("freeze_batch_norm", "num_train_epochs"),
 )
 # Where a run writes, what it shows and to whom, how it is fed and by which machine: none of it changes the result.
 _OF_NO_EFFECT = re.compile(
@@ -58,6 +58,9 @@ def write_recipe(
         values |= _of_dataset(data, trainer.args)
     elif data is not None:
         values |= {"validation_fraction": data.validation_fraction, "on_error": data.on_error}
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(data, name) is not None:
+                values[name] = getattr(data, name)
     values |= _of_model(model or _model_of(trainer), trainer, notes)
     values |= _of_training(trainer.args)
     values |= more or {}

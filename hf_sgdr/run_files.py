@@ -47,7 +47,7 @@ def write_run_files(trainer: SGDRTrainer, card_facts: dict[str, Any]) -> None:
 
 
 def of_fits(trainer: SGDRTrainer) -> tuple[list[Stage], RunResults]:
-    """A trainer's fits as stages of a recipe, and as its results; the weights are those at the end of the last one."""
+    """A trainer's fits as stages of a recipe, and as its results; the weights are those that the last one left."""
     stages: list[Stage] = []
     for figures, told in zip(trainer.fits, trainer.fit_stages, strict=True):
         name = re.sub(r"[^a-z0-9_-]+", "-", figures["name"].lower())
@@ -55,9 +55,7 @@ def of_fits(trainer: SGDRTrainer) -> tuple[list[Stage], RunResults]:
         stages.append(Stage(name=f"{name}-again-{taken}" if taken else name, **told))
     results = RunResults(trainer.args.world_size, list(trainer.fits))
     if trainer.fits:
-        last = trainer.fits[-1]
-        names = {"stage": "name", "epoch": "epochs", "eval_loss": "eval_loss", "eval_accuracy": "eval_accuracy"}
-        results.best = {name: last[key] for name, key in names.items()}
+        results.best = {"stage": trainer.fits[-1]["name"], **trainer.fits[-1]["kept"]}
     return stages, results
 
 

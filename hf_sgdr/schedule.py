@@ -5,11 +5,15 @@ serves them all. `get_sgdr_schedule` puts it on a torch optimizer, for any loop 
 """
 
 import math
-from dataclasses import KW_ONLY, asdict, dataclass
+import operator
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # fast.ai 0.7 ran the first steps of a fit at a hundredth of the rate (fastai 0.7 `sgdr.py`, CosAnneal.calc_lr).
 WARMUP_MULTIPLIER = 0.01
@@ -43,9 +47,9 @@ class SGDRSchedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("cycle_steps", "cycle_mult", "num_cycles"):
-            require_whole(name, getattr(self, name), at_least=1)
-        require_whole("warmup_steps", self.warmup_steps, at_least=0)
+        lowest = {"cycle_steps": 1, "cycle_mult": 1, "num_cycles": 1, "warmup_steps": 0}
+        for name, at_least in lowest.items():
+            object.__setattr__(self, name, require_whole(name, getattr(self, name), at_least=at_least))
         if not 0.0 <= self.min_lr_ratio <= 1.0:
             raise ValueError(f"min_lr_ratio={self.min_lr_ratio!r}: give a share of the highest rate, from 0 to 1.")
 
@@ -72,7 +76,7 @@ class SGDRSchedule:
 
     def cycle_of(self, step: int) -> int:
         """The cycle, counted from 0, that a step belongs to."""
-        require_whole("step", step, at_least=0)
+        step = require_whole("step", step, at_least=0)
         if self.cycle_mult == 1:
             return step // self.cycle_steps
         cycle = 0
@@ -95,7 +99,10 @@ class SGDRSchedule:
 
 
 class SGDRScheduler(LRScheduler):
-    """`SGDRSchedule` on a torch optimizer; step it once after each optimizer step. Its state is plain numbers."""
+    """`SGDRSchedule` on a torch optimizer; step it once after each optimizer step. Its state is plain numbers.
+
+    Stepped past the end of the schedule, it warns once and goes on with further cycles.
+    """
 
     def __init__(self, optimizer: Optimizer, schedule: SGDRSchedule, last_epoch: int = -1) -> None:
         self.schedule = schedule
@@ -103,6 +110,14 @@ class SGDRScheduler(LRScheduler):
 
     def get_lr(self) -> list[float | Any]:
         """The rate of every parameter group at the present step."""
+        if self.last_epoch == self.schedule.total_steps + 1:
+            # Whoever made the schedule did not know how long training would be: a rate that jumps up is no mistake of
+            # theirs that anything else would show.
+            logger.warning(
+                f"The schedule ends after {self.schedule.total_steps} steps, but training goes on: another cycle has "
+                "begun, at the highest rate. Give get_sgdr_schedule as many cycles as there are steps "
+                f"(cycle_steps, cycle_mult, num_cycles), or the Trainer max_steps={self.schedule.total_steps}."
+            )
         multiplier = self.schedule.multiplier(self.last_epoch)
         return [base_lr * multiplier for base_lr in self.base_lrs]
 
@@ -112,7 +127,13 @@ class SGDRScheduler(LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, with the schedule it was taken under."""
-        super().load_state_dict({**state_dict, "schedule": SGDRSchedule(**state_dict["schedule"])})
+        schedule = SGDRSchedule(**state_dict["schedule"])
+        # how many cycles a run has does not change its rates: a run that is prolonged has the more of the two
+        schedule = replace(schedule, num_cycles=max(schedule.num_cycles, self.schedule.num_cycles))
+        super().load_state_dict({**state_dict, "schedule": schedule})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.schedule}, step={self.last_epoch})"
 
 
 def get_sgdr_schedule(
@@ -136,7 +157,16 @@ def get_sgdr_schedule(
     return SGDRScheduler(optimizer, schedule, last_epoch)
 
 
-def require_whole(name: str, value: Any, *, at_least: int) -> None:
-    """Raise a ValueError unless `value` is an integer (not a bool) of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+def require_whole(name: str, value: Any, *, at_least: int) -> int:
+    """`value` as an `int`: NumPy's integers are whole numbers too, a bool and 3.0 are not.
+
+    Raises:
+        ValueError: if it is no integer, or is below `at_least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < at_least:
         raise ValueError(f"{name}={value!r}: give a whole number of at least {at_least}.")
+    return number

@@ -15,13 +15,14 @@ import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from huggingface_hub import constants
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file, save_model
 from torch import nn
@@ -34,6 +35,9 @@ ROWS_PER_SHARD = 512
 # More would be more open files than a process may have; a store of many rows has longer shards instead.
 MOST_SHARDS = 256
 _AN_HOUR = 3600.0
+FileIdentity = tuple[str, int, int]  # path, size, time of modification in nanoseconds
+# Shards that this process wrote or checked, by `file_identity`.
+_VERIFIED: set[FileIdentity] = set()
 
 
 def cache_folder() -> Path:
@@ -62,7 +66,6 @@ class ShardStore(ABC):
         canonical = json.dumps(self.manifest, sort_keys=True, allow_nan=False)
         self.key = hashlib.sha256(canonical.encode()).hexdigest()[:32]
         self.folder = (root or cache_folder() / "features") / self.key
-        self._verified: set[int] = set()
 
     @property
     def num_shards(self) -> int:
@@ -127,11 +130,10 @@ class ShardStore(ABC):
                 f"{self.folder} cannot be written ({error}). Make room, or set HF_SGDR_CACHE to a folder "
                 "that can be written; what is stored stays."
             ) from error
-        _opened.cache_clear()
-        self._verified.add(shard)
+        _VERIFIED.add(file_identity(self._path(shard)))
 
     def read_tensors(self, shard: int) -> dict[str, torch.Tensor]:
-        """A shard's tensors, its checksum looked at unless this object did so already.
+        """A shard's tensors, its checksum looked at unless this process did so already.
 
         Raises:
             RuntimeError: if the shard is missing or damaged.
@@ -157,10 +159,11 @@ class ShardStore(ABC):
 
     def _is_intact(self, shard: int) -> bool:
         path = self._path(shard)
-        if not path.exists():
-            self._verified.discard(shard)
+        try:
+            identity = file_identity(path)
+        except FileNotFoundError:
             return False
-        if shard not in self._verified:
+        if identity not in _VERIFIED:
             try:
                 tensors, checksum = self._load(shard)
                 if checksum != _checksum(tensors) or not self._has_all_rows(shard, tensors):
@@ -168,30 +171,36 @@ class ShardStore(ABC):
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 logger.warning(f"{path} is damaged ({error}): computing it again.")
                 return False
-            self._verified.add(shard)
+            _VERIFIED.add(identity)
         return True
 
     @abstractmethod
     def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
         """Whether the tensors are as many rows as the shard has."""
 
-    def _locate(self, shard: int, name: str) -> tuple[Path, int, dict[str, Any]]:
-        """Where in a shard's file a tensor's bytes begin, and its entry in the file's header."""
+    def locate(self, shard: int, name: str) -> tuple[FileIdentity, int]:
+        """The file that holds a shard's tensor, and where in it the tensor's bytes begin; for [`mapped`]."""
         path = self._path(shard)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            entry: dict[str, Any] = json.loads(file.read(length))[name]
-        return path, 8 + length + entry["data_offsets"][0], entry
+            start: int = json.loads(file.read(length))[name]["data_offsets"][0]
+        return file_identity(path), 8 + length + start
 
 
-def read_bytes(path: Path, start: int, count: int) -> bytes:
-    """Some bytes of a file, by threads and forked processes at once; recently read files stay open."""
-    if hasattr(os, "pread"):
-        file = _opened(path)  # held, because it is closed when nobody holds it
-        return os.pread(file.fileno(), count, start)
-    with path.open("rb") as own:
-        own.seek(start)
-        return own.read(count)
+def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
+    """What tells a file from one that was changed since.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    status = os.stat(path)
+    return os.fspath(path), status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2 * MOST_SHARDS)
+def mapped(file: FileIdentity) -> NDArray[np.uint8]:
+    """A file's bytes, mapped into memory: what is indexed is read, and the system may drop it again."""
+    return np.asarray(np.memmap(file[0], mode="r"))  # an ordinary array is indexed faster than its subclass
 
 
 def available_memory() -> int:
@@ -219,11 +228,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """A tensor's content as bytes, row by row."""
     array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)
-
-
-@functools.lru_cache(maxsize=MOST_SHARDS)
-def _opened(path: Path) -> FileIO:
-    return FileIO(path)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

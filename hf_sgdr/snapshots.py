@@ -46,7 +46,8 @@ class SnapshotCallback(TrainerCallback):
         if not isinstance(scheduler, SGDRScheduler):
             raise ValueError(
                 f"SnapshotCallback needs the cycles of get_sgdr_schedule, but the scheduler is a "
-                f"{type(scheduler).__name__}: give fit() or the arguments a cycle_len."
+                f"{type(scheduler).__name__}: give the Trainer optimizers=(optimizer, get_sgdr_schedule(optimizer, "
+                "cycle_steps)), or an SGDRTrainer a cycle_len."
             )
         if self.folder is None:
             place = Path(args.output_dir)  # a fit of an SGDRTrainer has a folder below `_runs` already

@@ -1,32 +1,37 @@
 """A recipe as data: `Stage`s, the lesson among them, and `run_stages`, which runs them and keeps the best weights."""
 
+import hashlib
 import json
 import math
+import numbers
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr.checkpoints import newest_checkpoint
-from hf_sgdr.progress import RunProgress
+from hf_sgdr.progress import RunProgress, run_key, run_lock
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import require_whole
-from hf_sgdr.shards import replace_file
+from hf_sgdr.shards import replace_file, tensor_bytes
 from hf_sgdr.snapshots import SnapshotCallback
-from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting
+from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting, judged_losses, last_evaluation
 from hf_sgdr.trainer import RUNS_FOLDER, SGDRTrainer
+from hf_sgdr.training_images import write_image_hashes
 
 logger = logging.get_logger(__name__)
 
-RESULTS_SCHEMA = 1
+RESULTS_SCHEMA = 2
 # Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
 FALLBACK_LR = 1e-2
+# More epochs than anybody trains: a slip of the keyboard is refused before its steps are counted one by one.
+MOST_EPOCHS = 100_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Stage:
         range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a value is of another type or a number is out of range.
     """
 
     name: str
@@ -76,42 +81,85 @@ class Stage:
     range_test_steps: int = 100
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"Stage name {self.name!r}: must be a string; in YAML, quote it.")
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
-        for name in ("cycles", "cycle_mult", "max_cycles"):
-            require_whole(f"{self.name}: {name}", getattr(self, name), at_least=1)
-        if self.cycle_len is not None:
-            require_whole(f"{self.name}: cycle_len", self.cycle_len, at_least=1)
-        elif self.cycle_mult != 1 or self.until_overfitting or self.snapshots:
-            raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
-        LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
+        self._check_types()
         if isinstance(self.lr, str) and self.lr != "auto":
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
+        if self.cycle_len is None and (self.cycle_mult != 1 or self.until_overfitting or self.snapshots):
+            raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
+        if self._epochs > MOST_EPOCHS:
+            raise ValueError(
+                f"{self.name}: {self.num_cycles} cycles with cycle_len={self.cycle_len}, cycle_mult={self.cycle_mult} "
+                f"are more than {MOST_EPOCHS} epochs: give fewer or shorter cycles."
+            )
+        LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
         if not 1.0 <= self.lr_spread < math.inf:
             raise ValueError(f"{self.name}: lr_spread={self.lr_spread!r}: give a factor of at least 1.")
         if self.precompute and self.freeze_to == 0:
             raise ValueError(f"{self.name}: precompute with freeze_to=0 has nothing frozen; give freeze_to=-1.")
 
+    def _check_types(self) -> None:
+        """A YAML file holds whatever somebody wrote into it."""
+        for name in ("precompute", "freeze_batch_norm", "until_overfitting", "snapshots"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be true or false, without quotes.")
+        for name in ("lr_spread", "range_test_start", "range_test_end"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be a number.")
+        rates = self.lr if isinstance(self.lr, list | tuple) else [self.lr]
+        if not all(rate is None or isinstance(rate, str) or _is_number(rate) for rate in rates):
+            raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
+        if isinstance(self.freeze_to, bool) or not isinstance(self.freeze_to, int):
+            raise ValueError(f"{self.name}: freeze_to={self.freeze_to!r}: must be an integer: -1 the head only, 0 all.")
+        for name in ("cycles", "cycle_mult", "max_cycles", "cycle_len"):
+            value = getattr(self, name)
+            if name == "cycle_len" and value is None:
+                continue
+            require_whole(f"{self.name}: {name}", value, at_least=1)
+            if value > MOST_EPOCHS:
+                raise ValueError(f"{self.name}: {name}={value!r}: must be an integer <= {MOST_EPOCHS}.")
+
+    @property
+    def _epochs(self) -> int:
+        """Epochs of all cycles together, without counting them one by one."""
+        if self.cycle_len is None or self.cycle_mult == 1:
+            return (self.cycle_len or 1) * self.num_cycles
+        longest = min(self.num_cycles, MOST_EPOCHS.bit_length())  # cycles that double are too many long before
+        return self.cycle_len * (self.cycle_mult**longest - 1) // (self.cycle_mult - 1)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":
         """A stage of a YAML file; a key that is none of a stage's is an error."""
+        if not isinstance(values, dict):
+            raise ValueError(f"Stage {values!r}: give a mapping with a name, as {{name: head, lr: auto}}.")
         allowed = [item.name for item in fields(cls)]
-        unknown = sorted(set(values) - set(allowed))
+        unknown = sorted(set(map(str, values)) - set(allowed))
         if unknown or "name" not in values:
             problem = f"unknown {', '.join(map(repr, unknown))}" if unknown else "no name"
             raise ValueError(f"Stage {values.get('name', '')!r}: {problem}; a stage has {', '.join(allowed)}.")
-        lr = values.get("lr")
-        with suppress(ValueError):  # YAML reads 1e-3 as text; what is no number is refused when the stage is made
-            if isinstance(lr, str) and lr != "auto":
-                lr = float(lr)
-            elif isinstance(lr, list):
-                lr = [float(rate) for rate in lr]
-        return cls(**{**values, "lr": lr})
+        as_numbers = ("lr", "lr_spread", "range_test_start", "range_test_end")
+        return cls(**{name: _as_number(value) if name in as_numbers else value for name, value in values.items()})
 
     @property
     def num_cycles(self) -> int:
         """How many cycles the stage has at most."""
         return self.max_cycles if self.until_overfitting else self.cycles
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _as_number(value: Any) -> Any:
+    """YAML reads 1e-3 as text; what is no number stays, and is refused when the stage is made."""
+    if isinstance(value, list):
+        return [_as_number(one) for one in value]
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 # The lesson's eight steps. Steps 1 and 5 (precompute and augmentation, what is frozen) are said by each stage; steps 2
@@ -149,14 +197,18 @@ class RunResults:
         world_size (`int`): how many processes.
         stages (`list[dict]`): for each stage name, epochs, cycles, learning_rates, train_loss, eval_loss,
             eval_accuracy, seconds, precompute and freeze_to.
-        best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now.
+        best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
+            which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
         tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
+        run (`str`): the SHA-256 of all that the run depends on: arguments, stages, images, transforms, starting
+            weights, processes. Empty for fits that no recipe did.
     """
 
     world_size: int
     stages: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     tta: dict[str, float] = field(default_factory=dict)
+    run: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the schema's number first."""
@@ -169,7 +221,10 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
     In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the
     best weights and, until [`save_results`], what an interrupted run goes on from: how far it is, and each stage's
     checkpoints, if `save_strategy` asks for them. Each stage begins with the random generators as `args.seed` sets
-    them.
+    them. One run at a time may write to an `output_dir`.
+
+    With a dict as eval_dataset the weights are judged by the mean of the sets' losses, or by one of them if
+    `metric_for_best_model` names it (`eval_<name>_loss`), and `results.best["metric"]` says which.
 
     Args:
         trainer ([`SGDRTrainer`]): with training and validation photos, and evaluation each epoch.
@@ -181,12 +236,20 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
         [`RunResults`]: the figures of every stage.
 
     Raises:
-        ValueError: if there is no stage, two have one name, the trainer does not evaluate each epoch, or the run to go
-            on with was begun with other arguments, photos or stages.
+        ValueError: if there is no stage, two have one name, the trainer does not evaluate each epoch, the run to go on
+            with was begun with other arguments, photos, stages or starting weights, another run is writing to
+            `output_dir`, or a file to go on from is damaged.
     """
     _check_stages(trainer, stages)
+    folder = Path(trainer.args.output_dir, RUNS_FOLDER)
+    with run_lock(folder) if trainer.is_world_process_zero() else nullcontext():
+        return _run_stages(trainer, stages, resume)
+
+
+def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunResults:
     progress = _progress(trainer, stages, resume)
-    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors")
+    losses = judged_losses(trainer)
+    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors", losses)
     trainer.add_callback(best)
     head_rate = progress.stages[-1]["learning_rates"][-1] if progress.stages else FALLBACK_LR
     try:
@@ -208,8 +271,13 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
             figures = {
                 **trainer.fits[-1],
                 "seconds": round(time.perf_counter() - start, 2),  # with the range test
-                "freeze_to": stage.freeze_to,
             }
+            figures["eval_loss"], figures["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
+            if not best.figures:
+                raise ValueError(
+                    f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
+                    "weights are chosen: look at label_names, compute_metrics and the validation images."
+                )
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
                 _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
@@ -221,14 +289,46 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
     trainer.precompute = False
     trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
-    results = RunResults(world_size=trainer.args.world_size, stages=progress.stages, best=best.figures)
+    results = RunResults(trainer.args.world_size, progress.stages, best.figures, run=run_key(progress.depends_on))
+    if trainer.is_world_process_zero():
+        write_image_hashes(trainer.train_dataset, trainer.args.image_column_name, progress.folder)
     trainer.run = tuple(stages), results
     return results
 
 
+def is_finished(trainer: SGDRTrainer, stages: Sequence[Stage]) -> bool:
+    """Whether the trainer's `output_dir` holds the results of this very run.
+
+    Results of another run, of other images for example, do not count, and the log says so.
+
+    Args:
+        trainer ([`SGDRTrainer`]), stages (sequence of [`Stage`]): as for [`run_stages`], nothing trained yet.
+    """
+    path = Path(trainer.args.output_dir, "results.json")
+    if not path.exists():
+        return False
+    try:
+        run = json.loads(path.read_text(encoding="utf-8")).get("run")
+    except (ValueError, AttributeError):
+        run = None
+    progress = RunProgress(Path(trainer.args.output_dir, RUNS_FOLDER), _depends_on(trainer, stages))
+    if run == run_key(progress.depends_on):
+        return True
+    if not progress.exists and trainer.is_world_process_zero():
+        logger.warning(
+            f"{path} is of another run: of other images, arguments, stages or starting weights, or of an earlier "
+            "version. This run begins anew."
+        )
+    return False
+
+
 def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunProgress:
     """What is done already, the model's weights with it; a run that begins finds an empty place."""
-    progress = RunProgress(Path(trainer.args.output_dir, RUNS_FOLDER), _depends_on(trainer, stages))
+    folder = Path(trainer.args.output_dir, RUNS_FOLDER)
+    if not (resume and (folder / "progress.json").exists()):
+        trainer.starting_weights = None
+    progress = RunProgress(folder, _depends_on(trainer, stages))
+    trainer.starting_weights = progress.depends_on["starting weights"]
     with trainer.accelerator.main_process_first():
         if resume and progress.exists:
             progress.load()
@@ -238,10 +338,6 @@ def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> Ru
         done = ", ".join(stage["name"] for stage in progress.stages)
         print(f"Going on with the run in {trainer.args.output_dir}; done: {done}.", flush=True)
     progress.restore_weights(trainer.model)
-    if progress.feature_dtype is None and any(stage.precompute for stage in stages):
-        progress.feature_dtype = trainer.feature_dtype
-    if progress.feature_dtype is not None:
-        trainer.feature_dtype = progress.feature_dtype
     if trainer.is_world_process_zero():
         progress.save()
     trainer.accelerator.wait_for_everyone()
@@ -265,12 +361,24 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         photos["validation photos"] = trainer.eval_dataset
     return {
         **json.loads(json.dumps(args, default=str)),
+        "feature_dtype": trainer.feature_dtype,  # what "auto" means depends on the machine
         "stages": [asdict(stage) for stage in stages],
         "model": config.get("architecture") or type(trainer.model).__name__,
+        # in a trainer that was interrupted, weights are no longer those that it began with
+        "starting weights": trainer.starting_weights or _weights_hash(trainer.model),
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
         "processes": trainer.args.world_size,
         **{name: trainer.content_hash(dataset) for name, dataset in photos.items()},
     }
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
@@ -279,7 +387,10 @@ def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
     trainer.precompute = False
     trainer.freeze_to(stage.freeze_to)
     trainer.layer_groups.freeze_batch_norm = stage.freeze_batch_norm
-    trainer.precompute = stage.precompute
+    if stage.precompute:
+        trainer.check_precompute()
+        # not by the setter, which warns that augmentation has no effect: such a stage says that it wants plain images
+        trainer._precompute = True
 
 
 def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Path | None) -> None:
@@ -310,6 +421,11 @@ def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
         raise ValueError(f"Stages {names}: give at least one, each with a name of its own.")
     if trainer.args.eval_strategy != "epoch" or trainer.eval_dataset is None:
         raise ValueError('A recipe keeps the best weights, so it needs an eval_dataset and eval_strategy="epoch".')
+    if "labels" not in trainer.label_names:
+        raise ValueError(
+            f"label_names={trainer.label_names}: images come with `labels`, without which an evaluation has no "
+            "eval_loss to choose the best weights by: leave label_names out."
+        )
     groups = trainer.layer_groups
     frozen = groups.frozen
     try:

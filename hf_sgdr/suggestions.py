@@ -108,8 +108,11 @@ def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve,
     scatter = float(np.median(np.abs(np.diff(raw)))) / 0.954 if len(raw) > 1 else 0.0
     chance = scatter / np.sqrt(2 * np.sqrt(np.pi) * width)
     fall = float(curve[: lowest + 1].max() - curve[lowest])
-    if fall <= max(NOISE_FACTOR * chance, MIN_FALL * abs(float(curve[0]))):
-        return empty, empty, f"the loss does not clearly fall: by {fall:.3g} at most, from {curve[0]:.3g}"
+    noise = NOISE_FACTOR * chance
+    if fall <= max(noise, MIN_FALL * abs(float(curve[0]))):
+        why = f"no more than its noise, {noise:.3g}" if fall <= noise else f"less than {MIN_FALL:.0%}"
+        said = f"its smoothed curve falls by {fall:.3g} from {curve[0]:.3g}, {why}"
+        return empty, empty, f"the loss does not clearly fall: {said}"
     slope = np.gradient(curve, np.log10(np.asarray(lrs, dtype=np.float64)))
     slope[lowest + 1 :] = 0.0
     return curve, slope, None

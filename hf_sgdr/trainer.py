@@ -6,7 +6,8 @@ each: exact resume, photos, precomputed features, pushing.
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from hf_sgdr.plots import plot_rates
 from hf_sgdr.precompute_trainer import PrecomputeTrainer
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
+from hf_sgdr.stage_callbacks import KeepBestWeights
 from hf_sgdr.trackers import TrackedFits
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform
@@ -60,7 +62,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
 
     Raises:
         TypeError: if `args` are not [`SGDRTrainingArguments`], or a transform is not a [`PhotoTransform`].
-        ValueError: if the model cannot be split into layer groups.
+        ValueError: if the model cannot be split into layer groups, or a data set's classes are not the model's.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         self.range_tests: dict[str, LRRangeResult] = {}  # by the name of the fit that came after it
         self.fit_stages: list[dict[str, Any]] = []  # what a recipe's stage would be told to do the same
         self.run: tuple[Any, Any] | None = None  # stages and results of run_stages, until the next fit
+        self.starting_weights: str | None = None  # the hash of those that run_stages began with
         self.trained_at = 0.0  # seconds since the epoch
         self._fit_name: str | None = None
+        self._best: KeepBestWeights | None = None
         self._new_range_test: LRRangeResult | None = None
 
     # ---- The lesson's calls ----
@@ -114,13 +118,17 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         cycle_len: int | None = None,
         cycle_mult: int = 1,
         name: str | None = None,
+        keep_best: bool = False,
         resume_from_checkpoint: str | bool | None = None,
     ) -> TrainOutput:
         """Train, as the lesson's `learn.fit(lr, cycles, cycle_len=..., cycle_mult=...)`.
 
         With `cycle_len` the rate is annealed and restarted: `fit(lr, 3, cycle_len=1, cycle_mult=2)` is 1 + 2 + 4 = 7
         epochs. Without it the rate is constant for `cycles` epochs. Each fit has a new optimizer and a folder for
-        checkpoints of its own.
+        checkpoints of its own. With `args.max_steps` it ends after so many steps, its cycles cut off.
+
+        An optimizer that the trainer was given (`optimizers=(optimizer, None)`) gets the rates: each of its parameter
+        groups that of the layer group that it belongs to.
 
         Args:
             lr (`float`, sequence of `float` or `slice`): highest rate, one for all layer groups or one a group;
@@ -129,27 +137,34 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             cycle_len (`int`, *optional*): epochs of the first cycle.
             cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
             name (`str`, *optional*): of the folder below `output_dir/_runs`; by default `fit-` and a number.
+            keep_best (`bool`, *optional*, defaults to False): end with the weights of the evaluation with the lowest
+                validation loss, which are kept in that folder; by default with those of the last step.
             resume_from_checkpoint (`str` or `bool`, *optional*): as in [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: if a number is out of range, or the rates do not match the layer groups.
+            ValueError: if a number is out of range, the rates do not match the layer groups or the given optimizer,
+                or there is nothing to find the best weights by.
         """
-        require_whole("cycles", cycles, at_least=1)
-        require_whole("cycle_mult", cycle_mult, at_least=1)
+        cycles = require_whole("cycles", cycles, at_least=1)
+        cycle_mult = require_whole("cycle_mult", cycle_mult, at_least=1)
         if cycle_len is not None:
-            require_whole("cycle_len", cycle_len, at_least=1)
+            cycle_len = require_whole("cycle_len", cycle_len, at_least=1)
         elif cycle_mult != 1:
             raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len: without it the rate is constant.")
         rates = self.layer_groups.learning_rates(lr)
-        self.num_fits += 1
+        if keep_best and (self.args.eval_strategy == "no" or isinstance(self.eval_dataset, dict)):
+            raise ValueError(
+                "keep_best=True compares validation losses: it needs a single eval_dataset and an eval_strategy other "
+                'than "no".'
+            )
         args = copy.copy(self.args)
         args.group_learning_rates, args.learning_rate = rates, rates[-1]
         args.num_cycles, args.cycle_len, args.cycle_mult = cycles, cycle_len, cycle_mult
-        args.num_train_epochs, args.max_steps = args.total_epochs, -1
-        name = name or f"fit-{self.num_fits:03d}"
+        args.num_train_epochs = None
+        name = name or f"fit-{self.num_fits + 1:03d}"
         args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name))
         self._tracked_fits.name_fit(args, self.args.output_dir, name)
-        with self._replaced(args=args, _fit_name=name):
+        with self._replaced(args=args, _fit_name=name), self._best_kept(keep_best, bool(resume_from_checkpoint)):
             return self.train(resume_from_checkpoint)
 
     def train(
@@ -158,27 +173,36 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train as the arguments say: cycles, layer groups, precompute. A new optimizer each time."""
+        """Train as the arguments say: cycles, layer groups, precompute. A new optimizer each time.
+
+        A given optimizer keeps its own rates, unless the arguments have `group_learning_rates`.
+        """
         self._check_before_training()
+        self.args.settle_epochs()
         self.optimizer, self.lr_scheduler = self._given_optimizers
+        if self.optimizer is not None and self.args.group_learning_rates is not None:
+            self._set_rates_of(self.optimizer, self.args.group_learning_rates)
+        self.num_fits += 1
         self.model_wrapped = self.model
         self._last_rates = {}
         self.run = None
         name, start = self._fit_name or f"train-{len(self.fits) + 1:03d}", time.perf_counter()
         with self._features_instead_of_photos():
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self._best is not None:
+            self.accelerator.wait_for_everyone()  # the main process has written the best weights
+            self._best.restore()
         self.fits.append(
             fit_figures(
                 self.state,
                 self.schedule,
                 self.args,
                 name=name,
-                learning_rates=self.layer_groups.learning_rates(
-                    self.args.group_learning_rates or self.args.learning_rate
-                ),
+                learning_rates=self._highest_rates(),
                 seconds=time.perf_counter() - start,
                 precompute=self._precompute,
-                freeze_to=self.layer_groups.frozen,
+                freeze_to=self.layer_groups.first_trained,
+                kept=self._best.figures if self._best is not None else None,
             )
         )
         self.fit_stages.append(
@@ -187,7 +211,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
                 "cycles": self.args.num_cycles,
                 "cycle_len": self.args.cycle_len,
                 "cycle_mult": self.args.cycle_mult,
-                "freeze_to": self.layer_groups.frozen,
+                "freeze_to": self.layer_groups.first_trained,
                 "precompute": self._precompute,
                 "freeze_batch_norm": self.layer_groups.freeze_batch_norm,
             }
@@ -208,18 +232,28 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         """The learning rate range test on what would train now; afterwards everything is as before.
 
         Args:
-            start_lr, end_lr, num_steps: see [`LRRangeTest`].
+            start_lr, end_lr, num_steps: see [`LRRangeTest`]; with `args.max_steps` it has no more steps than that.
             group_learning_rates (*optional*): rates whose ratios the layer groups keep during the test, such as
                 `[1e-4, 1e-3, 1e-2]`; by default those of the arguments, else all groups have the same rate.
         """
-        test = LRRangeTest(start_lr, end_lr, num_steps)
+        num_steps = LRRangeTest(start_lr, end_lr, num_steps).num_steps
+        most = self.args.max_steps if self.args.max_steps > 0 else num_steps
+        test = LRRangeTest(start_lr, end_lr, max(2, min(num_steps, most)))
         self._check_before_training()
         args = copy.copy(self.args)
         if group_learning_rates is not None:
             args.group_learning_rates = self.layer_groups.learning_rates(group_learning_rates)
         given_optimizer, _ = self._given_optimizers
-        with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_photos():
-            found = test.run(self)
+        before = [dict(group) for group in given_optimizer.param_groups] if given_optimizer is not None else []
+        try:
+            if given_optimizer is not None and args.group_learning_rates is not None:
+                self._set_rates_of(given_optimizer, args.group_learning_rates)
+            with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_photos():
+                found = test.run(self, max_steps=most)
+        finally:
+            if given_optimizer is not None:
+                for group, values in zip(given_optimizer.param_groups, before, strict=True):
+                    group.update(values)
         self._tracked_fits.range_test_done(found)
         self._new_range_test = found
         return found
@@ -264,20 +298,19 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
                     args.cycle_mult,
                     args.num_cycles,
                     min_lr_ratio=args.min_lr_ratio,
-                    warmup_steps=args.get_warmup_steps(num_training_steps),
+                    # of the whole cycles, also where max_steps cuts them off
+                    warmup_steps=args.get_warmup_steps(self._steps_per_epoch * args.total_epochs),
                 )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
-        """Transformers' own values; the cycles are laid out in its optimizer steps an epoch."""
-        values = super().set_initial_training_values(args, dataloader)
-        total = self._steps_per_epoch * self.args.total_epochs
-        if args.max_steps > 0 and args.max_steps != total:
-            raise ValueError(
-                f"max_steps={args.max_steps}, but the cycles are {self.args.total_epochs} epochs of "
-                f"{self._steps_per_epoch} steps, {total} in all: leave max_steps out, or change the cycles."
-            )
+        """Transformers' own values, for all cycles, or for `max_steps` where that ends them early."""
+        whole = copy.copy(args)
+        whole.num_train_epochs, whole.max_steps = args.total_epochs, -1
+        values = super().set_initial_training_values(whole, dataloader)
+        if 0 < args.max_steps < values[-1]:
+            values = super().set_initial_training_values(args, dataloader)
         return values
 
     @property
@@ -332,6 +365,72 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
 
     # ---- Helpers ----
+
+    @contextmanager
+    def _best_kept(self, is_wanted: bool, is_resumed: bool) -> Iterator[None]:
+        """Inside, evaluations keep the best weights in the fit's folder."""
+        if not is_wanted:
+            yield
+            return
+        path = Path(self.args.output_dir, "best.safetensors")
+        with self.accelerator.main_process_first():
+            if not is_resumed and self.is_world_process_zero():
+                path.unlink(missing_ok=True)  # of an earlier run
+        best = KeepBestWeights(self.model, path)
+        best.stage = self._fit_name or ""
+        self.add_callback(best)
+        try:
+            with self._replaced(_best=best):
+                yield
+        finally:
+            self.remove_callback(best)
+
+    def _set_rates_of(self, optimizer: Optimizer, rates: list[float]) -> None:
+        """Give each parameter group of somebody's own optimizer the highest rate of its layer group.
+
+        Raises:
+            ValueError: if one belongs to no layer group or to several with different rates, or a scheduler of theirs
+                decides.
+        """
+        if self._given_optimizers[1] is not None:
+            raise ValueError(
+                f"The trainer was given a {type(self._given_optimizers[1]).__name__}, which decides the rates: give "
+                "optimizers=(optimizer, None), or call train() without group_learning_rates."
+            )
+        chosen = []
+        for number, owners in enumerate(self._owners_of(optimizer)):
+            wanted = {rates[owner] for owner in owners if owner is not None}
+            if None in owners or len(wanted) != 1:
+                names = ", ".join("no layer group" if i is None else self.layer_groups.names[i] for i in owners)
+                raise ValueError(
+                    f"Parameter group {number} of the given optimizer holds parameters of {names}, so it cannot have "
+                    f"the rates {rates}: give the optimizer trainer.layer_groups.param_groups(lr), or one rate for all."
+                )
+            chosen.append(wanted.pop())
+        for group, rate in zip(optimizer.param_groups, chosen, strict=True):
+            group["lr"] = group["initial_lr"] = rate  # schedulers begin from the latter where it is there
+
+    def _owners_of(self, optimizer: Optimizer) -> list[list[int | None]]:
+        """For each parameter group of an optimizer the layer groups that its parameters are of; None is of none."""
+        groups = self.layer_groups
+        owner = {id(parameter): i for i in range(len(groups)) for parameter in groups.parameters(i)}
+        return [
+            sorted({owner.get(id(parameter)) for parameter in group["params"]}, key=lambda i: -1 if i is None else i)
+            for group in optimizer.param_groups
+        ]
+
+    def _highest_rates(self) -> list[float]:
+        """The highest rate of each layer group in the training that has just ended."""
+        optimizer, _ = self._given_optimizers
+        if optimizer is None:
+            return self.layer_groups.learning_rates(self.args.group_learning_rates or self.args.learning_rate)
+        found = [0.0] * len(self.layer_groups)  # what the optimizer does not know does not move
+        for i, (group, owners) in enumerate(zip(optimizer.param_groups, self._owners_of(optimizer), strict=True)):
+            steps = self._last_rates.get(group.get("name", f"group {i}"), [float(group["lr"])])
+            for owner in owners:
+                if owner is not None:
+                    found[owner] = max(found[owner], *steps)
+        return found
 
     def _check_before_training(self) -> None:
         if self.train_dataset is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from hf_sgdr.photos import usable_processors
+from hf_sgdr.processors import usable_processors
 from hf_sgdr.schedule import require_whole
 
 
@@ -14,15 +14,21 @@ def default_num_workers() -> int:
     return min(8, usable_processors()) if torch.cuda.is_available() else 0
 
 
+class _EpochsOfCycles(float):
+    """A number of epochs that nobody gave: `dataclasses.replace` and later changes of the cycles may change it."""
+
+
 @dataclass
 class SGDRTrainingArguments(TrainingArguments):
     r"""Arguments of the recipe, beside those of [`~transformers.TrainingArguments`].
 
     Defaults that differ from transformers': SGD with momentum 0.9, `learning_rate` 1e-2, batches of 64, evaluation and
     logging each epoch, no gradient clipping, no unused columns removed, `hub_strategy` "end", worker processes only
-    beside a GPU. The cycles decide the epochs; a `num_train_epochs` or `max_steps` that disagrees is an error.
+    beside a GPU. The cycles decide the epochs; a `num_train_epochs` that disagrees is an error.
 
     Args:
+        max_steps (`int`, *optional*, defaults to -1): end each fit after this many optimizer steps, to try whether all
+            of it runs: the cycles keep their shape and are cut off, and range tests take no more steps either.
         cycle_len (`int`, *optional*, defaults to 1): epochs of the first cycle; None trains `num_cycles` epochs at a
             constant rate.
         cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
@@ -37,7 +43,8 @@ class SGDRTrainingArguments(TrainingArguments):
         precompute_views (`int`, *optional*, defaults to 0): augmented views of each training photo that are computed
             beside the plain one and taken in turn, epoch by epoch, so that augmentation works with precompute.
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
-            "float32", "bfloat16", or the faster one on this machine. Evaluation is in float32 unless it is "bfloat16".
+            "float32", "bfloat16", or bfloat16 where the processor or GPU has it, else float32. Evaluation is in float32
+            unless it is "bfloat16".
         feature_memory_gb (`float`, *optional*): features of more GB (1e9 bytes) stay on disk and are read row by row;
             by default half of the memory that is free.
         cache_images (`bool`, *optional*, defaults to False): decode and resize each photo once and keep its 8-bit
@@ -55,6 +62,9 @@ class SGDRTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Photos a training step and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Photos an evaluation step and device."})
     num_train_epochs: float | None = field(default=None, metadata={"help": "Follows from the cycles; must agree."})
+    max_steps: int = field(
+        default=-1, metadata={"help": "End each fit after this many optimizer steps, to try a run; -1: not."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 clips nothing."})
@@ -89,20 +99,20 @@ class SGDRTrainingArguments(TrainingArguments):
     label_column_name: str = field(default="label", metadata={"help": "The data's column of class labels."})
 
     def __post_init__(self) -> None:
-        if self.cycle_len is not None:
-            require_whole("cycle_len", self.cycle_len, at_least=1)
-        require_whole("cycle_mult", self.cycle_mult, at_least=1)
-        require_whole("num_cycles", self.num_cycles, at_least=1)
-        require_whole("per_device_train_batch_size", self.per_device_train_batch_size, at_least=1)
-        require_whole("per_device_eval_batch_size", self.per_device_eval_batch_size, at_least=1)
-        require_whole("precompute_views", self.precompute_views, at_least=0)
-        require_whole("gradient_accumulation_steps", self.gradient_accumulation_steps, at_least=1)
+        for name, at_least in (
+            ("per_device_train_batch_size", 1),
+            ("per_device_eval_batch_size", 1),
+            ("precompute_views", 0),
+            ("gradient_accumulation_steps", 1),
+        ):
+            setattr(self, name, require_whole(name, getattr(self, name), at_least=at_least))
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
             if value is not None:
                 require_whole(name, value, at_least=0)
             if value is not None and value >= 2**32:  # NumPy takes no more
                 raise ValueError(f"{name}={value!r}: must be an integer from 0 to 2**32 - 1.")
+        self.settle_epochs()
         if self.feature_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")
         if not 0.0 <= self.momentum < 1.0:
@@ -146,16 +156,29 @@ class SGDRTrainingArguments(TrainingArguments):
                 f"hub_strategy={str(self.hub_strategy)!r} would push checkpoints, optimizer states and a pickle of the "
                 'arguments: only "end" is taken. recipes/push.py pushes snapshots as branches.'
             )
-        if self.num_train_epochs is None:
-            self.num_train_epochs = self.total_epochs
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
+
+    def settle_epochs(self) -> None:
+        """Let `num_train_epochs` follow from the cycles, unless somebody gave it; called again when training begins.
+
+        Raises:
+            ValueError: if `num_train_epochs` was given and disagrees with the cycles, or a number is out of range.
+        """
+        if self.cycle_len is not None:
+            self.cycle_len = require_whole("cycle_len", self.cycle_len, at_least=1)
+        self.cycle_mult = require_whole("cycle_mult", self.cycle_mult, at_least=1)
+        self.num_cycles = require_whole("num_cycles", self.num_cycles, at_least=1)
+        if self.max_steps != -1:
+            self.max_steps = require_whole("max_steps", self.max_steps, at_least=1)
+        if self.num_train_epochs is None or isinstance(self.num_train_epochs, _EpochsOfCycles):
+            self.num_train_epochs = _EpochsOfCycles(self.total_epochs)
         elif self.num_train_epochs != self.total_epochs:
             raise ValueError(
                 f"num_train_epochs={self.num_train_epochs:g}, but {self._cycles_in_words()} are {self.total_epochs} "
                 "epochs: leave num_train_epochs out, or change the cycles."
             )
-        super().__post_init__()
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
 
     @property
     def total_epochs(self) -> int:

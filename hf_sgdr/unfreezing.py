@@ -1,5 +1,6 @@
 """Gradual unfreezing inside one `train()`, on any `transformers.Trainer`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,23 +13,27 @@ class StagedUnfreezing(TrainerCallback):
     """Freezes layer groups as epochs begin.
 
     `StagedUnfreezing({0: -1, 2: 1, 4: 0})` trains the head alone for two epochs, then all but the first group for two,
-    then everything. Leave the model trainable when the Trainer gets it: the optimizer and, under several processes, DDP
-    must know every parameter that is ever to train. What is frozen is decided by the epoch alone, so a resumed run
-    needs nothing more.
+    then everything; `StagedUnfreezing({0: "head", 2: "middle", 4: "early"})` is the same. Leave the model trainable
+    when the Trainer gets it: the optimizer and, under several processes, DDP must know every parameter that is ever to
+    train. What is frozen is decided by the epoch alone, so a resumed run needs nothing more.
 
     Args:
-        freeze_to (`dict[int, int]`): for an epoch, the first layer group that trains from then on; 0 must be among the
-            epochs.
+        freeze_to (`dict[int, int | str]`): for an epoch, the first layer group that trains from then on, by its number
+            or its name; 0 must be among the epochs.
         layer_groups ([`LayerGroups`], *optional*): by default three groups of the Trainer's model.
 
     Raises:
-        ValueError: if epoch 0 is missing, or an epoch or a group is no whole number.
+        ValueError: if epoch 0 is missing, an epoch is not an integer >= 0, or a group is neither integer nor name.
     """
 
-    def __init__(self, freeze_to: dict[int, int], layer_groups: LayerGroups | None = None) -> None:
-        numbers = [*freeze_to, *freeze_to.values()]
-        if any(type(number) is not int for number in numbers) or min([0, *freeze_to]) < 0:
-            raise ValueError(f"StagedUnfreezing({freeze_to}): give whole numbers, {{epoch: first group that trains}}.")
+    def __init__(self, freeze_to: Mapping[int, int | str], layer_groups: LayerGroups | None = None) -> None:
+        is_epoch = [type(epoch) is int and epoch >= 0 for epoch in freeze_to]
+        is_group = [type(group) in (int, str) for group in freeze_to.values()]
+        if not all(is_epoch + is_group):
+            raise ValueError(
+                f"StagedUnfreezing({freeze_to}): each key must be an epoch, an integer >= 0, and each value the number "
+                "or the name of the first layer group that trains from then on."
+            )
         if 0 not in freeze_to:
             raise ValueError(
                 f"StagedUnfreezing({freeze_to}): say what trains from epoch 0 on, such as {{0: -1, 2: 0}}."
@@ -48,10 +53,7 @@ class StagedUnfreezing(TrainerCallback):
         if self.layer_groups is None:
             self.layer_groups = LayerGroups.from_model(model)
         groups = self.layer_groups
-        for number in self.freeze_to.values():
-            if not -len(groups) <= number < len(groups):
-                groups.freeze_to(number)  # says what is allowed
-        first = min(number % len(groups) for number in self.freeze_to.values())
+        first = min(self._number(group) for group in self.freeze_to.values())
         later = [name for i in range(first, len(groups)) for name in groups.parameter_names(i)]
         known = {id(parameter) for group in kwargs["optimizer"].param_groups for parameter in group["params"]}
         lost = [name for name in later if id(model.get_parameter(name)) not in known]
@@ -84,4 +86,14 @@ class StagedUnfreezing(TrainerCallback):
     def _freeze(self, state: TrainerState) -> None:
         assert self.layer_groups is not None
         epoch = int(state.epoch or 0)
-        self.layer_groups.freeze_to([number for begin, number in self.freeze_to.items() if begin <= epoch][-1])
+        group = [group for begin, group in self.freeze_to.items() if begin <= epoch][-1]
+        self.layer_groups.freeze_to(self._number(group))
+
+    def _number(self, group: int | str) -> int:
+        assert self.layer_groups is not None
+        names = self.layer_groups.names
+        if isinstance(group, int):
+            return self.layer_groups.index(group)
+        if group not in names:
+            raise ValueError(f"StagedUnfreezing: there is no layer group {group!r}; there are {', '.join(names)}.")
+        return names.index(group)

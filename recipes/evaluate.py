@@ -3,21 +3,26 @@
     python recipes/evaluate.py --model out --data_dir dogscats --output report.html
     python recipes/evaluate.py --model user/name --data_dir photos --split all --tta 4 --output report.md figures.json
 
-A folder is a class, by its name. A report shows photos with --photos only, as they may be private. What cannot be read
-is named on stderr and left out; the exit status is then 1.
+A folder is a class, by its name. Of a folder without train/ that the model was trained on, the photos that its training
+held out are taken, by the split of the saved run; of any other, all. Photos that the model was trained on are counted
+and said. A report shows photos with --photos only, as they may be private. What cannot be read is named on stderr and
+left out; the exit status is then 1.
 """
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from datasets import Dataset
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
+from transformers.utils import cached_file
 
 from hf_sgdr.audit import UnreadablePhotosError, readable
 from hf_sgdr.clear_errors import one_clear_line
@@ -35,8 +40,11 @@ from hf_sgdr.evaluation import Evaluation
 from hf_sgdr.interpretation import ClassifierInterpretation
 from hf_sgdr.metrics import class_metrics
 from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
+from hf_sgdr.recipe_file import RECIPE_FILE
 from hf_sgdr.report import FORMATS, write_report
 from hf_sgdr.text import printable
+from hf_sgdr.trainer import RUNS_FOLDER
+from hf_sgdr.training_images import image_hashes, read_image_hashes
 
 FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
 CLASSES_ON_TERMINAL = 40
@@ -48,12 +56,17 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "Folder or model id of the Hub.", "aliases": ["--model_name_or_path"]})
     data_dir: str = field(metadata={"help": "Folder of photos, one folder a class."})
-    split: Literal["train", "validation", "test", "all"] = field(
-        default="validation",
-        metadata={"help": "Which photos. A folder without train/ is split as in training; all takes every photo."},
+    split: Literal["train", "validation", "test", "all"] | None = field(
+        default=None,
+        metadata={
+            "help": "Which photos; validation by default. A folder without train/ is split as in training, unless the "
+            "model was trained on other photos: then all is the default."
+        },
     )
-    validation_fraction: float = field(default=0.2, metadata={"help": "Share of each class split off, as in training."})
-    seed: int = field(default=42, metadata={"help": "Of that split, as in training."})
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "Share of each class split off; that of the saved run by default, else 0.2."}
+    )
+    seed: int | None = field(default=None, metadata={"help": "Of that split; the saved run's by default, else 42."})
     tta: int = field(default=0, metadata={"help": "Augmented views of test-time augmentation."})
     batch_size: int | None = field(default=None, metadata={"help": "Photos a forward pass."})
     output: list[str] = field(default_factory=list, metadata={"help": "FILE.html, FILE.md, FILE.json, any of them."})
@@ -71,21 +84,31 @@ def main(argv: Sequence[str]) -> int:
     config = classify.model.config
     names = [config.id2label[i] for i in range(config.num_labels)]
     rows, unreadable = photos_of_classes(folders, names)
+    seen = read_image_hashes(Path(options.model, RUNS_FOLDER))
+    in_training = np.isin(image_hashes(rows["file"]), list(seen)) if seen is not None else None
+    if is_share and options.split is None and in_training is not None and not in_training.any():
+        is_share, options.split = False, "all"
     if is_share:
-        train, validation = stratified_split(rows, options.validation_fraction, options.seed)
-        rows = train if options.split == "train" else validation
+        fraction, seed = split_of_run(options)
+        kept = as_in_training(rows, options.split or "validation", fraction, seed)
+        rows, in_training = rows.select(kept), None if in_training is None else in_training[kept]
         if not len(rows):
             raise ValueError(f"{printable(folder)}: too few photos to split off any; --split all takes every one.")
+        which = f"the {options.split or 'validation'} share of {root.resolve().name}"
+        which += f" (validation is {fraction:g} of each class, seed {seed})"
+    else:
+        which = f"all of {root.resolve().name}" if options.split == "all" else f"{root.resolve().name}/{folder.name}"
     found = predictions(classify, rows, names)
     metrics = class_metrics(found.predicted, found.labels)
     evaluation = Evaluation(
         model=Path(options.model).resolve().name if Path(options.model).is_dir() else options.model,
-        photos=_in_words(options, folder, is_share),
+        photos=which,
         folder=folder,
         tta=options.tta,
         found=found,
         metrics={"accuracy": metrics.pop("accuracy"), "loss": found.loss, **metrics},
         unreadable={_below(folder, file): reason for file, reason in unreadable.items()},
+        in_training=None if in_training is None else int(in_training.sum()),
     )
     print_summary(evaluation)
     for path in map(Path, options.output):
@@ -97,7 +120,35 @@ def main(argv: Sequence[str]) -> int:
     return 1 if unreadable else 0
 
 
-def folders_of_split(root: Path, split: str) -> tuple[list[Path], bool]:
+def split_of_run(options: EvaluationArguments) -> tuple[float, int]:
+    """Share and seed of the validation photos: as given, else as the saved run has them, else train.py's defaults."""
+    run: dict[str, Any] = {}
+    path = cached_file(
+        options.model,
+        RECIPE_FILE,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is not None:
+        with suppress(yaml.YAMLError, UnicodeDecodeError):  # a person may have edited it
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            run = content if isinstance(content, dict) else {}
+    fraction, seed = options.validation_fraction, options.seed
+    fraction = float(run.get("validation_fraction", 0.2)) if fraction is None else fraction
+    seed = int(run.get("seed", 42)) if seed is None else seed
+    check_fraction(fraction)
+    return fraction, seed
+
+
+def as_in_training(rows: Dataset, split: str, fraction: float, seed: int) -> list[int]:
+    """The positions of the photos that training takes for a split of a folder without one."""
+    numbered = rows.add_column("position", range(len(rows)))
+    train, validation = stratified_split(numbered, fraction, seed)
+    return list((train if split == "train" else validation)["position"])
+
+
+def folders_of_split(root: Path, split: str | None) -> tuple[list[Path], bool]:
     """The folders that hold the split's class folders, and whether the split is a share of them, as in training.
 
     Raises:
@@ -110,6 +161,8 @@ def folders_of_split(root: Path, split: str) -> tuple[list[Path], bool]:
     present = {
         kind: root / name for kind, names in FOLDERS.items() for name in reversed(names) if (root / name).is_dir()
     }
+    if present and split is None:
+        split = "validation"
     if split in present:
         return [present[split]], False
     if present and split == "all":
@@ -174,6 +227,7 @@ def predictions(
 def print_summary(evaluation: Evaluation) -> None:
     found = evaluation.found
     print(f"\n{printable(evaluation.model)} on {len(found.labels)} photos: {printable(evaluation.photos)}")
+    print(evaluation.seen_before())
     for name, value in evaluation.metrics.items():
         print(f"{name:<10}{value:8.4f}")
     reports = [report for report in found.per_class() if report.photos or report.precision is not None]
@@ -192,7 +246,8 @@ def check(options: EvaluationArguments) -> None:
     """Raise a ValueError or FileNotFoundError for what would stop the recipe after the work is done."""
     if not Path(options.model).is_dir() and "/" not in options.model:
         raise FileNotFoundError(f"--model {options.model}: no such folder, and no model id of the Hub (user/name).")
-    check_fraction(options.validation_fraction)
+    if options.validation_fraction is not None:
+        check_fraction(options.validation_fraction)
     for path in map(Path, options.output):
         if path.suffix not in (*FORMATS, ".json"):
             raise ValueError(f"--output {path}: give names that end in {', '.join(FORMATS)} or .json.")
@@ -200,15 +255,6 @@ def check(options: EvaluationArguments) -> None:
             raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
     if options.photos and not any(path.endswith(FORMATS) for path in options.output):
         raise ValueError("--photos shows photos in a report: give --output report.html or report.md, too.")
-
-
-def _in_words(options: EvaluationArguments, folder: Path, is_share: bool) -> str:
-    """Which photos, without the machine's path."""
-    name = Path(options.data_dir).resolve().name
-    if is_share:
-        fraction = f"{options.validation_fraction:g} of each class, seed {options.seed}"
-        return f"the {options.split} share of {name} (validation is {fraction})"
-    return f"all of {name}" if options.split == "all" else f"{name}/{folder.name}"
 
 
 def _below(folder: Path, file: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.clear_errors import OneLineParser, one_clear_line
 from hf_sgdr.data import photo_files
 from hf_sgdr.photos import UnreadablePhotoError
 from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
@@ -182,13 +182,8 @@ def _files(words: Sequence[str]) -> Iterator[Path]:
             raise FileNotFoundError(f"{path}: no such file or folder.")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{message} (--help lists all arguments)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", help="picture files, and folders that are searched for them")
     parser.add_argument("--model", "--model_name_or_path", required=True, help="folder or model id of the Hub")
     parser.add_argument(

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.clear_errors import OneLineParser, one_clear_line
 from hf_sgdr.hub import push_folder, push_snapshots, pushed_files
 
 SPACE = Path(__file__).parent / "space"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", help="folder with the model, its card and figures")
     parser.add_argument("model_id", help="user/name, or the name alone")
     parser.add_argument("--hub_private_repo", action="store_true", help="make a new repository a private one")

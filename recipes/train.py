@@ -7,9 +7,10 @@
 Copy it and change it: everything it does is here or in one call of hf_sgdr.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,23 @@ from huggingface_hub import CommitInfo
 
 from hf_sgdr.card_facts import local_origin
 from hf_sgdr.clear_errors import nothing_left_on_failure, one_clear_line
-from hf_sgdr.cli import DataArguments, ModelArguments, all_words, build_trainer, chosen_stages, load_photos, parse
+from hf_sgdr.cli import (
+    DataArguments,
+    ModelArguments,
+    build_trainer,
+    chosen_stages,
+    given_arguments,
+    has_config,
+    load_photos,
+    parse,
+)
 from hf_sgdr.demo import ORIGIN, demo_photo_folder, demo_weights_file
 from hf_sgdr.hub import push_folder, require_login
 from hf_sgdr.model_card import hub_id, require_license, write_model_card
 from hf_sgdr.recipe_file import RECIPE_FILE, write_recipe
+from hf_sgdr.schedule import require_whole
 from hf_sgdr.space import push_space
-from hf_sgdr.stages import RunResults, Stage, run_stages, save_results
+from hf_sgdr.stages import RunResults, Stage, is_finished, run_stages, save_results
 from hf_sgdr.trainer import SGDRTrainer
 from hf_sgdr.training_args import SGDRTrainingArguments
 
@@ -38,7 +49,10 @@ SAID_BY_STAGES = (
     "group_learning_rates",
     "freeze_to",
     "precompute",
-    "max_steps",
+)
+HOW_LONG = (
+    "--num_train_epochs: the stages say how long: give cycles and cycle_len to the stages of a YAML file "
+    "(recipes/configs/lesson.yaml is one), or --max_steps for a short trial."
 )
 
 
@@ -64,27 +78,24 @@ class RecipeArguments:
         default=False, metadata={"help": "Go on with an unfinished run; a finished one stays as it is."}
     )
 
+    def __post_init__(self) -> None:
+        require_whole("n_aug", self.n_aug, at_least=0)
+        require_license(self.license)
+
 
 def main(argv: Sequence[str]) -> int:
-    is_demo = not any(word.split("=")[0] in ("--data_dir", "--dataset_name", "-h", "--help") for word in argv)
-    is_demo = is_demo and not (argv and argv[0].endswith((".yaml", ".yml")))
     kinds = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
+    given = given_arguments(kinds, argv, __doc__)
+    check_given(given)
+    is_demo = not given & {"data_dir", "dataset_name"} and not has_config(argv)
     data, model_args, recipe, training = parse(kinds, argv, __doc__, CONFIGS / "demo.yaml" if is_demo else None)
-    given = {word.split("=")[0].replace("-", "_").lstrip("_") for word in all_words(argv) if word.startswith("--")}
     stages = stages_of(recipe, training, "learning_rate" in given)
-    require_license(recipe.license)
-    results_file = Path(training.output_dir, "results.json")
     # Saving pushes, too, and figures and card are not there yet: the recipe pushes at its end.
     push, training.push_to_hub = training.push_to_hub, False
     if recipe.push_space and not push:
         raise ValueError("--push_space shows a model of the Hub: give --push_to_hub, too.")
     if push and training.process_index == 0:
         require_login(hub_name(training))
-    if recipe.resume and results_file.exists():
-        print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to train.")
-        if push and training.process_index == 0:
-            show_push(push_folder(training.output_dir, hub_name(training), **said_for_push(training)), recipe)
-        return 0
     if is_demo:
         print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER.")
         data.data_dir = str(demo_photo_folder())
@@ -93,8 +104,16 @@ def main(argv: Sequence[str]) -> int:
     photos = load_photos(data, training)
     with nothing_left_on_failure(training.output_dir):
         trainer = build_trainer(photos, model_args, training)
-        if push:
+        finished = recipe.resume and is_finished(trainer, stages)
+        if push and not finished:
             trainer.init_hf_repo()
+    results_file = Path(training.output_dir, "results.json")
+    if finished:
+        if training.process_index == 0:
+            print(f"The run in {training.output_dir} is finished; {results_file} has its figures. Nothing to train.")
+            if push:
+                show_push(push_folder(training.output_dir, hub_name(training), **said_for_push(training)), recipe)
+        return 0
     results = run_stages(trainer, stages, resume=recipe.resume)
     if recipe.n_aug and trainer.train_transform.is_random:
         results.tta = test_time_augmentation(trainer, recipe.n_aug)
@@ -104,22 +123,26 @@ def main(argv: Sequence[str]) -> int:
         said = {"n_aug": recipe.n_aug, **(columns if data.dataset_name is not None else {})}
         write_recipe(trainer, stages, model=model_args, data=data, more=said)
         save_results(results, results_file)  # from here on the run is finished
-        print_summary(results, training.output_dir)
+        print_summary(results, training)
     if push:
         show_push(trainer.push_to_hub(), recipe)
     trainer.end()
     return 0
 
 
-def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments, has_rate: bool) -> tuple[Stage, ...]:
-    """The stages; a --learning_rate takes the place of the range test."""
-    # not from a second SGDRTrainingArguments: making one sets up the processes anew
-    default = {item.name: item.default for item in fields(SGDRTrainingArguments)}
-    said = [name for name in SAID_BY_STAGES if getattr(training, name) != default[name]]
+def check_given(given: set[str]) -> None:
+    """Refuse what the stages say."""
+    if "num_train_epochs" in given:
+        raise ValueError(HOW_LONG)
+    said = [name for name in SAID_BY_STAGES if name in given]
     if said:
         raise ValueError(
             f"{', '.join('--' + name for name in said)}: the stages say that; write stages in a YAML file."
         )
+
+
+def stages_of(recipe: RecipeArguments, training: SGDRTrainingArguments, has_rate: bool) -> tuple[Stage, ...]:
+    """The stages; a --learning_rate takes the place of the range test."""
     stages = chosen_stages(recipe.stages)
     if has_rate:
         stages = tuple(replace(stage, lr=training.learning_rate) if stage.lr == "auto" else stage for stage in stages)
@@ -181,20 +204,29 @@ def test_time_augmentation(trainer: SGDRTrainer, n_aug: int) -> dict[str, float]
     }
 
 
-def print_summary(results: RunResults, output_dir: str) -> None:
+def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{'accuracy':>10}{'seconds':>9}")
     for stage in results.stages:
         print(
-            f"{stage['name']:<14}{stage['epochs']:>7}{stage['train_loss']:>12.4f}{stage['eval_loss']:>12.4f}"
-            f"{stage['eval_accuracy']:>10.4f}{stage['seconds']:>9.1f}"
+            f"{stage['name']:<14}{stage['epochs']:>7}{shown(stage['train_loss'])}{shown(stage['eval_loss'])}"
+            f"{shown(stage['eval_accuracy'], 10)}{stage['seconds']:>9.1f}"
         )
+    if training.max_steps > 0:
+        print(f"each fit ended after {training.max_steps} steps (--max_steps)")
     best = results.best
-    print(f"{'best':<14}{'':>7}{'':>12}{best['eval_loss']:>12.4f}{best['eval_accuracy']:>10.4f}   from {best['stage']}")
-    if results.tta:
-        print(f"{'with TTA':<14}{'':>7}{'':>12}{results.tta['loss']:>12.4f}{results.tta['accuracy']:>10.4f}")
     print(
-        f"\nModel, plots and results.json are in {output_dir}. Try it: pipeline('image-classification', '{output_dir}')"
+        f"{'best':<14}{'':>7}{'':>12}{shown(best['eval_loss'])}{shown(best['eval_accuracy'], 10)}   "
+        f"lowest valid loss: {best['stage']}, epoch {best['epoch']:g}"
     )
+    if results.tta:
+        print(f"{'with TTA':<14}{'':>7}{'':>12}{shown(results.tta['loss'])}{shown(results.tta['accuracy'], 10)}")
+    predict = [*("python", str(Path(sys.argv[0]).with_name("predict.py"))), "--model", training.output_dir]
+    print(f"\nModel, plots and results.json are in {training.output_dir}. Try it: {shlex.join(predict)} PHOTO.jpg")
+
+
+def shown(value: float | None, width: int = 12) -> str:
+    """A figure in its column; a fit that ends early may have no training loss."""
+    return f"{'–' if value is None else f'{value:.4f}':>{width}}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ os.environ |= {
     "MPLBACKEND": "agg",
 }
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only stand in each other's way
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_SGDR_NUM_THREADS": "1"}
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -25,7 +25,8 @@ NAN, INF = math.nan, math.inf
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory, make_photo_folder):
     root = tmp_path_factory.mktemp("photos")
-    return load_image_folder(make_photo_folder(root, {"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}}))
+    splits = {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 2, "dogs": 2}}
+    return load_image_folder(make_photo_folder(root, splits))
 
 
 @pytest.fixture
@@ -98,6 +99,8 @@ ARGUMENTS = [
     ({"precompute": True, "freeze_to": 0}, "nothing is frozen, so there is nothing to precompute; give freeze_to=-1"),
     ({"precompute": True, "freeze_to": -3}, "nothing is frozen, so there is nothing to precompute; give freeze_to=-1"),
     ({"hub_token": "hf_secret"}, "hub_token is not taken as an argument"),
+    ({"max_steps": 0}, "max_steps=0: give a whole number of at least 1"),
+    ({"max_steps": 2.5}, "max_steps=2.5: give a whole number of at least 1"),
 ]
 
 

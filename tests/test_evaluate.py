@@ -18,7 +18,10 @@ from sklearn import metrics
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.cli import DataArguments
 from hf_sgdr.interpretation import ClassifierInterpretation
+from hf_sgdr.recipe_file import write_recipe
+from hf_sgdr.stages import Stage, run_stages
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"
 pytestmark = pytest.mark.recipe
@@ -351,3 +354,71 @@ def test_on_real_photos_it_agrees_with_the_trainer(shared_photos, tmp_path, monk
     assert found["accuracy"] == expected["eval_accuracy"]
     assert found["loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
     assert ClassifierInterpretation.from_trainer(trainer).loss == pytest.approx(expected["eval_loss"], rel=1e-6)
+
+
+# ---- Which photos a saved run was trained on ----
+
+
+@pytest.fixture(scope="module")
+def saved_run(place):
+    """A recipe's run on the folder without splits, with a seed of its own; what its evaluation gives."""
+    photos = load_image_folder(place / "flat", seed=1, validation_fraction=0.3)
+    torch.manual_seed(0)
+    model = create_image_classifier("test_resnet", labels=["birds", "cats", "dogs"], pretrained=False)
+    train_tf, eval_tf = image_transforms(model, image_size=32)
+    args = SGDRTrainingArguments(str(place / "run"), report_to="none", use_cpu=True, save_strategy="no", seed=1)
+    trainer = SGDRTrainer(
+        model,
+        args,
+        train_dataset=photos["train"],
+        eval_dataset=photos["validation"],
+        train_transform=train_tf,
+        eval_transform=eval_tf,
+    )
+    stages = (Stage("head", lr=1e-2),)
+    run_stages(trainer, stages)
+    trainer.save_model()
+    write_recipe(trainer, stages, data=DataArguments(data_dir="flat", validation_fraction=0.3))
+    return trainer.evaluate()
+
+
+def test_a_folder_that_training_split_is_split_as_the_saved_run_did(place, evaluate, saved_run):
+    done = evaluate("--data_dir", "flat", "--output", "run.json", model="run")
+    content, _ = figures(place / "run.json")
+    assert content["photos"] == 9
+    assert content["of"] == "the validation share of flat (validation is 0.3 of each class, seed 1)"
+    assert content["in_training"] == 0
+    assert content["metrics"]["loss"] == pytest.approx(saved_run["eval_loss"], abs=1e-4)
+    assert "None of these photos was among those that the model was trained on." in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "photos", "in_training"),
+    [(["--split", "all"], 30, 21), (["--split", "train"], 21, 21), (["--seed", "42"], 9, None)],
+)
+def test_photos_of_training_among_those_evaluated_are_counted_and_said(
+    place, evaluate, saved_run, words, photos, in_training
+):
+    done = evaluate("--data_dir", "flat", *words, "--output", "seen.json", "seen.md", model="run")
+    content, _ = figures(place / "seen.json")
+    assert content["photos"] == photos
+    assert content["in_training"] == in_training if in_training is not None else content["in_training"] > 0
+    said = f"{content['in_training']} of these {photos} photos are among those that the model was trained on"
+    assert said in done.out
+    assert said in (place / "seen.md").read_text()
+
+
+def test_all_photos_of_a_folder_that_is_not_that_of_training_are_evaluated(
+    place, evaluate, saved_run, make_photo_folder
+):
+    make_photo_folder(place, {"foreign": {"birds": 4, "cats": 4}})
+    done = evaluate("--data_dir", "foreign", "--output", "foreign.json", model="run")
+    content, _ = figures(place / "foreign.json")
+    assert (content["photos"], content["of"], content["in_training"]) == (8, "all of foreign", 0)
+    assert "None of these photos" in done.out
+
+
+def test_where_training_is_not_known_that_is_said(place, evaluate):
+    done = evaluate("--data_dir", "flat", "--output", "unknown.json")
+    assert figures(place / "unknown.json")[0]["in_training"] is None
+    assert "It is not known whether the model was trained on some of these photos." in done.out

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,6 @@ from torch import nn
 from hf_sgdr import FeatureStore, shards
 from hf_sgdr.features import cache_folder, module_hash
 from hf_sgdr.features.__main__ import main, stores
-from hf_sgdr.shards import read_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -146,13 +146,43 @@ def test_rows_on_disk_are_indexed_as_a_tensor_is(tmp_path, shape):
         on_disk[10]
 
 
-def test_many_threads_may_read_a_file_that_is_not_open_yet(tmp_path):
+def test_many_threads_may_read_a_file_that_is_not_mapped_yet(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)))
+    identity = shards.file_identity(path)
+
+    def byte(i: int) -> int:
+        return int(shards.mapped(identity)[i])
+
     with ThreadPoolExecutor(8) as pool:
         for _ in range(300):
-            shards._opened.cache_clear()
-            assert list(pool.map(lambda i: read_bytes(path, i, 1), range(8))) == [bytes([i]) for i in range(8)]
+            shards.mapped.cache_clear()
+            assert list(pool.map(byte, range(8))) == list(range(8))
+
+
+def test_a_shard_is_checked_once_a_process_and_again_when_its_file_changed(tmp_path, rows, monkeypatch):
+    store = filled(tmp_path, rows)
+    checked = []
+    checksum = shards._checksum
+    monkeypatch.setattr(shards, "_checksum", lambda tensors: checked.append(1) or checksum(tensors))
+    for _ in range(3):
+        assert torch.equal(reopened(store, tmp_path).read(), rows)
+    assert not checked  # this process wrote it
+    path = next(store.folder.glob("shard-*"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(1, 1))
+    assert reopened(store, tmp_path).missing() == [0]
+    path.write_bytes(content)
+    os.utime(path, ns=(2, 2))
+    assert reopened(store, tmp_path).missing() == reopened(store, tmp_path).missing() == []
+    assert len(checked) == 2
+
+
+def test_rows_on_disk_survive_pickling_as_spawned_workers_do_it(tmp_path, rows):
+    on_disk = pickle.loads(pickle.dumps(filled(tmp_path, rows).open()))
+    assert torch.equal(on_disk[torch.arange(len(rows))], rows)
+    assert len(pickle.dumps(on_disk)) < 2_000  # names of files, not their content
 
 
 def test_a_store_of_many_rows_has_few_shards_and_files_of_the_users_umask(tmp_path):

@@ -14,15 +14,17 @@ def figures(tmp_path, state: TrainerState, schedule: SGDRSchedule | None) -> dic
 def test_the_last_losses_count_and_the_cycles_that_were_finished(tmp_path):
     history = [
         {"loss": 2.0},
-        {"eval_loss": 1.5, "eval_accuracy": 0.5},
+        {"eval_loss": 1.5, "eval_accuracy": 0.5, "epoch": 1.0},
         {"loss": 1.0},
-        {"eval_loss": 0.5, "eval_accuracy": 0.75},
+        {"eval_loss": 0.25, "eval_accuracy": 0.5, "epoch": 2.0},
+        {"eval_loss": 0.5, "eval_accuracy": 0.75, "epoch": 3.0},
     ]
     state = TrainerState(epoch=3.0, global_step=30, log_history=history)
     found = figures(tmp_path, state, SGDRSchedule(10, cycle_mult=2, num_cycles=3))  # ends after 10, 30 and 70 steps
     assert found == {
         "name": "head", "epochs": 3, "cycles": 2, "learning_rates": [1e-3, 1e-2], "train_loss": 1.0, "eval_loss": 0.5,
         "eval_accuracy": 0.75, "seconds": 1.23, "precompute": True, "freeze_to": -1,
+        "max_steps": None, "best_epoch": 2.0, "kept": {"epoch": 3.0, "eval_loss": 0.5, "eval_accuracy": 0.75},
     }  # fmt: skip
 
 

@@ -325,3 +325,22 @@ def test_the_command_is_that_of_the_recipe_beside_the_running_one(monkeypatch, t
     assert push_command("o'ut", "ann/cats", hub_private_repo=True, best=None) == (
         f"python {tmp_path}/push.py 'o'\"'\"'ut' ann/cats --hub_private_repo"
     )
+
+
+# ---- Servers that are compatible with the Hub ----
+
+
+def test_a_server_that_cannot_be_asked_whether_one_may_write_is_pushed_to(hub, api, out, waits):
+    hub.fail("GET", "auth-check", 404, times=99)
+    commit = push_folder(out, "ann/cats", api=api, wait=waits.append)
+    assert hub.repos["ann/cats"].branches["main"] == commit.oid
+    assert waits == []
+
+
+def test_there_too_whoever_may_not_commit_is_told_so(hub, out, waits):
+    hub.add("ann/cats", {})
+    hub.fail("GET", "auth-check", 404, times=99)
+    hub.fail("POST", "commit", 403, times=99)
+    ann = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    with pytest.raises(HubError, match=r"the login may not write there: use a token that may write"):
+        push_folder(out, "ann/cats", api=ann, wait=waits.append)

@@ -146,9 +146,9 @@ def test_ties_stay_in_the_order_of_the_photos():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"of_class": "cat"}, r"of_class='cat': give class ids from 0 to 2 \('cats', 'dogs', 'birds'\)."),
-        ({"of_class": 3}, "of_class=3: give class ids from 0 to 2"),
-        ({"of_class": -1}, "of_class=-1: give class ids from 0 to 2"),
+        ({"of_class": "cat"}, r"of_class='cat': give a class by its name \('cats', 'dogs', 'birds'\) or its id"),
+        ({"of_class": 3}, r"of_class=3: give a class by its name .* or its id \(0 to 2\)"),
+        ({"of_class": -1}, r"of_class=-1: give a class by its name .* or its id \(0 to 2\)"),
         ({"n": 0}, "n=0"),
         ({"n": 2.5}, "n=2.5"),
     ],
@@ -355,3 +355,8 @@ def test_captions_say_prediction_probability_and_truth(tmp_path, make_photo_fold
     ]
     assert [text.get_text() for text in found.plot_most_correct(1).texts] == ["cats 90.0%"]
     assert [text.get_text() for text in found.plot_most_incorrect(of_class="birds").texts] == ["no such photo"]
+
+
+def test_its_repr_is_one_short_line():
+    found = ClassifierInterpretation([[0.75, 0.25], [0.75, 0.25]], [0, 1], ["cats", "dogs"])
+    assert repr(found) == "ClassifierInterpretation(2 photos of 2 classes, accuracy=0.5000, loss=0.8370)"

@@ -113,7 +113,10 @@ def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, place
         assert results == expected[0]
         assert config == expected[2]
         assert all(torch.equal(tensor, weights[name]) for name, tensor in expected[1].items())
-        assert sorted(path.name for path in (place / output_dir / "_runs").iterdir()) == ["best.safetensors"]
+        assert sorted(path.name for path in (place / output_dir / "_runs").iterdir()) == [
+            "best.safetensors",
+            "training-images.txt",
+        ]
         runs += 1
     assert kills >= 20
 

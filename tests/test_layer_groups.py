@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -164,6 +166,30 @@ def test_frozen_batch_norms_stand_still_in_training_mode(groups, tiny_model):
     assert all(".layer3" in name or ".layer4" in name for name in middle)
     groups.unfreeze()
     assert moved(tiny_model) == everything
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["the model itself", "a deep copy"])
+def test_other_groups_of_a_model_release_the_batch_norms_that_earlier_ones_held(groups, tiny_model, copied):
+    groups.freeze_batch_norm = True
+    groups.freeze_to(-1)
+    model = copy.deepcopy(tiny_model) if copied else tiny_model
+    assert moved(model) == set()
+    others = LayerGroups.from_model(model)
+    assert others.frozen == 2
+    others.unfreeze()
+    assert moved(model) == {name.rpartition(".")[0] for name in statistics(model)}
+    assert groups.frozen == (2 if copied else 0)
+    if copied:
+        assert moved(tiny_model) == set()
+
+
+def test_hooks_of_others_stay(groups, tiny_model):
+    called = []
+    tiny_model.timm_model.bn1.register_forward_pre_hook(lambda module, args: called.append(module))
+    groups.freeze_to(-1)
+    groups.unfreeze()
+    tiny_model(torch.randn(2, 3, 32, 32))
+    assert called == [tiny_model.timm_model.bn1]
 
 
 def test_batch_norms_that_train_can_be_kept_still(groups, tiny_model):

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import SelectAdaptivePool2d
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.cut import Cut
@@ -17,7 +19,7 @@ from hf_sgdr.features import FeatureStore
 from hf_sgdr.head_training import FeatureDataset, HeadClassifier, whole_batch
 from hf_sgdr.layer_groups import LayerGroups
 from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import extract_features, inference_dtype
+from hf_sgdr.precompute import extract_features, resolve_feature_dtype
 
 SIZE = 32
 
@@ -290,21 +292,42 @@ def test_the_heads_tensors_are_the_models_own(tiny_model):
     assert torch.equal(output["loss"], expected)
 
 
-def test_few_photos_are_computed_in_full_precision_and_wishes_are_obeyed(tiny_model):
-    assert inference_dtype(tiny_model, SIZE, 10) == torch.float32
-    assert inference_dtype(tiny_model, SIZE, 10, "bfloat16") == torch.bfloat16
-    assert inference_dtype(tiny_model, SIZE, 10**6, "float32") == torch.float32
+def test_a_change_of_what_is_no_tensor_makes_another_store(tiny_model, folder):
+    plain = extract(tiny_model, folder, size=64)
+    other = copy.deepcopy(tiny_model)
+    other.timm_model.global_pool = SelectAdaptivePool2d(pool_type="max", flatten=True)
+    pooled = extract(other, folder, size=64)
+    assert pooled.key != plain.key
+    assert not torch.allclose(pooled.read(), plain.read())
+    assert (
+        extract(tiny_model.train(), folder, size=64).key
+        == extract(copy.deepcopy(tiny_model), folder, size=64).key
+        == plain.key
+    )
 
 
-def test_the_faster_precision_is_measured_once_and_remembered(tiny_model, monkeypatch):
-    seconds = {torch.float32: 2.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr("hf_sgdr.precompute._forward_seconds", lambda model, size, dtype: seconds[dtype])
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
-    assert inference_dtype(tiny_model, SIZE, 1000) == torch.float32  # torch has no kernels there
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
-    assert inference_dtype(tiny_model, SIZE, 1000) == torch.bfloat16
-    seconds[torch.bfloat16] = 3.0  # another answer now would make another store
-    assert inference_dtype(tiny_model, SIZE, 1000) == torch.bfloat16
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_features_are_bfloat16_where_the_processor_has_it(capabilities, expected, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert resolve_feature_dtype(cpu) == expected
+    assert resolve_feature_dtype(cpu, "bfloat16") == torch.bfloat16
+    assert resolve_feature_dtype(cpu, "float32") == torch.float32
+
+
+@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_features_are_bfloat16_where_the_gpu_has_it(has_it, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_it)
+    assert resolve_feature_dtype(torch.device("cuda")) == expected
 
 
 def test_bfloat16_features_cost_little(tiny_model, folder):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import random
 
@@ -232,3 +233,11 @@ def test_the_edge_is_where_the_loss_takes_off():
     assert result.suggestion() is None
     assert 5e-3 < result.edge() < 2e-2
     assert falling_curve().edge() > 1
+
+
+def test_its_repr_is_one_short_line(tmp_path):
+    result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer(tmp_path))
+    assert repr(result) == "LRRangeResult(10 steps, 1.0e-03 to 1.0e+00, stop_reason='finished')"
+    assert repr(dataclasses.replace(result, history={name: [] for name in result.history})).startswith(
+        "LRRangeResult(0 steps,"
+    )

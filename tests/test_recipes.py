@@ -1,21 +1,26 @@
 import csv
 import json
 import os
+import re
 import runpy
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_sgdr import create_image_classifier, pipeline
+from hf_sgdr import SGDRTrainingArguments, create_image_classifier, pipeline
 from hf_sgdr.clear_errors import one_clear_line
-from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, parse
-from hf_sgdr.stages import LESSON, Stage
+from hf_sgdr.cli import DataArguments, ModelArguments, chosen_stages, given_arguments, load_photos, parse
+from hf_sgdr.stages import LESSON, RunResults, Stage
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe
@@ -31,6 +36,12 @@ SHORT = [
     '{"name": "head", "lr": "auto", "range_test_steps": 20, "cycles": 1, "precompute": true}',
     '{"name": "whole", "lr": 0.01, "cycles": 1, "cycle_len": 1, "freeze_to": 0}',
 ]
+
+
+COMMAND = [
+    "--data_dir", "photos", "--model", "body", "--image_size", 32, "--output_dir", "out",
+    "--per_device_train_batch_size", 8, "--n_aug", 1, "--stages", *SHORT, "--report_to", "none",
+]  # fmt: skip
 
 
 def run(recipe: str, *words: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -53,12 +64,7 @@ def trained(tmp_path_factory, make_photo_folder):
     place = tmp_path_factory.mktemp("recipe")
     make_photo_folder(place / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
     create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
-    done = run(
-        "train.py", "--data_dir", "photos", "--model", "body", "--image_size", 32, "--output_dir", "out",
-        "--per_device_train_batch_size", 8, "--n_aug", 1, "--stages", *SHORT, "--report_to", "none",
-        cwd=place,
-    )  # fmt: skip
-    return place, done
+    return place, run("train.py", *COMMAND, cwd=place)
 
 
 @pytest.fixture
@@ -131,7 +137,7 @@ def test_train_writes_a_card_that_claims_only_what_is_true(trained):
 def test_a_finished_run_is_left_alone_by_resume(trained, here):
     place, _ = trained
     before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
-    done = here("train.py", "--data_dir", "photos", "--model", "body", "--output_dir", "out", "--resume")
+    done = here("train.py", *COMMAND, "--resume")
     assert "is finished" in done.out
     assert {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")} == before
 
@@ -282,6 +288,22 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
         ("train.py", ["--data_dir", "photos", "--model", "resnt34"], "train.py: error: 'resnt34' is neither a folder"),
         ("train.py", ["--data_dir", "photos", "--augment", "upside"], "augment='upside': give None or one of basic"),
         ("train.py", ["--data_dir", "photos", "--num_cycles", "2"], "--num_cycles: the stages say that"),
+        (
+            "train.py",
+            ["--data_dir", "photos", "--num_train_epochs", "5"],
+            "--num_train_epochs: the stages say how long",
+        ),
+        ("train.py", ["--data_dir", "photos", "--num-train-epochs=5"], "--num_train_epochs: the stages say how long"),
+        ("train.py", ["--data-dir", "nowhere"], "train.py: error: nowhere: no such folder."),
+        ("train.py", ["--data-dir=nowhere"], "train.py: error: nowhere: no such folder."),
+        ("train.py", ["--data", "photos"], "unrecognized arguments: --data photos"),
+        ("train.py", ["--data_dri", "photos"], "--data_dri photos; did you mean --data_dir?"),
+        ("train.py", ["photos"], "unrecognized arguments: photos."),
+        ("train.py", ["--data_dir", "photos", "--n_aug", "-3"], "n_aug=-3"),
+        ("train.py", ["--data_dir", "photos", "--max_train_samples", "0"], "max_train_samples=0"),
+        ("train.py", ["--data_dir", "photos", "--max-eval-samples", "-1"], "max_eval_samples=-1"),
+        ("train.py", ["--data_dir", "photos", "--max_train_samples", "few"], "invalid int value: 'few'"),
+        ("train.py", ["--data_dir", "photos", "--stages", "{name: x"], "--stages {name: x: not valid JSON"),
         ("train.py", ["--data_dir", "photos", "--stages", "all"], "--stages all: give lesson, or any of precomputed"),
         ("train.py", ["--data_dir", "photos", "--no_such_flag"], "--no_such_flag"),
         ("train.py", ["--data_dir", "photos", "--license", "My own"], "license='My own': give an identifier of"),
@@ -310,12 +332,18 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
         ("predict.py", ["--model", "body", "photos", "--top_k", "0"], "--top_k=0: give a whole number of at least 1"),
         ("predict.py", ["--model", "body", "photos", "--device", "gpu", "--output", "p.csv"], "device='gpu'"),
         ("predict.py", ["--model", "body", "photos", "--no_such_flag"], "--no_such_flag"),
+        ("predict.py", ["--model", "body", "photos", "--top", "1"], "unrecognized arguments: --top 1"),
+        ("predict.py", ["--model", "body", "photos", "--top-k=0"], "--top_k=0: give a whole number of at least 1"),
+        ("find_lr.py", ["--data-dir", "nowhere"], "find_lr.py: error: nowhere: no such folder."),
+        ("push.py", ["out"], "push.py: error: the following arguments are required: model_id"),
+        ("push.py", ["out", "ann/cats", "--privat"], "unrecognized arguments: --privat"),
+        ("push.py", ["out", "ann/cats", "--best", "two"], "invalid int value: 'two'"),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(trained, monkeypatch, capsys, recipe, words, message):
     place, _ = trained
     monkeypatch.chdir(place)
-    if recipe != "predict.py":
+    if recipe in ("train.py", "find_lr.py"):
         words = [*words, *([] if "--model" in words else ["--model", "body"]), "--output_dir", "new"]
     monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *words])
     before = sorted(place.rglob("*"))
@@ -371,3 +399,207 @@ def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_def
 def test_stages_by_name():
     assert chosen_stages(None) == LESSON
     assert chosen_stages(["augmented"]) == (LESSON[1],)
+
+
+# ---- Arguments ----
+
+
+@pytest.mark.parametrize(
+    ("words", "is_demo"),
+    [
+        ([], True),
+        (["--output_dir", "out"], True),
+        (["--data_dir", "photos"], False),
+        (["--data-dir", "photos"], False),
+        (["--data-dir=photos"], False),
+        (["--dataset-name", "ann/photos"], False),
+        (["--run_name", "--data_dir"], None),
+    ],
+)
+def test_the_demo_runs_only_where_no_images_are_named(words, is_demo, tmp_path, monkeypatch, capsys):
+    main = runpy.run_path(str(RECIPES / "train.py"))["main"]
+    seen = []
+
+    def stop(data, training):
+        seen.append(data)
+        raise ValueError("seen")
+
+    monkeypatch.setitem(main.__globals__, "load_photos", stop)
+    monkeypatch.setitem(main.__globals__, "demo_photo_folder", lambda: Path("digits"))
+    monkeypatch.setitem(main.__globals__, "demo_weights_file", lambda: Path("weights"))
+    if is_demo is None:
+        with pytest.raises(ValueError, match="--run-name: expected one argument"):
+            main(words)
+        return
+    with pytest.raises(ValueError, match="seen"):
+        main([*words, "--output-dir", str(tmp_path)])
+    assert ("This is the embedded demo" in capsys.readouterr().out) is is_demo
+    assert (seen[0].data_dir == "digits") is is_demo
+
+
+def config(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+KINDS = (DataArguments, ModelArguments, Output)
+
+
+def test_null_in_a_yaml_file_is_none(tmp_path):
+    text = "data_dir: a\nimage_size: null\naugment:\nweights-file: ~\nmodel: m\n"
+    data, model, _ = parse(KINDS, [config(tmp_path, text)], "")
+    assert (data.data_dir, model.image_size, model.augment, model.weights_file) == ("a", None, None, None)
+    assert model.model_name_or_path == "m"
+    model = parse(KINDS, [config(tmp_path, text), "--image_size", "32"], "")[1]
+    assert model.image_size == 32
+    assert given_arguments(KINDS, [config(tmp_path, text)], "") == {"data_dir", "model_name_or_path"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "validation_fraction: null",
+            "c.yaml: validation_fraction: null is no value of it: give another one, or leave",
+        ),
+        ("pretrained:", "c.yaml: pretrained: null is no value of it"),
+        ("augment: no", "c.yaml: augment: false is no value of it (unquoted, YAML reads yes, no, on and off as true"),
+        ("image_size: yes", "c.yaml: image_size: true is no value of it"),
+        ("image_size: 32.5", "invalid int value: '32.5'"),
+        ("image_sise: 32", "unrecognized arguments: --image_sise=32; did you mean --image_size?"),
+        ("- 1", "c.yaml: give `argument: value` lines, not a list."),
+        ("a: [", "c.yaml: not valid YAML"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_argument_is_one_line(text, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        parse(KINDS, [config(tmp_path, text)], "")
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_that_looks_like_a_flag_is_a_value(tmp_path):
+    assert parse(KINDS, [config(tmp_path, 'data_dir: "-photos"\npretrained: false\n')], "")[0].data_dir == "-photos"
+
+
+# ---- Fewer images ----
+
+
+@dataclass
+class Training:
+    seed: int = 42
+
+
+@pytest.fixture
+def many(tmp_path, make_photo_folder):
+    classes = {"bee": 20, "cat": 8, "dog": 3, "eel": 1}
+    make_photo_folder(tmp_path / "many", {"train": classes, "valid": dict.fromkeys(classes, 4)})
+    return str(tmp_path / "many")
+
+
+def counts(dataset):
+    return np.bincount(dataset["label"], minlength=4).tolist()
+
+
+def paths(dataset):
+    return [row["path"] for row in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
+def test_fewer_samples_keep_the_share_of_each_class_and_lose_none(many):
+    loaded = load_photos(DataArguments(data_dir=many, max_train_samples=16, max_eval_samples=8), Training())
+    assert counts(loaded["train"]) == [10, 4, 1, 1]
+    assert counts(loaded["validation"]) == [2, 2, 2, 2]
+    whole = load_photos(DataArguments(data_dir=many), Training())
+    assert set(paths(loaded["train"])) < set(paths(whole["train"]))
+    assert paths(loaded["train"]) == sorted(paths(loaded["train"]))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(4, [1, 1, 1, 1]), (32, [20, 8, 3, 1]), (1000, [20, 8, 3, 1])])
+def test_every_class_has_a_sample_and_more_than_there_are_is_all_of_them(many, count, expected):
+    loaded = load_photos(DataArguments(data_dir=many, max_train_samples=count), Training())
+    assert counts(loaded["train"]) == expected
+    assert counts(loaded["validation"]) == [4, 4, 4, 4]
+
+
+def test_the_seed_decides_which_samples(many):
+    def drawn(seed):
+        return paths(load_photos(DataArguments(data_dir=many, max_train_samples=8), Training(seed))["train"])
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(load_photos(DataArguments(data_dir=many, max_train_samples=2), Training())["train"]) == 2
+
+
+def test_fewer_samples_of_a_data_set_likewise(many):
+    training = SGDRTrainingArguments("unused", use_cpu=True, report_to="none")
+    loaded = load_photos(DataArguments(dataset_name=f"{many}/train", max_train_samples=10), training)
+    assert len(loaded["train"]) == 10
+    assert counts(loaded["train"])[0] == max(counts(loaded["train"]))
+
+
+# ---- Runs that go on ----
+
+
+def test_resume_with_other_images_begins_anew_and_says_so(trained, make_photo_folder, tmp_path):
+    place, _ = trained
+    make_photo_folder(tmp_path / "others", {"train": {"owls": 4, "rats": 4}, "valid": {"owls": 2, "rats": 2}})
+    shutil.copytree(place / "out", tmp_path / "out")
+    command = [word if word != "photos" else "others" for word in COMMAND]
+    command[command.index("body")] = place / "body"
+    done = run("train.py", *command, "--max_train_samples", 6, "--n_aug", 0, "--resume", cwd=tmp_path)
+    assert "is finished" not in done.stdout
+    assert "results.json is of another run" in done.stderr
+    assert "This run begins anew." in done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["run"] != json.loads((place / "out" / "results.json").read_text())["run"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["owls", "rats"]
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["max_train_samples"] == 6
+    assert len((tmp_path / "out" / "_runs" / "training-images.txt").read_text().split()) == 6
+
+
+def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, here):
+    place, done = trained
+    results = json.loads((place / "out" / "results.json").read_text())
+    assert f"lowest valid loss: {results['best']['stage']}, epoch {results['best']['epoch']:g}" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if "Try it:" in line]
+    recipe, *words = shlex.split(line.split("Try it: python ")[1])
+    assert Path(recipe) == RECIPES / "predict.py"
+    assert words[-1] == "PHOTO.jpg"
+    assert here("predict.py", *words[:-1], next((place / "photos").rglob("*.jpg"))).out.count("\t") == 2
+    assert "Augmentation has no effect" not in done.stderr
+
+
+def test_a_short_trial_is_called_one(capsys):
+    print_summary = runpy.run_path(str(RECIPES / "train.py"))["print_summary"]
+    stage = {"name": "head", "epochs": 0, "train_loss": None, "eval_loss": 0.5, "eval_accuracy": 0.75, "seconds": 1.0}
+    best = {"stage": "head", "epoch": 0.5, "eval_loss": 0.5, "eval_accuracy": 0.75}
+    results = RunResults(1, [stage], best)
+    training = SGDRTrainingArguments("out", use_cpu=True, report_to="none")
+    print_summary(results, training)
+    assert "--max_steps" not in capsys.readouterr().out
+    training.max_steps = 3
+    print_summary(results, training)
+    assert "each fit ended after 3 steps (--max_steps)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("launcher", ["python", "accelerate launch"])
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(trained, tmp_path, launcher):
+    place, _ = trained
+    words = [str(word) for word in COMMAND]
+    words[words.index("out")] = str(tmp_path / "my out")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if launcher != "python":
+        environment["ACCELERATE_MIXED_PRECISION"] = "no"  # what the launcher sets for its child
+    recipe = [str(RECIPES / "train.py"), *words]
+    child = subprocess.Popen(
+        [sys.executable, *recipe], cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for line in child.stdout:
+        if line.startswith("head:"):  # training begins
+            child.send_signal(signal.SIGINT)
+            break
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last == f"train.py: interrupted; to go on: {launcher} {shlex.join([*recipe, '--resume'])}"
+    assert not (tmp_path / "my out" / "_runs" / "lock.json").exists()

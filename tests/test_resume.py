@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.checkpoints import SEAL, newest_checkpoint, sealed_state
-from hf_sgdr.stages import Stage, run_stages, save_results
+from hf_sgdr.stages import Stage, is_finished, run_stages, save_results
 
 SIZE = 32
 STAGES = (
@@ -214,7 +214,10 @@ def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninte
     results = run_stages(resumed, STAGES, resume=True)
     assert_same(uninterrupted["end"], end_of(resumed, results))
     save_results(results, tmp_path / "out" / "results.json")
-    assert [path.name for path in (tmp_path / "out" / "_runs").iterdir()] == ["best.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out" / "_runs").iterdir()) == [
+        "best.safetensors",
+        "training-images.txt",
+    ]
 
 
 def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, monkeypatch):
@@ -251,7 +254,7 @@ def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, unin
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_sgdr.progress, "save_model", full)
+    monkeypatch.setattr(hf_sgdr.progress, "replace_weights", full)
     with pytest.raises(OSError, match="No space left"):
         run_stages(broken, STAGES)
     monkeypatch.undo()
@@ -297,7 +300,7 @@ def test_a_run_that_begins_anew_keeps_what_the_unfinished_one_left(make_trainer,
         run_stages(make_trainer(), STAGES[:1])
     finally:
         logging.disable_propagation()
-    assert "holds an unfinished run. --resume goes on with it" in caplog.text
+    assert "holds an unfinished run. Resuming goes on with it" in caplog.text
     assert (tmp_path / "out" / "_runs-unfinished" / "progress.json").exists()
 
 
@@ -319,3 +322,86 @@ def test_a_loss_that_is_no_number_stops_with_the_weights_of_before(make_trainer,
         trainer.fit(1e-2, 1)
     assert all(torch.equal(tensor, seen[-1][name]) for name, tensor in trainer.model.state_dict().items())
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+# ---- What is gone on with, and what is not ----
+
+
+def interrupted(trainer, event="on_train_end", count=1, stages=STAGES):
+    trainer.add_callback(Interrupt(event, count))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(trainer, stages)
+    return trainer
+
+
+def test_a_run_from_other_starting_weights_is_not_gone_on_with(make_trainer):
+    interrupted(make_trainer())
+    other = make_trainer()
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match=r"starting weights was .* and is now .*call transformers\.set_seed"):
+        run_stages(other, STAGES, resume=True)
+
+
+def test_the_trainer_that_was_interrupted_goes_on_itself(make_trainer, uninterrupted):
+    if not uninterrupted:
+        whole = make_trainer("whole")
+        uninterrupted["end"] = end_of(whole, run_stages(whole, STAGES))
+    trainer = make_trainer()
+    stop = Interrupt("on_train_end", 2)
+    trainer.add_callback(stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(trainer, STAGES)
+    trainer.remove_callback(stop)
+    results = run_stages(trainer, STAGES, resume=True)
+    assert results.to_dict()["run"] == uninterrupted["end"][0]["run"]
+    assert all(
+        torch.equal(tensor, trainer.model.state_dict()[name]) for name, tensor in uninterrupted["end"][-1].items()
+    )
+
+
+def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, photos, tmp_path, caplog):
+    stages = STAGES[:1]
+    results_file = tmp_path / "out" / "results.json"
+    trainer = make_trainer()
+    assert not is_finished(trainer, stages)
+    save_results(run_stages(trainer, stages), results_file)
+    from transformers.utils import logging
+
+    assert is_finished(make_trainer(), stages)
+    assert is_finished(make_trainer(save_total_limit=1, logging_steps=3), stages)  # of no effect
+    logging.enable_propagation()
+    try:
+        others = [(make_trainer(seed=7), stages), (make_trainer(), STAGES[:2])]
+        fewer = make_trainer()
+        fewer.train_dataset = photos["train"].select(range(20))
+        for other in [*others, (fewer, stages)]:
+            caplog.clear()
+            assert not is_finished(*other)
+            assert "results.json is of another run" in caplog.text
+            assert "This run begins anew." in caplog.text
+    finally:
+        logging.disable_propagation()
+    content = json.loads(results_file.read_text())
+    for old in (json.dumps({name: content[name] for name in content if name != "run"}), "[]", "{"):
+        results_file.write_text(old)
+        assert not is_finished(make_trainer(), stages)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "progress.json", "head/weights.safetensors"])
+def test_a_damaged_file_to_go_on_from_is_named_with_the_mend(make_trainer, tmp_path, name):
+    interrupted(make_trainer(), "on_train_begin", 2)
+    path = tmp_path / "out" / "_runs" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"{name} is damaged \(.*\).*: begin the run anew") as error:
+        run_stages(make_trainer(), STAGES, resume=True)
+    assert "\n" not in str(error.value)
+    assert "--" not in str(error.value)  # a library's error names no flags
+    assert not (tmp_path / "out" / "_runs" / "lock.json").exists()
+
+
+def test_errors_of_the_library_name_no_flags(make_trainer):
+    interrupted(make_trainer())
+    with pytest.raises(ValueError, match="seed was 42 and is now 7") as error:
+        run_stages(make_trainer(seed=7), STAGES, resume=True)
+    assert "--" not in str(error.value)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from loopback_hub import TOKEN
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers.utils import logging
 
 from hf_sgdr import (
     SGDRTrainer,
@@ -91,7 +93,7 @@ def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_train
     assert results["best"]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
     recipe = yaml.safe_load(files["recipe.yaml"])
     assert [Stage.from_dict(stage) for stage in recipe["stages"]] == [
-        Stage("head-first", lr=[1e-2] * 3, cycles=1, freeze_to=2, precompute=True),
+        Stage("head-first", lr=[1e-2] * 3, cycles=1, freeze_to=-1, precompute=True),
         Stage("fit-002", lr=[1e-4, 1e-3, 1e-2], cycles=2, cycle_len=1, cycle_mult=2, freeze_to=0),
     ]
     assert places_in(files, Path.home(), tmp_path, Path.cwd(), TOKEN) == []
@@ -313,3 +315,58 @@ def test_a_recipe_on_a_data_set_of_the_hub_names_it_and_its_columns(make_trainer
     parsed, _, _, training = parse(kinds, [str(tmp_path / "again.yaml"), "--use_cpu", "true"], "")
     assert (parsed.dataset_name, parsed.train_split_name) == ("ann/photos", "all")
     assert (training.image_column_name, training.label_column_name) == ("img", "kind")
+
+
+def test_what_transformers_example_scripts_say_goes_into_the_card(logged_in, make_trainer, tmp_path):
+    trainer = make_trainer(hub_model_id="ann/cats")
+    trainer.fit(1e-2, 1)
+    trainer.push_to_hub(
+        language="en", license="mit", tags=["image-classification", "vision", "pets"], model_name="Cats and dogs",
+        finetuned_from="timm/test_resnet.r160_in1k", tasks="image-classification", dataset="Pets of Ann",
+        dataset_tags=["ann/pets"], dataset_args="small",
+    )  # fmt: skip
+    card = ModelCard(logged_in.repos["ann/cats"].files()["README.md"].decode())
+    data = card.data
+    assert (data.language, data.license, data.model_name) == ("en", "mit", "Cats and dogs")
+    assert (data.base_model, data.datasets, data.pipeline_tag) == (
+        "timm/test_resnet.r160_in1k", ["ann/pets"], "image-classification",
+    )  # fmt: skip
+    assert "pets" in data.tags
+    assert data.tags.count("vision") == 1
+    results = {(one.dataset_type, one.dataset_name, one.dataset_config) for one in data.eval_results}
+    assert results == {("ann/pets", "Pets of Ann", "small")}
+    assert "# Cats and dogs" in card.text
+
+
+def test_what_the_example_script_for_images_says_about_a_model_and_photos_on_disk_is_no_id(
+    logged_in, make_trainer, tmp_path, caplog
+):
+    trainer = make_trainer(hub_model_id="ann/cats")
+    (tmp_path / "photos").mkdir()
+    logging.enable_propagation()
+    try:
+        trainer.create_model_card(
+            finetuned_from=str(tmp_path / "resnet"), tasks=["image-classification"], dataset=str(tmp_path / "photos"),
+            tags="pets",
+        )  # fmt: skip
+    finally:
+        logging.disable_propagation()
+    assert f"finetuned_from='{tmp_path}/resnet' is no id of the Hub, so the card does not name it." in caplog.text
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert str(tmp_path) not in text
+    assert "on photos" in text
+    trainer.create_model_card(finetuned_from=None, tasks="image-classification", dataset=None, tags=["vision"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"tasks": "text-generation"}, "tasks=text-generation: the card is that of an image classifier"),
+        ({"dataset": ["a", "b"]}, "dataset=a, b: the card's figures are of one set of photos; give one."),
+    ],
+)
+def test_what_a_card_cannot_hold_is_refused_before_anything_is_written(make_trainer, tmp_path, facts, message):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match=message):
+        trainer.push_to_hub(**facts)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -2,10 +2,12 @@ import io
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from hf_sgdr import SGDRSchedule, get_sgdr_schedule
 
@@ -166,3 +168,56 @@ def test_it_works_on_a_stock_trainer(tmp_path):
     )
     trainer.train()
     assert seen == [0.1 * multiplier for multiplier in by_walking(2, 2, 2, 0.0)]
+
+
+def test_numpys_integers_are_whole_numbers_and_the_state_stays_plain(tmp_path):
+    schedule = SGDRSchedule(np.int64(4), np.int32(2), np.uint8(2), warmup_steps=np.int64(1))
+    assert schedule == SGDRSchedule(4, 2, 2, warmup_steps=1)
+    assert schedule.cycle_of(np.int64(5)) == 1
+    torch.save(get_sgdr_schedule(optimizer_of_three_groups(), np.int64(4)).state_dict(), tmp_path / "scheduler.pt")
+    assert torch.load(tmp_path / "scheduler.pt", weights_only=True)["schedule"]["cycle_steps"] == 4
+    for value in (np.float64(4), np.bool_(True), "4", None):
+        with pytest.raises(ValueError, match="give a whole number of at least 1"):
+            SGDRSchedule(value)
+
+
+def test_stepped_past_its_end_it_warns_once(caplog):
+    optimizer = optimizer_of_three_groups()
+    scheduler = get_sgdr_schedule(optimizer, 2, 2, 2)
+    logging.enable_propagation()
+    try:
+        for _ in range(6):
+            step(optimizer, scheduler)
+        assert not caplog.records
+        for _ in range(6):
+            step(optimizer, scheduler)
+    finally:
+        logging.disable_propagation()
+    assert [record.message for record in caplog.records] == [
+        "The schedule ends after 6 steps, but training goes on: another cycle has begun, at the highest rate. Give "
+        "get_sgdr_schedule as many cycles as there are steps (cycle_steps, cycle_mult, num_cycles), or the Trainer "
+        "max_steps=6."
+    ]
+
+
+def test_a_prolonged_run_has_its_own_number_of_cycles_and_no_warning(caplog):
+    first = get_sgdr_schedule(optimizer_of_three_groups(), 2)
+    optimizer = optimizer_of_three_groups()
+    longer = get_sgdr_schedule(optimizer, 2, num_cycles=3)
+    longer.load_state_dict(first.state_dict())
+    assert longer.schedule.total_steps == 6
+    logging.enable_propagation()
+    try:
+        for _ in range(6):
+            step(optimizer, longer)
+    finally:
+        logging.disable_propagation()
+    assert not caplog.records
+
+
+def test_its_repr_is_one_short_line():
+    scheduler = get_sgdr_schedule(optimizer_of_three_groups(), 4, 2, 2)
+    assert repr(scheduler) == (
+        "SGDRScheduler(SGDRSchedule(cycle_steps=4, cycle_mult=2, num_cycles=2, min_lr_ratio=0.0, warmup_steps=0), "
+        "step=0)"
+    )

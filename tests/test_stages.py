@@ -1,12 +1,18 @@
+import copy
 import dataclasses
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_sgdr import LESSON, SGDRTrainer, SGDRTrainingArguments, Stage, image_transforms, load_image_folder, run_stages
+from hf_sgdr.progress import run_lock
 from hf_sgdr.range_test import LRRangeResult
 from hf_sgdr.schedule import SGDRSchedule
 from hf_sgdr.stage_callbacks import StopWhenOverfitting
@@ -73,8 +79,8 @@ def test_a_recipe_runs_and_leaves_its_figures(trainer, tmp_path):
     assert all(math.isfinite(stage[key]) for stage in results.stages for key in ("train_loss", "eval_loss", "seconds"))
     save_results(results, tmp_path / "out" / "results.json")
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(written) == ["schema", "world_size", "stages", "best", "tta"]
-    assert written["schema"] == 1
+    assert list(written) == ["schema", "world_size", "stages", "best", "tta", "run"]
+    assert written["schema"] == 2
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "head-learning-rate.png",
         "whole-learning-rate.png",
@@ -230,3 +236,174 @@ def test_the_trainer_is_left_whole(trainer):
     assert trainer.model is model
     assert not trainer.precompute
     assert torch.isfinite(torch.from_numpy(trainer.log_predictions())).all()
+
+
+# ---- Several evaluation sets ----
+
+
+def in_two_sets(trainer):
+    """The validation images as two sets of unlike size."""
+    whole = trainer.eval_dataset
+    trainer.eval_dataset = {"large": whole.select(range(1, 8)), "small": whole.select(range(1))}
+    return trainer
+
+
+def losses_of(trainer, *sets):
+    metrics = trainer.evaluate()
+    return [metrics[f"eval_{name}_loss"] for name in sets]
+
+
+def test_with_several_evaluation_sets_the_mean_of_their_losses_decides(trainer):
+    stages = (Stage("good", lr=1e-1, cycles=3, precompute=True), Stage("ruin", lr=1e3, cycles=1, cycle_len=1))
+    results = run_stages(in_two_sets(trainer), stages)
+    assert results.best["stage"] == "good"
+    assert results.best["metric"] == "mean of eval_large_loss, eval_small_loss"
+    large, small = losses_of(trainer, "large", "small")
+    assert results.best["eval_loss"] == pytest.approx((large + small) / 2, abs=1e-5)
+    assert 0 <= results.best["eval_accuracy"] <= 1
+    assert all(math.isfinite(stage["eval_loss"]) for stage in results.stages)
+
+
+def test_metric_for_best_model_names_the_evaluation_set_that_decides(trainer):
+    trainer.args.metric_for_best_model = "small_loss"
+    results = run_stages(in_two_sets(trainer), (Stage("head", lr=1e-1, cycles=3, precompute=True),))
+    assert results.best["metric"] == "eval_small_loss"
+    assert results.best["eval_loss"] == pytest.approx(losses_of(trainer, "small")[0], abs=1e-5)
+
+
+def test_over_fitting_of_several_sets_is_judged_once_all_are_evaluated(trainer):
+    stopper = StopWhenOverfitting(in_two_sets(trainer))
+    state, control = TrainerState(), TrainerControl()
+
+    class Scheduled:
+        schedule = SGDRSchedule(1, 1, 2)
+
+    stopper.trainer = Scheduled()
+    seen = []
+    for step, (train, large, small) in enumerate([(0.5, 0.4, 0.4), (0.4, 0.5, 0.4)], 1):
+        state.global_step = step
+        state.log_history.append({"loss": train, "step": step})
+        for name, loss in (("large", large), ("small", small)):
+            state.log_history.append({f"eval_{name}_loss": loss, "step": step})
+            stopper.on_evaluate(trainer.args, state, control)
+            seen.append(control.should_training_stop)
+    assert seen == [False, False, False, True]
+
+
+# ---- What stops a recipe ----
+
+
+def test_label_names_that_leave_no_loss_are_refused_before_training(trainer):
+    trainer.label_names = ["foo"]
+    with pytest.raises(ValueError, match=r"label_names=\['foo'\]: .* leave label_names out") as error:
+        run_stages(trainer, (Stage("head", lr=1e-2),))
+    assert "\n" not in str(error.value)
+    assert trainer.state.global_step == 0
+
+
+def test_evaluations_without_a_loss_end_the_stage(trainer, monkeypatch):
+    evaluation_loop = SGDRTrainer.evaluation_loop
+
+    def without_loss(self, *args, **kwargs):
+        output = evaluation_loop(self, *args, **kwargs)
+        output.metrics.pop("eval_loss")
+        return output
+
+    monkeypatch.setattr(SGDRTrainer, "evaluation_loop", without_loss)
+    with pytest.raises(ValueError, match="Stage 'head': no evaluation gave a finite eval_loss"):
+        run_stages(trainer, (Stage("head", lr=1e-2), Stage("more", lr=1e-2)))
+    assert len(trainer.fits) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": 5}, "Stage name 5: must be a string; in YAML, quote it."),
+        ({"precompute": "no"}, "a: precompute='no': must be true or false, without quotes."),
+        ({"freeze_batch_norm": "no"}, "a: freeze_batch_norm='no': must be true or false, without quotes."),
+        ({"until_overfitting": 1}, "a: until_overfitting=1: must be true or false"),
+        ({"snapshots": None}, "a: snapshots=None: must be true or false"),
+        ({"lr": True}, "a: lr=True: give a number, one a layer group, 'auto', or leave it out."),
+        ({"lr": [0.1, True, 0.1]}, "a: lr=[0.1, True, 0.1]: give a number, one a layer group"),
+        ({"lr": {"head": 1}}, "a: lr={'head': 1}: give a number, one a layer group"),
+        ({"lr_spread": "x"}, "a: lr_spread='x': must be a number."),
+        ({"lr_spread": None}, "a: lr_spread=None: must be a number."),
+        ({"range_test_end": "high"}, "a: range_test_end='high': must be a number."),
+        ({"freeze_to": "head"}, "a: freeze_to='head': must be an integer: -1 the head only, 0 all."),
+        ({"freeze_to": False}, "a: freeze_to=False: must be an integer"),
+        ({"cycles": 99999999999}, "a: cycles=99999999999: must be an integer <= 100000."),
+        ({"cycles": 90000, "cycle_len": 1, "cycle_mult": 2}, "a: 90000 cycles with cycle_len=1, cycle_mult=2 are more"),
+        ({"cycles": 17, "cycle_len": 1, "cycle_mult": 2}, "a: 17 cycles with cycle_len=1, cycle_mult=2 are more than"),
+        ({"cycle_len": 1, "until_overfitting": True, "max_cycles": 10**12}, "a: max_cycles=1000000000000: must be"),
+        ({"learning_rate": None}, "Stage 'a': unknown 'learning_rate'; a stage has name, lr"),
+        ({5: 1}, "Stage 'a': unknown '5'; a stage has name, lr"),
+    ],
+)
+def test_types_that_a_yaml_file_may_hold_are_checked_at_once(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Stage.from_dict({"name": "a", **values})
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_long_trainings_are_taken():
+    assert Stage("a", cycles=16, cycle_len=1, cycle_mult=2).num_cycles == 16
+    assert Stage("a", cycles=100_000).cycles == 100_000
+    assert Stage.from_dict({"name": "a", "range_test_start": "1e-6", "lr_spread": "3"}).range_test_start == 1e-6
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_names_the_process(trainer, tmp_path):
+    refusals = []
+    second = SGDRTrainer(
+        copy.deepcopy(trainer.model),
+        trainer.args,
+        train_dataset=trainer.train_dataset,
+        eval_dataset=trainer.eval_dataset,
+    )
+
+    class Second(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            with pytest.raises(ValueError, match=rf"out is being written by another run, process {os.getpid()}:") as e:
+                run_stages(second, (Stage("other", lr=1e-2),))
+            refusals.append(str(e.value))
+
+    trainer.add_callback(Second())
+    results = run_stages(trainer, (Stage("head", lr=1e-2, cycles=2),))
+    assert len(refusals) == 2
+    assert [stage["name"] for stage in results.stages] == ["head"]
+    assert sorted(path.name for path in (tmp_path / "out" / "_runs").iterdir()) == [
+        "best.safetensors", "head", "progress.json", "training-images.txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", ["dead", "another by now", "on another machine", "half written"])
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, process):
+    with run_lock(tmp_path):
+        content = json.loads((tmp_path / "lock.json").read_text())
+    assert not list(tmp_path.iterdir())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    changes = {
+        "dead": {"pid": gone.pid},
+        "another by now": {"started": content["started"] - 100},
+        "on another machine": {"machine": "elsewhere"},
+        "half written": {},
+    }
+    text = json.dumps({**content, **changes[process]})
+    (tmp_path / "lock.json").write_text(text[: len(text) // 2] if process == "half written" else text)
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / "lock.json").read_text()) == content
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plain_features_of_a_precomputed_stage_are_no_reason_to_warn(trainer, caplog):
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        run_stages(trainer, (Stage("head", lr=1e-2, precompute=True), Stage("more", cycles=1)))
+        assert "Augmentation has no effect" not in caplog.text
+        trainer.precompute = True  # by hand, it is
+        assert "Augmentation has no effect" in caplog.text
+    finally:
+        logging.disable_propagation()

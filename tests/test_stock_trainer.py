@@ -144,6 +144,20 @@ def test_staged_unfreezing(model, make_trainer, weight_decay):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_layer_groups_can_be_named_in_unfreezing(model, make_trainer):
+    watch = Watch()
+    make_trainer(model, callbacks=[StagedUnfreezing({0: "head", 1: "middle", 2: 0}), watch]).train()
+    groups = LayerGroups.from_model(model)
+    names = [set(groups.parameter_names(i)) for i in range(3)]
+    assert watch.frozen[::STEPS] == [names[0] | names[1], names[0], set()]
+
+
+def test_a_name_that_no_layer_group_has_is_refused(model, make_trainer):
+    with pytest.raises(ValueError, match="StagedUnfreezing") as error:
+        make_trainer(model, callbacks=[StagedUnfreezing({0: "head", 1: "body"})]).train()
+    assert str(error.value) == "StagedUnfreezing: there is no layer group 'body'; there are early, middle, head."
+
+
 def test_unfreezing_goes_on_where_it_was_after_a_resume(model, make_trainer, tmp_path):
     start = weights(model)
     make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0})], save_strategy="epoch").train()

@@ -1,15 +1,39 @@
+import copy
+import dataclasses
+import gc
+import inspect
 import itertools
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Value
 from torch import nn
-from transformers import AutoModelForImageClassification, TrainerCallback, TrainingArguments, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    pipeline,
+)
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import (
+    LayerGroups,
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    Stage,
+    StagedUnfreezing,
+    create_image_classifier,
+    image_transforms,
+    load_image_folder,
+    run_stages,
+)
 from hf_sgdr.head_training import FeatureReader
 
 SIZE = 32
@@ -25,7 +49,10 @@ def photos(tmp_path_factory, make_photo_folder):
 
 @pytest.fixture
 def make_trainer(photos, tiny_model, tmp_path):
-    def make(model=None, augment="side_on", callbacks=None, compute_metrics=None, **kwargs):
+    def make(model=None, augment="side_on", callbacks=None, **kwargs):
+        given = {"train_dataset": photos["train"], "eval_dataset": photos["validation"]}
+        others = ("optimizers", "layer_groups", "compute_metrics")
+        given |= {name: kwargs.pop(name) for name in (*given, *others) if name in kwargs}
         model = model if model is not None else tiny_model
         train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment=augment, max_zoom=1.1)
         values = {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
@@ -34,11 +61,10 @@ def make_trainer(photos, tiny_model, tmp_path):
         return SGDRTrainer(
             model,
             arguments,
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
             train_transform=train_transform,
             eval_transform=eval_transform,
             callbacks=callbacks,
+            **given,
         )
 
     return make
@@ -347,6 +373,77 @@ def test_a_partial_freeze_under_precompute_stores_what_the_frozen_part_gives(mak
     assert trainer.lr_find(num_steps=8).history["loss"]
 
 
+def test_a_depth_that_cannot_be_cut_is_refused_before_anything_is_frozen(make_trainer):
+    trainer = make_trainer()
+    names = [name for name, _ in trainer.model.named_parameters()]
+    head = [name for name in names if ".fc." in name]
+    early = [name for name in names if ".conv1." in name and "layer" not in name] + ["timm_model.bn1.bias"]
+    rest = [name for name in names if name not in early + head]  # the weight of bn1 among them, whose bias is frozen
+    trainer.layer_groups = LayerGroups(trainer.model, {"early": early, "rest": rest, "head": head})
+    trainer.freeze()
+    trainer.precompute = True
+    with pytest.raises(ValueError, match="cannot be cut there"):
+        trainer.freeze_to(1)
+    assert trainer.precompute
+    assert {name for name, value in trainer.model.named_parameters() if value.requires_grad} == set(head)
+    trainer.fit(1e-2, 1)
+
+
+def tiny_swin():
+    torch.manual_seed(0)
+    return SwinForImageClassification(SwinConfig(
+        image_size=SIZE, patch_size=2, embed_dim=16, depths=[1, 1, 1], num_heads=[2, 2, 2], window_size=4,
+        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
+    ))  # fmt: skip
+
+
+def test_after_a_change_of_image_size_the_boundary_is_of_the_new_size(make_trainer):
+    trainer = make_trainer(tiny_swin(), augment=None, freeze_to=1, precompute=True)
+    trainer.fit(1e-3, 1)
+    trainer.train_transform, trainer.eval_transform = image_transforms(trainer.model, image_size=2 * SIZE, augment=None)
+    trainer.fit(1e-9, 1)
+    on_features = losses(trainer, "eval_loss")
+    trainer.precompute = False
+    assert on_features == pytest.approx([trainer.evaluate()["eval_loss"]], rel=1e-3)
+
+
+@pytest.mark.parametrize(("given", "recorded"), [(2, -1), (-1, -1), (1, 1), (-2, 1), (0, 0), (-3, 0)])
+def test_what_trained_is_recorded_in_one_form(make_trainer, given, recorded):
+    trainer = make_trainer(freeze_to=given)
+    trainer.fit(1e-2, 1)
+    assert trainer.fits[0]["freeze_to"] == trainer.fit_stages[0]["freeze_to"] == recorded
+    results = run_stages(trainer, [Stage("once", lr=1e-2, cycles=1, freeze_to=given)])
+    assert results.stages[0]["freeze_to"] == recorded
+
+
+@pytest.mark.parametrize("freeze_to", [1, -1])
+def test_precompute_goes_with_activation_checkpointing(make_trainer, freeze_to):
+    def trained(**kwargs):
+        trainer = make_trainer(tiny_vit(), freeze_to=freeze_to, precompute=True, **kwargs)
+        trainer.fit(1e-2, 1)
+        return weights(trainer.model)
+
+    new = "activation_checkpointing"  # since transformers 5.23
+    name = new if new in inspect.signature(TrainingArguments).parameters else "gradient_checkpointing"
+    plain = trained()
+    for key, value in trained(**{name: True}).items():
+        torch.testing.assert_close(value, plain[key])
+
+
+def test_unfreezing_on_a_stock_trainer_after_ours_moves_all_batch_norms(make_trainer, tiny_model, tmp_path):
+    make_trainer(freeze_batch_norm=True)
+    for parameter in tiny_model.parameters():
+        parameter.requires_grad_(True)
+    before = weights(tiny_model)
+    rows = [{"pixel_values": torch.randn(3, SIZE, SIZE), "labels": i % 2} for i in range(8)]
+    arguments = TrainingArguments(
+        str(tmp_path / "stock"), num_train_epochs=2, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    Trainer(tiny_model, arguments, train_dataset=rows, callbacks=[StagedUnfreezing({0: "head", 1: "early"})]).train()
+    still = [key for key, value in weights(tiny_model).items() if "running_" in key and torch.equal(value, before[key])]
+    assert still == []
+
+
 def test_too_many_features_are_refused_with_the_figure(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
     trainer = make_trainer(precompute=True, cache_disk_gb=1e-5, freeze_to=1)
@@ -614,6 +711,26 @@ def test_the_epoch_table_has_a_line_an_epoch(make_trainer, capsys):
     assert {line[4] for line in table} == {"1.00e-02"}
 
 
+def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_sets(make_trainer, photos, capsys):
+    sets = {"a": photos["validation"], "b": photos["validation"].select(range(4))}
+    trainer = make_trainer(
+        precompute=True,
+        eval_dataset=sets,
+        compute_metrics=lambda predicted: {"accuracy": 0.5, "log_loss": 0.25, "loss_per_second": 0.125},
+    )
+    capsys.readouterr()
+    trainer.fit(1e-2, 2)
+    header, *lines = capsys.readouterr().out.splitlines()
+    names = ["a_loss", "a_accuracy", "a_log_loss", "a_loss_per_second", "b_loss", "b_accuracy", "b_log_loss"]
+    assert header.split() == ["epoch", "train", "loss", *names, "b_loss_per_second", "lr", "(head)", "time"]
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    assert [float(line.split()[2]) for line in lines] == pytest.approx(losses(trainer, "eval_a_loss"), abs=1e-4)
+    assert [float(line.split()[6]) for line in lines] == pytest.approx(losses(trainer, "eval_b_loss"), abs=1e-4)
+    trainer = make_trainer(precompute=True, compute_metrics=lambda predicted: {"log_loss": 0.25})
+    trainer.fit(1e-2, 1)
+    assert capsys.readouterr().out.splitlines()[1].split()[2:4] == [f"{losses(trainer, 'eval_loss')[0]:.4f}", "0.2500"]
+
+
 # ---- Arguments ----
 
 
@@ -658,9 +775,295 @@ def test_wrong_calls_are_refused_before_any_work(make_trainer, call, message):
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
-def test_max_steps_must_agree_with_the_cycles(make_trainer):
-    with pytest.raises(ValueError, match="max_steps=5, but the cycles are 3 epochs of 4 steps, 12 in all"):
-        make_trainer(max_steps=5).train()
+def test_cycles_changed_after_construction_say_how_long_training_is(make_trainer):
+    trainer = make_trainer(precompute=True, num_cycles=1)
+    trainer.args.num_cycles = 3
+    trainer.train()
+    assert trainer.state.epoch == 3
+    assert trainer.schedule.num_cycles == 3
+    trainer.args.num_cycles = np.int64(2)
+    trainer.train()
+    assert trainer.state.epoch == 2
+
+
+def test_arguments_can_be_replaced_without_epochs_that_nobody_gave(tmp_path):
+    args = SGDRTrainingArguments(str(tmp_path), use_cpu=True)
+    assert args.num_train_epochs == 3
+    assert dataclasses.replace(args, num_cycles=5).num_train_epochs == 5
+    given = SGDRTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=3)
+    with pytest.raises(ValueError, match=r"num_train_epochs=3, but .*num_cycles=5 are 5 epochs"):
+        dataclasses.replace(given, num_cycles=5)
+
+
+def test_epochs_given_after_construction_must_agree_too(make_trainer):
+    trainer = make_trainer(precompute=True)
+    trainer.args.num_train_epochs = 5
+    with pytest.raises(
+        ValueError, match="num_train_epochs=5, but cycle_len=1, cycle_mult=1, num_cycles=3 are 3 epochs"
+    ):
+        trainer.train()
+
+
+def test_numpys_integers_are_taken_for_cycles(make_trainer, tmp_path):
+    trainer = make_trainer(precompute=True)
+    trainer.fit(1e-2, np.int64(1), cycle_len=np.int64(1), cycle_mult=np.int32(2))
+    assert json.loads(json.dumps(trainer.fits[-1]))["cycles"] == 1
+    assert json.loads(SGDRTrainingArguments(str(tmp_path), num_cycles=np.int64(2)).to_json_string())["num_cycles"] == 2
+
+
+# ---- An optimizer of one's own ----
+
+
+def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, photos, tiny_model):
+    recorder = RateRecorder()
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
+    trainer = make_trainer(optimizers=(optimizer, None), callbacks=[recorder], freeze_to=0)
+    trainer.fit(0.05, 1, cycle_len=1)
+    assert [rates[-1] for rates in recorder.rates] == [0.05 * cosine(step, 4) for step in range(4)]
+    assert trainer.fits[-1]["learning_rates"] == [0.05] * 3
+    trainer.fit(0.02, 1)  # the last fit's rates are forgotten
+    assert recorder.rates[-1] == [0.02]
+    assert trainer.lr_find(1e-4, 1e-2, 4, group_learning_rates=0.5).history["lr"]
+    assert optimizer.param_groups[0]["lr"] == 0.02
+
+
+def test_a_given_optimizers_groups_get_the_rates_of_their_layer_groups(make_trainer, tiny_model):
+    recorder = RateRecorder()
+    groups = LayerGroups.from_model(tiny_model)
+    optimizer = torch.optim.SGD(list(reversed(groups.param_groups(1.0, weight_decay=1e-4))), lr=1.0)
+    trainer = make_trainer(optimizers=(optimizer, None), callbacks=[recorder], layer_groups=groups, freeze_to=0)
+    trainer.fit([1e-4, 1e-3, 1e-2], 1)
+    assert recorder.rates[0] == [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4]
+    assert trainer.fits[-1]["learning_rates"] == [1e-4, 1e-3, 1e-2]
+
+
+def test_what_a_given_optimizer_cannot_be_told_is_refused_before_any_work(make_trainer, tiny_model):
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
+    trainer = make_trainer(optimizers=(optimizer, None))
+    with pytest.raises(ValueError, match=r"Parameter group 0 of the given optimizer holds parameters of early, middle"):
+        trainer.fit([1e-4, 1e-3, 1e-2], 1)
+    stranger = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    with pytest.raises(ValueError, match=r"holds parameters of no layer group, so it cannot have the rates"):
+        make_trainer(optimizers=(stranger, None)).fit(1e-2, 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    with pytest.raises(ValueError, match=r"was given a LambdaLR, which decides the rates: give optimizers="):
+        make_trainer(optimizers=(optimizer, scheduler)).fit(1e-2, 1)
+
+
+def test_train_leaves_a_given_optimizer_its_rates_and_records_them(make_trainer, tiny_model):
+    groups = LayerGroups.from_model(tiny_model)
+    optimizer = torch.optim.SGD(groups.parameters(-1), lr=3e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    trainer = make_trainer(optimizers=(optimizer, scheduler), num_cycles=1, precompute=True)
+    trainer.train()
+    assert trainer.fits[-1]["learning_rates"] == [0.0, 0.0, 1.5e-3]
+
+
+# ---- The best epoch ----
+
+
+class Worsen(TrainerCallback):
+    """After two epochs the head goes uphill."""
+
+    def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 if (state.epoch or 0) < 2 else -1e-1
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_keep_best_ends_with_the_weights_of_the_lowest_validation_loss(make_trainer, precompute, capsys):
+    trainer = make_trainer(precompute=precompute, callbacks=[Worsen()])
+    trainer.fit(1e-2, 4, keep_best=True)
+    figures, history = trainer.fits[-1], losses(trainer, "eval_loss")
+    best = history.index(min(history))
+    assert best < 3
+    assert figures["best_epoch"] == figures["kept"]["epoch"] == best + 1
+    assert figures["eval_loss"] == history[-1] > min(history) == figures["kept"]["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(history), rel=1e-4)
+    assert f"best: epoch {best + 1}, valid loss {min(history):.4f}" in capsys.readouterr().out
+
+
+def test_without_keep_best_the_last_weights_stay_and_the_table_says_which_epoch_was_best(make_trainer, capsys):
+    trainer = make_trainer(precompute=True, callbacks=[Worsen()])
+    trainer.fit(1e-2, 4)
+    history = losses(trainer, "eval_loss")
+    assert history[-1] > min(history)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(history[-1], rel=1e-4)
+    assert trainer.fits[-1]["kept"]["eval_loss"] == history[-1]
+    assert capsys.readouterr().out.count(f"best: epoch {1 + history.index(min(history))}, valid loss") == 1
+
+
+def test_a_resumed_fit_keeps_the_best_of_what_was_before(make_trainer):
+    ends = []
+    for kill in (None, 10, "resume"):
+        callbacks = [Worsen(), KillAt(kill)] if isinstance(kill, int) else [Worsen()]
+        trainer = make_trainer(model=tiny_resnet(), callbacks=callbacks, precompute=True, save_strategy="epoch")
+        if isinstance(kill, int):
+            shutil.rmtree(trainer.args.output_dir)
+            with pytest.raises(KilledError):
+                trainer.fit(1e-2, 4, keep_best=True)
+        else:
+            trainer.fit(1e-2, 4, keep_best=True, resume_from_checkpoint=kill == "resume")
+            ends.append((trainer.fits[-1]["kept"], weights(trainer.model)))
+    assert ends[0][0] == ends[1][0]
+    assert ends[0][0]["epoch"] <= 2
+    assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
+
+
+def test_keep_best_without_a_validation_loss_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="keep_best=True compares validation losses: it needs a single eval_dataset"):
+        make_trainer(eval_strategy="no").fit(1e-2, 1, keep_best=True)
+
+
+# ---- Transforms ----
+
+
+def test_what_is_saved_is_the_transform_that_evaluation_uses(make_trainer, photos, tmp_path):
+    trainer = make_trainer(precompute=True)
+    trainer.fit(1e-2, 1)
+    before = trainer.log_predictions()
+    _, trainer.eval_transform = image_transforms(trainer.model, image_size=48)
+    trainer.train_transform = image_transforms(trainer.model, image_size=48, augment="basic", max_zoom=1.2)[0]
+    assert np.abs(trainer.log_predictions() - before).max() > 0
+    trainer.fit(1e-2, 1)
+    trainer.save_model(str(tmp_path / "saved"))
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
+    assert config["hf_sgdr"] == {"augment": "basic", "max_zoom": 1.2}
+    stock = pipeline("image-classification", model=str(tmp_path / "saved"), device="cpu")
+    ours = np.exp(trainer.log_predictions())
+    for answer, probabilities in zip(stock(list(photos["validation"]["image"])), ours, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        np.testing.assert_allclose([scores["cats"], scores["dogs"]], probabilities, atol=1e-4)
+
+
+def test_another_transform_is_saved_with_a_model_of_transformers_too(make_trainer, tmp_path):
+    trainer = make_trainer(model=tiny_vit())
+    mean = (0.1, 0.2, 0.3)
+    transform = trainer.eval_transform
+    trainer.eval_transform = dataclasses.replace(transform, spec=dataclasses.replace(transform.spec, mean=mean))
+    trainer.save_model(str(tmp_path / "vit"))
+    assert json.loads((tmp_path / "vit" / "preprocessor_config.json").read_text())["image_mean"] == list(mean)
+
+
+def test_what_is_no_transform_is_refused_also_after_construction(make_trainer):
+    trainer = make_trainer()
+    for name in ("train_transform", "eval_transform"):
+        with pytest.raises(TypeError, match=f"{name} is function: give one of those of image_transforms"):
+            setattr(trainer, name, lambda photo: photo)
+
+
+def test_a_trainer_that_only_evaluates_leaves_the_models_configuration_as_it_is(photos, tiny_model, tmp_path):
+    tiny_model.config.hf_sgdr = {"augment": "side_on", "max_zoom": 1.1}
+    before = copy.deepcopy(tiny_model.config.to_dict())
+    args = SGDRTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True)
+    _, small = image_transforms(tiny_model, image_size=SIZE)
+    trainer = SGDRTrainer(tiny_model, args, eval_dataset=photos["validation"], eval_transform=small)
+    trainer.evaluate()
+    after = tiny_model.config.to_dict()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed <= {"use_cache", "problem_type"}  # which transformers' Trainer and its loss set
+    trainer.save_model(str(tmp_path / "saved"))
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["hf_sgdr"] == {"augment": "side_on", "max_zoom": 1.1}
+    assert config["pretrained_cfg"]["input_size"] == [3, SIZE, SIZE]
+
+
+# ---- What each training draws and gives ----
+
+
+def test_objects_that_the_caller_froze_for_the_garbage_collector_stay_frozen(make_trainer):
+    trainer = make_trainer(precompute=True)
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        trainer.fit(1e-2, 1)
+        assert gc.get_freeze_count() > frozen / 2
+    finally:
+        gc.unfreeze()
+
+
+def pixel_sums(trainer, monkeypatch):
+    seen, original = [], trainer.training_step
+
+    def noting(model, inputs, num_items=None):
+        seen.append(round(float(inputs["pixel_values"].double().sum()), 3))
+        return original(model, inputs, num_items)
+
+    monkeypatch.setattr(trainer, "training_step", noting)
+    return seen
+
+
+def test_each_training_draws_augmentations_of_its_own_and_a_resumed_one_goes_on_with_its(make_trainer, monkeypatch):
+    trainer = make_trainer(num_cycles=1, per_device_train_batch_size=26)
+    seen = pixel_sums(trainer, monkeypatch)
+    trainer.train()
+    trainer.train()
+    trainer.fit(1e-2, 1, cycle_len=1)
+    assert len({*seen}) == 3
+    first = make_trainer(model=tiny_resnet(), num_cycles=1, save_strategy="epoch", per_device_train_batch_size=26)
+    first.train()
+    first.args.num_cycles = 2
+    expected = pixel_sums(first, monkeypatch)
+    first.train()
+    shutil.rmtree(Path(first.args.output_dir, "checkpoint-2"))
+    resumed = make_trainer(model=tiny_resnet(), num_cycles=2, per_device_train_batch_size=26)
+    again = pixel_sums(resumed, monkeypatch)
+    resumed.train(resume_from_checkpoint=True)
+    assert again == expected[1:]
+    assert resumed.num_fits == 2
+
+
+def test_the_metrics_of_training_have_its_epoch(make_trainer):
+    trainer = make_trainer(precompute=True, num_cycles=2)
+    output = trainer.train()
+    assert output.metrics["epoch"] == 2
+    assert output.metrics["train_loss"] == output.training_loss
+
+
+# ---- The labels of data and model ----
+
+
+def with_names(dataset, names):
+    return dataset.cast_column("label", ClassLabel(names=names))
+
+
+def test_classes_in_another_order_are_refused(make_trainer, photos):
+    message = (
+        r"eval_dataset has the classes \[dogs, cats\] and the model has \[cats, dogs\]: label 0 is 'dogs' there and "
+        r"'cats' here. Give datasets.ClassLabel\(names=...\) the names in that order"
+    )
+    swapped = with_names(photos["validation"], ["dogs", "cats"])
+    with pytest.raises(ValueError, match=message):
+        make_trainer(eval_dataset=swapped)
+    with pytest.raises(ValueError, match=r"eval_dataset\['b'\] has the classes"):
+        make_trainer(eval_dataset={"a": photos["validation"], "b": swapped})
+    with pytest.raises(ValueError, match="train_dataset has the classes"):
+        make_trainer(train_dataset=with_names(photos["train"], ["dogs", "cats"]))
+    trainer = make_trainer()
+    for call in (trainer.evaluate, trainer.predict, trainer.log_predictions, lambda data: trainer.tta(1, dataset=data)):
+        with pytest.raises(ValueError, match=r"has the classes \[dogs, cats\] and the model has \[cats, dogs\]"):
+            call(swapped)
+
+
+def test_another_number_of_classes_is_refused_and_names_count_only_where_there_are_any(make_trainer, photos):
+    torch.manual_seed(0)
+    four = create_image_classifier("test_resnet", labels=["cats", "dogs", "emus", "foxes"], pretrained=False)
+    with pytest.raises(ValueError, match=r"and the model has \[cats, dogs, emus, foxes\]: label 2 is none"):
+        make_trainer(model=four)
+    four.config.id2label = {i: f"LABEL_{i}" for i in range(4)}
+    with pytest.raises(ValueError, match=r"\[cats, dogs\] and the model has \[LABEL_0, LABEL_1, LABEL_2, LABEL_3\]"):
+        make_trainer(model=four)
+    two = tiny_resnet()
+    two.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    trainer = make_trainer(model=two)
+    with pytest.raises(ValueError, match=r"classes \[dogs, cats\] and train_dataset has \[cats, dogs\]"):
+        trainer.evaluate(with_names(photos["validation"], ["dogs", "cats"]))
+    plain = photos["validation"].cast_column("label", Value("int64"))
+    assert make_trainer().evaluate(plain)["eval_loss"] > 0
+    wrong = plain.map(lambda row: {"label": row["label"] + 2}, new_fingerprint="wrong")
+    with pytest.raises(ValueError, match=r"has the label 3, but the model has 2 classes \(\[cats, dogs\]\)"):
+        make_trainer(eval_dataset=wrong)
 
 
 def test_plain_training_arguments_are_refused(tiny_model, tmp_path):

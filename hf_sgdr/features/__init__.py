@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from hf_sgdr.shards import ShardStore, cache_folder, read_bytes, tensor_bytes
+from hf_sgdr.shards import ShardStore, cache_folder, mapped, tensor_bytes
 
 __all__ = ["FeatureStore", "RowsOnDisk", "cache_folder", "module_hash"]
 
@@ -68,7 +70,7 @@ class FeatureStore(ShardStore):
 
 
 class RowsOnDisk:
-    """The rows of a complete store, indexed as a tensor is; what is indexed is read, and nothing is kept.
+    """The rows of a complete store, indexed as a tensor is: memory-mapped, so that only what is indexed is read.
 
     Args:
         store ([`FeatureStore`]): it was found complete and intact.
@@ -80,7 +82,7 @@ class RowsOnDisk:
         self.dtype = first.dtype
         self._bytes_per_row = first[0].numel() * first.element_size()
         self._rows_per_shard = store.rows_per_shard
-        self._shards = [store._locate(shard, "features")[:2] for shard in range(store.num_shards)]
+        self._shards = [store.locate(shard, "features") for shard in range(store.num_shards)]
 
     @property
     def nbytes(self) -> int:
@@ -91,20 +93,24 @@ class RowsOnDisk:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
-        """One row for a number, (count, ...) for a tensor of row numbers."""
-        wanted = torch.as_tensor(rows)
-        content = b"".join(self._row(row) for row in wanted.reshape(-1).tolist())
-        shape = (*wanted.shape, *self.shape[1:])
-        if not content:
-            return torch.empty(shape, dtype=self.dtype)
-        return torch.frombuffer(bytearray(content), dtype=self.dtype).view(shape)
+        """One row for a number, (count, ...) for a tensor of row numbers.
 
-    def _row(self, row: int) -> bytes:
+        Raises:
+            IndexError: if there is no such row.
+        """
+        wanted = torch.as_tensor(rows)
+        batch = np.empty((wanted.numel(), self._bytes_per_row), dtype=np.uint8)
+        for place, row in enumerate(wanted.reshape(-1).tolist()):
+            batch[place] = self._row(row)
+        return torch.from_numpy(batch.reshape(-1)).view(self.dtype).view([*wanted.shape, *self.shape[1:]])
+
+    def _row(self, row: int) -> NDArray[np.uint8]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         shard, place = divmod(row % len(self), self._rows_per_shard)
-        path, start = self._shards[shard]
-        return read_bytes(path, start + place * self._bytes_per_row, self._bytes_per_row)
+        file, start = self._shards[shard]
+        start += place * self._bytes_per_row
+        return mapped(file)[start : start + self._bytes_per_row]
 
 
 def module_hash(module: nn.Module, *, leave_out: Collection[str] = ()) -> str:

@@ -1,0 +1,35 @@
+"""Which images a saved model was trained on, as hashes in its folder that are never pushed.
+
+An evaluation says by them how many of its images the model has seen before.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_sgdr.photos import PhotoDataset, photo_hash, readers, undecoded
+from hf_sgdr.shards import replace_file
+
+IMAGE_HASHES = "training-images.txt"
+_HASHED_AT_ONCE = 1024
+
+
+def write_image_hashes(dataset: Any, image_column: str, folder: Path) -> None:
+    """Write the SHA-256 of every image of a data set, one a line, sorted, to `training-images.txt` in a folder."""
+    rows = undecoded(dataset.rows if isinstance(dataset, PhotoDataset) else dataset, image_column)
+    hashes: list[str] = []
+    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future an image takes memory
+        indices = range(start, min(start + _HASHED_AT_ONCE, len(rows)))
+        hashes += image_hashes(rows[index][image_column] for index in indices)
+    replace_file(folder / IMAGE_HASHES, "".join(f"{one}\n" for one in sorted(hashes)).encode())
+
+
+def read_image_hashes(folder: Path) -> set[str] | None:
+    """What [`write_image_hashes`] wrote to a folder; None if it did not."""
+    path = folder / IMAGE_HASHES
+    return set(path.read_text(encoding="ascii").split()) if path.exists() else None
+
+
+def image_hashes(images: Iterable[Any]) -> list[str]:
+    """The SHA-256 of every image: of the file's bytes where there is a file, of the pixels otherwise."""
+    return [one.hex() for one in readers().map(photo_hash, images)]
