@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -403,16 +404,14 @@ def _paths(rows: Any, image_column: str) -> Iterator[str | None]:
     if not isinstance(rows, datasets.Dataset):
         yield from [None] * len(rows)
         return
-    column = rows.select_columns(image_column).with_format("arrow")
+    images = rows.select_columns(image_column).with_format("arrow")
     for start in range(0, len(rows), _HASHED_AT_ONCE):
-        # of a selection each chunk is one row; joined as they are, they would copy encoded bytes
-        chunks = column[start : start + _HASHED_AT_ONCE][image_column].chunks
-        if pa.types.is_struct(chunks[0].type) and all(one.field("bytes").null_count == len(one) for one in chunks):
-            chunks = [one.field("path") for one in chunks]
-        if pa.types.is_string(chunks[0].type) or pa.types.is_large_string(chunks[0].type):
-            yield from pa.concat_arrays(chunks).to_pylist()
-        else:
-            yield from [None] * sum(map(len, chunks))
+        column = images[start : start + _HASHED_AT_ONCE][image_column]
+        if pa.types.is_struct(column.type) and not column.chunk(0).field("bytes")[0].is_valid:
+            both = column.combine_chunks()  # of a selection each chunk is one row; encoded bytes would be copied
+            column = pc.if_else(pc.is_valid(both.field("bytes")), None, both.field("path"))
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        yield from column.to_pylist() if is_text else [None] * len(column)
 
 
 def readers() -> ThreadPoolExecutor:

@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 OVERFITTING = 1.01
 
 
-def judged_losses(trainer: SGDRTrainer) -> list[str]:
+def judged_losses(trainer: "SGDRTrainer") -> list[str]:
     """The evaluation losses by whose mean weights are judged, as they are called in the Trainer's metrics.
 
     With one eval_dataset that is `eval_loss`. With a dict it is `eval_<name>_loss` of every set, unless
