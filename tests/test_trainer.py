@@ -911,7 +911,7 @@ def test_a_resumed_fit_keeps_the_best_of_what_was_before(make_trainer):
 
 
 def test_keep_best_without_a_validation_loss_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="keep_best=True compares validation losses: it needs a single eval_dataset"):
+    with pytest.raises(ValueError, match="keep_best=True compares validation losses: it needs an eval_strategy"):
         make_trainer(eval_strategy="no").fit(1e-2, 1, keep_best=True)
 
 
