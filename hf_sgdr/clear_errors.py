@@ -3,12 +3,13 @@
 import argparse
 import difflib
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hf_sgdr.text import printable
 
@@ -57,16 +58,21 @@ def _with_underscores(word: str) -> str:
 def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
     """Run a recipe; user errors end in one line on stderr and exit status 2, Ctrl-C in one line and exit status 130.
 
-    `HF_SGDR_DEBUG=1` shows the traceback.
+    `HF_SGDR_DEBUG=1` shows the traceback. Where nobody reads the output any more, as with `| head`, it ends in silence
+    with the exit status of a program that SIGPIPE stopped.
     """
     program = Path(sys.argv[0]).name
     try:
-        return main(sys.argv[1:]) or 0
+        status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()  # here, where a closed pipe can still be told from an error
+        return status
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":  # one line, not one a process
             print(f"\n{program}: interrupted{_how_to_resume(program)}", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _silence_closed_pipes():
+            return 128 + 13  # SIGPIPE
         if os.environ.get("HF_SGDR_DEBUG") == "1":
             raise
         # an error of a worker process carries that process's traceback; its last line says what is wrong
@@ -76,6 +82,28 @@ def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
             message += f" ({type(error).__name__}; HF_SGDR_DEBUG=1 shows where it came from)"
         print(f"{program}: error: {printable(message)}", file=sys.stderr)
         return 2
+
+
+def _silence_closed_pipes() -> bool:
+    """Let what is still to be written to a closed pipe go nowhere, also at the exit; whether there was such a pipe.
+
+    A stream is asked, because another pipe may have broken: a worker's, or a connection.
+    """
+    closed = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _nobody_reads(stream)]
+    for file in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file)
+        os.close(nowhere)
+    return bool(closed)
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # errors are always told
+    except (AttributeError, OSError):  # Windows has no poll; a stream of a test or a notebook is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _how_to_resume(program: str) -> str:

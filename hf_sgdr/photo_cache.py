@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_sgdr.photos import PhotoDataset, readers
+from hf_sgdr.photos import PhotoDataset, pixel_versions, readers
 from hf_sgdr.shards import FileIdentity, ShardStore, mapped
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform
@@ -31,7 +31,7 @@ class PhotoCache(ShardStore):
 
     def __init__(self, photos: PhotoDataset) -> None:
         assert isinstance(photos.transform, PhotoTransform)
-        depends_on = {"kept": photos.transform.kept(), "photos": photos.content_hash()}
+        depends_on = {"kept": photos.transform.kept(), "photos": photos.content_hash(), "versions": pixel_versions()}
         super().__init__(depends_on, len(photos))
         self._places: list[tuple[FileIdentity, int, int, int]] = []
 

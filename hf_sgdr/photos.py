@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
+import PIL
 import pyarrow as pa
 import torch
+import torchvision
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
@@ -29,6 +31,8 @@ from hf_sgdr.processors import usable_threads
 from hf_sgdr.text import printable
 
 _HASHED_AT_ONCE = 1024
+# To be raised when `read_photo` or a transform makes other pixels of a file: what was stored before counts no more.
+PIXELS_VERSION = 2
 
 
 class UnreadablePhotoError(ValueError):
@@ -231,6 +235,11 @@ def photo_hash(photo: Any) -> bytes:
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
+def pixel_versions() -> dict[str, Any]:
+    """The versions of all that makes pixels of a file; part of the key of whatever is stored."""
+    return {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "pixels": PIXELS_VERSION}
+
+
 FileState = tuple[str, int, int]
 # What was hashed by this process; a changed file has another state, so nothing here can be out of date.
 _hash_of_file: dict[FileState, bytes] = {}
@@ -365,30 +374,45 @@ class PhotoDataset(Dataset[dict[str, Any]]):
     def content_hash(self) -> str:
         """SHA-256 over every photo's content, in order; labels do not count. See [`photo_hash`]."""
         digest = hashlib.sha256()
-        paths = self._paths()
-        for start in range(0, len(self), _HASHED_AT_ONCE):  # a future a photo takes memory
-            indices = range(start, min(start + _HASHED_AT_ONCE, len(self)))
-            known = list(map(_known_hash, islice(paths, len(indices))))
-            todo = [index for index, one in zip(indices, known, strict=True) if one is None]
-            new = readers().map(lambda index: photo_hash(self.rows[index][self.image_column]), todo)
-            digest.update(b"".join(next(new) if one is None else one for one in known))
+        for one in photo_hashes(self.rows, self.image_column):
+            digest.update(one)
         return digest.hexdigest()
 
-    def _paths(self) -> Iterator[str | None]:
-        """Every photo's file, None for what is none; read by columns, as row by row takes ten times as long."""
-        if not isinstance(self.rows, datasets.Dataset):
-            yield from [None] * len(self)
-            return
-        column = self.rows.select_columns(self.image_column).with_format("arrow")
-        for start in range(0, len(self), _HASHED_AT_ONCE):
-            # of a selection each chunk is one row; joined as they are, they would copy encoded bytes
-            chunks = column[start : start + _HASHED_AT_ONCE][self.image_column].chunks
-            if pa.types.is_struct(chunks[0].type) and all(one.field("bytes").null_count == len(one) for one in chunks):
-                chunks = [one.field("path") for one in chunks]
-            if pa.types.is_string(chunks[0].type):
-                yield from pa.concat_arrays(chunks).to_pylist()
-            else:
-                yield from [None] * sum(map(len, chunks))
+
+def photo_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
+    """[`photo_hash`] of every photo of a data set, in order.
+
+    Args:
+        rows (`datasets.Dataset`, or any sequence of dicts): with the photos still encoded; see [`undecoded`].
+        image_column (`str`): where they are.
+
+    Raises:
+        UnreadablePhotoError: a `ValueError`, if one cannot be read.
+    """
+    paths = _paths(rows, image_column)
+    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future a photo takes memory
+        indices = range(start, min(start + _HASHED_AT_ONCE, len(rows)))
+        known = list(map(_known_hash, islice(paths, len(indices))))
+        todo = [index for index, one in zip(indices, known, strict=True) if one is None]
+        new = readers().map(lambda index: photo_hash(rows[index][image_column]), todo)
+        yield from (next(new) if one is None else one for one in known)
+
+
+def _paths(rows: Any, image_column: str) -> Iterator[str | None]:
+    """Every photo's file, None for what is none; read by columns, as row by row takes ten times as long."""
+    if not isinstance(rows, datasets.Dataset):
+        yield from [None] * len(rows)
+        return
+    column = rows.select_columns(image_column).with_format("arrow")
+    for start in range(0, len(rows), _HASHED_AT_ONCE):
+        # of a selection each chunk is one row; joined as they are, they would copy encoded bytes
+        chunks = column[start : start + _HASHED_AT_ONCE][image_column].chunks
+        if pa.types.is_struct(chunks[0].type) and all(one.field("bytes").null_count == len(one) for one in chunks):
+            chunks = [one.field("path") for one in chunks]
+        if pa.types.is_string(chunks[0].type) or pa.types.is_large_string(chunks[0].type):
+            yield from pa.concat_arrays(chunks).to_pylist()
+        else:
+            yield from [None] * sum(map(len, chunks))
 
 
 def readers() -> ThreadPoolExecutor:

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from hf_sgdr.cut import Cut
 from hf_sgdr.features import FeatureStore, module_hash
 from hf_sgdr.folding import batch_norms_folded
-from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.photos import PhotoDataset, pixel_versions
 from hf_sgdr.processors import use_all_processors
 from hf_sgdr.transforms import PhotoTransform
 
@@ -217,7 +217,12 @@ def _depends_on(
         "photos": photos.content_hash(),
         "dtype": str(dtype).removeprefix("torch."),
         "cut": cut.name,
-        "versions": {"timm": timm.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "timm": timm.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **pixel_versions(),
+        },
     }
 
 

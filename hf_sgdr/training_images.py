@@ -7,20 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_sgdr.photos import PhotoDataset, photo_hash, readers, undecoded
+from hf_sgdr.photos import PhotoDataset, photo_hash, photo_hashes, readers, undecoded
 from hf_sgdr.shards import replace_file
 
 IMAGE_HASHES = "training-images.txt"
-_HASHED_AT_ONCE = 1024
 
 
 def write_image_hashes(dataset: Any, image_column: str, folder: Path) -> None:
     """Write the SHA-256 of every image of a data set, one a line, sorted, to `training-images.txt` in a folder."""
     rows = undecoded(dataset.rows if isinstance(dataset, PhotoDataset) else dataset, image_column)
-    hashes: list[str] = []
-    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future an image takes memory
-        indices = range(start, min(start + _HASHED_AT_ONCE, len(rows)))
-        hashes += image_hashes(rows[index][image_column] for index in indices)
+    hashes = [one.hex() for one in photo_hashes(rows, image_column)]
     replace_file(folder / IMAGE_HASHES, "".join(f"{one}\n" for one in sorted(hashes)).encode())
 
 

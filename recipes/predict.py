@@ -79,8 +79,9 @@ def distinct_names(pipe: TTAImageClassificationPipeline) -> list[str]:
     """The classes in the order of the model's configuration; those that share a name get their number with it."""
     config = pipe.model.config
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    count = Counter(names)
-    names = [name if count[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    while len(set(names)) < len(names):  # again if a class is already called as another one is now
+        count = Counter(names)
+        names = [name if count[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
     config.id2label = dict(enumerate(names))
     return names
 

@@ -82,6 +82,13 @@ def test_what_is_kept_is_keyed_by_content_order_and_size_but_not_by_augmentation
     assert key() != first
 
 
+@pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.photos.PIXELS_VERSION"])
+def test_what_is_kept_is_keyed_by_what_makes_its_pixels(photos, transforms, monkeypatch, what):
+    keys = [cached(photos["train"], transform).cache.key for transform in transforms]
+    monkeypatch.setattr(what, "0.0.1")
+    assert not set(keys) & {cached(photos["train"], transform).cache.key for transform in transforms}
+
+
 def test_a_damaged_shard_is_decoded_again_and_processes_share_the_work(photos, transforms, monkeypatch):
     transform, _ = transforms
     dataset = PhotoDataset(photos["train"], transform)

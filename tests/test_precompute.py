@@ -116,6 +116,13 @@ def test_whatever_the_features_depend_on_makes_another_store(tiny_model, folder,
     assert sum(calls) >= 11
 
 
+@pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.photos.PIXELS_VERSION"])
+def test_what_makes_the_pixels_is_part_of_the_key(tiny_model, folder, monkeypatch, what):
+    before = extract(tiny_model, folder)
+    monkeypatch.setattr(what, "0.0.1")
+    assert extract(tiny_model, folder).key != before.key
+
+
 def test_what_they_do_not_depend_on_does_not(tiny_model, folder):
     before = extract(tiny_model, folder)
     with torch.no_grad():

@@ -231,15 +231,41 @@ def test_predict_writes_text_from_outside_so_that_it_is_only_text(trained, tmp_p
     assert len(out.splitlines()) == len(names)
 
 
-def test_classes_that_share_a_name_are_told_apart(trained, tmp_path):
+def test_predict_ends_quietly_when_nobody_reads_on(trained):
+    place, _ = trained
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does when it has enough
+    command = [sys.executable, str(RECIPES / "predict.py"), "--model", "out", "photos", "--device", "cpu"]
+    done = subprocess.run(command, cwd=place, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert done.returncode == 141, done.stderr
+    assert not [word for word in ("error", "Broken pipe", "Traceback", "Exception") if word in done.stderr]
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(capsys):
+    def main(argv):
+        raise BrokenPipeError(32, "Broken pipe of a worker")
+
+    assert one_clear_line(main) == 2
+    assert "error: [Errno 32] Broken pipe of a worker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["crane", "owl", "crane"], ["crane (0)", "owl", "crane (2)"]),
+        (["crane", "crane", "crane (0)"], ["crane (0) (0)", "crane (1)", "crane (0) (2)"]),
+    ],
+)
+def test_classes_that_share_a_name_are_told_apart(trained, tmp_path, names, shown):
     place, _ = trained
     model = create_image_classifier("test_resnet", labels=["a", "b", "c"], pretrained=False)
-    model.config.id2label = {0: "crane", 1: "owl", 2: "crane"}
+    model.config.id2label = dict(enumerate(names))
     model.save_pretrained(tmp_path / "model")
     output = tmp_path / "p.json"
     assert predict_here(place / "photos", "--model", tmp_path / "model", "--device", "cpu", "--output", output) == 0
     for row in json.loads(output.read_text()):
-        assert list(row["probabilities"]) == ["crane (0)", "owl", "crane (2)"]
+        assert list(row["probabilities"]) == shown
         assert sum(row["probabilities"].values()) == pytest.approx(1)
 
 
