@@ -79,12 +79,15 @@ class Stage:
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
         for name in ("cycles", "cycle_mult", "max_cycles"):
-            require_whole(f"{self.name}: {name}", getattr(self, name), at_least=1)
+            value = require_whole(f"{self.name}: {name}", getattr(self, name), at_least=1)
+            object.__setattr__(self, name, value)  # a plain int, for JSON
         if self.cycle_len is not None:
-            require_whole(f"{self.name}: cycle_len", self.cycle_len, at_least=1)
+            cycle_len = require_whole(f"{self.name}: cycle_len", self.cycle_len, at_least=1)
+            object.__setattr__(self, "cycle_len", cycle_len)
         elif self.cycle_mult != 1 or self.until_overfitting or self.snapshots:
             raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
-        LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
+        test = LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
+        object.__setattr__(self, "range_test_steps", test.num_steps)
         if isinstance(self.lr, str) and self.lr != "auto":
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if not 1.0 <= self.lr_spread < math.inf:

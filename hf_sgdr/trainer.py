@@ -252,6 +252,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         finally:
             if given_optimizer is not None:
                 for group, values in zip(given_optimizer.param_groups, before, strict=True):
+                    group.clear()
                     group.update(values)
         self._tracked_fits.range_test_done(found)
         self._new_range_test = found

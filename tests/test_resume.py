@@ -251,7 +251,7 @@ def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, unin
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_sgdr.progress, "save_model", full)
+    monkeypatch.setattr(hf_sgdr.progress, "replace_weights", full)
     with pytest.raises(OSError, match="No space left"):
         run_stages(broken, STAGES)
     monkeypatch.undo()

@@ -735,6 +735,8 @@ def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, photos, 
     recorder = RateRecorder()
     optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
     trainer = make_trainer(optimizers=(optimizer, None), callbacks=[recorder], freeze_to=0)
+    assert trainer.lr_find(1e-4, 1e-2, 4, group_learning_rates=0.5).history["lr"]
+    assert (optimizer.param_groups[0]["lr"], "initial_lr" in optimizer.param_groups[0]) == (1e-3, False)
     trainer.fit(0.05, 1, cycle_len=1)
     assert [rates[-1] for rates in recorder.rates] == [0.05 * cosine(step, 4) for step in range(4)]
     assert trainer.fits[-1]["learning_rates"] == [0.05] * 3
