@@ -250,6 +250,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         finally:
             if given_optimizer is not None:
                 for group, values in zip(given_optimizer.param_groups, before, strict=True):
+                    group.clear()
                     group.update(values)
         self._tracked_fits.range_test_done(found)
         self._new_range_test = found
@@ -274,9 +275,13 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             rates = self.args.group_learning_rates or [self.args.learning_rate] * len(self.layer_groups)
             if len(groups) == 1 and len(set(rates)) > 1:
                 logger.info(f"The head alone trains: of the rates {rates} it takes the last.")
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            if optimizer_class is torch.optim.SGD:
-                kwargs.setdefault("momentum", self.args.momentum)
+            if self.optimizer_cls_and_kwargs is not None:
+                optimizer_class, kwargs = self.optimizer_cls_and_kwargs
+                kwargs = {name: value for name, value in kwargs.items() if name != "lr"}  # each group has its own
+            else:
+                optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                if optimizer_class is torch.optim.SGD:
+                    kwargs.setdefault("momentum", self.args.momentum)
             parameters = groups.param_groups(rates[-len(groups) :], self.args.weight_decay)
             self.optimizer = optimizer_class(parameters, **kwargs)
         return self.optimizer
