@@ -159,6 +159,10 @@ def limits(trainer: SGDRTrainer, seen: ClassifierInterpretation, results: RunRes
         f"{count} validation photos leave the accuracy uncertain: it is between {low:.3f} and {high:.3f} with 95 % "
         "confidence, for photos that are drawn as these were (Wilson's interval).",
     ]
+    cut_off = {stage["max_steps"] for stage in results.stages if stage.get("max_steps")}
+    if cut_off:
+        steps = ", ".join(map(str, sorted(cut_off)))
+        found.append(f"Each fit was ended after {steps} optimizer steps, to try the run: it is not trained to its end.")
     if results.best:
         found.append(
             "The weights were chosen, out of all epochs, by the loss on these same validation photos, so the figures "

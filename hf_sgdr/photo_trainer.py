@@ -6,6 +6,7 @@ It knows nothing of the lesson. Predictions, test-time augmentation and saved mo
 import hashlib
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class PhotoTrainer(ExactResumeTrainer):
     """
 
     args: SGDRTrainingArguments
+    _share_of_batch = 1.0  # of the micro-batch that is computed now
 
     def __init__(
         self,
@@ -193,6 +195,33 @@ class PhotoTrainer(ExactResumeTrainer):
             labels, logits = torch.from_numpy(output.label_ids), torch.from_numpy(logits).float()
             output.metrics[name] = float(self.model.loss_function(labels, logits, self.model.config))
         return output
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of a batch; images in micro-batches, whose gradients add up to those of the batch."""
+        batch, size = len(next(iter(inputs.values()))), self.args.micro_batch_size
+        if "pixel_values" not in inputs or size is None or size >= batch:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = torch.zeros((), device=self.args.device)
+        try:
+            for start in range(0, batch, size):
+                part = {name: value[start : start + size] for name, value in inputs.items()}
+                self._share_of_batch = min(size, batch - start) / batch
+                items = None if num_items_in_batch is None else num_items_in_batch * self._share_of_batch
+                is_last = start + size >= batch
+                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                    loss += super().training_step(model, part, items)
+        finally:
+            self._share_of_batch = 1.0
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Transformers' own; a micro-batch has the weight of its images."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._share_of_batch == 1.0:
+            return result
+        return (result[0] * self._share_of_batch, result[1]) if return_outputs else result * self._share_of_batch
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Photos come as 8-bit pixels and are normalised here, a batch at a time, on the device."""

@@ -108,7 +108,7 @@ class LRRangeTest:
     def __post_init__(self) -> None:
         if not 0 < self.start_lr < self.end_lr < float("inf"):
             raise ValueError(f"start_lr={self.start_lr!r}, end_lr={self.end_lr!r}: give 0 < start_lr < end_lr.")
-        require_whole("num_steps", self.num_steps, at_least=2)
+        object.__setattr__(self, "num_steps", require_whole("num_steps", self.num_steps, at_least=2))
 
     def learning_rates(self) -> list[float]:
         """The last group's rate at each step."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_sgdr.shards import replace_weights
@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 OVERFITTING = 1.01
 
 
-def judged_losses(trainer: "SGDRTrainer") -> list[str]:
+def judged_losses(trainer: Trainer) -> list[str]:
     """The evaluation losses by whose mean weights are judged, as they are called in the Trainer's metrics.
 
     With one eval_dataset that is `eval_loss`. With a dict it is `eval_<name>_loss` of every set, unless

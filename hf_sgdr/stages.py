@@ -95,7 +95,8 @@ class Stage:
                 f"{self.name}: {self.num_cycles} cycles with cycle_len={self.cycle_len}, cycle_mult={self.cycle_mult} "
                 f"are more than {MOST_EPOCHS} epochs: give fewer or shorter cycles."
             )
-        LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
+        test = LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
+        object.__setattr__(self, "range_test_steps", test.num_steps)
         if not 1.0 <= self.lr_spread < math.inf:
             raise ValueError(f"{self.name}: lr_spread={self.lr_spread!r}: give a factor of at least 1.")
         if self.precompute and self.freeze_to == 0:
@@ -118,7 +119,8 @@ class Stage:
             value = getattr(self, name)
             if name == "cycle_len" and value is None:
                 continue
-            require_whole(f"{self.name}: {name}", value, at_least=1)
+            value = require_whole(f"{self.name}: {name}", value, at_least=1)
+            object.__setattr__(self, name, value)  # a plain int, for JSON
             if value > MOST_EPOCHS:
                 raise ValueError(f"{self.name}: {name}={value!r}: must be an integer <= {MOST_EPOCHS}.")
 

@@ -35,7 +35,7 @@ from hf_sgdr.plots import plot_rates
 from hf_sgdr.precompute_trainer import PrecomputeTrainer
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
-from hf_sgdr.stage_callbacks import KeepBestWeights
+from hf_sgdr.stage_callbacks import KeepBestWeights, judged_losses
 from hf_sgdr.trackers import TrackedFits
 from hf_sgdr.training_args import SGDRTrainingArguments
 from hf_sgdr.transforms import PhotoTransform
@@ -152,11 +152,8 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         elif cycle_mult != 1:
             raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len: without it the rate is constant.")
         rates = self.layer_groups.learning_rates(lr)
-        if keep_best and (self.args.eval_strategy == "no" or isinstance(self.eval_dataset, dict)):
-            raise ValueError(
-                "keep_best=True compares validation losses: it needs a single eval_dataset and an eval_strategy other "
-                'than "no".'
-            )
+        if keep_best and self.args.eval_strategy == "no":
+            raise ValueError('keep_best=True compares validation losses: it needs an eval_strategy other than "no".')
         args = copy.copy(self.args)
         args.group_learning_rates, args.learning_rate = rates, rates[-1]
         args.num_cycles, args.cycle_len, args.cycle_mult = cycles, cycle_len, cycle_mult
@@ -253,6 +250,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         finally:
             if given_optimizer is not None:
                 for group, values in zip(given_optimizer.param_groups, before, strict=True):
+                    group.clear()
                     group.update(values)
         self._tracked_fits.range_test_done(found)
         self._new_range_test = found
@@ -277,9 +275,13 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             rates = self.args.group_learning_rates or [self.args.learning_rate] * len(self.layer_groups)
             if len(groups) == 1 and len(set(rates)) > 1:
                 logger.info(f"The head alone trains: of the rates {rates} it takes the last.")
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            if optimizer_class is torch.optim.SGD:
-                kwargs.setdefault("momentum", self.args.momentum)
+            if self.optimizer_cls_and_kwargs is not None:
+                optimizer_class, kwargs = self.optimizer_cls_and_kwargs
+                kwargs = {name: value for name, value in kwargs.items() if name != "lr"}  # each group has its own
+            else:
+                optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                if optimizer_class is torch.optim.SGD:
+                    kwargs.setdefault("momentum", self.args.momentum)
             parameters = groups.param_groups(rates[-len(groups) :], self.args.weight_decay)
             self.optimizer = optimizer_class(parameters, **kwargs)
         return self.optimizer
@@ -376,7 +378,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         with self.accelerator.main_process_first():
             if not is_resumed and self.is_world_process_zero():
                 path.unlink(missing_ok=True)  # of an earlier run
-        best = KeepBestWeights(self.model, path)
+        best = KeepBestWeights(self.model, path, judged_losses(self))
         best.stage = self._fit_name or ""
         self.add_callback(best)
         try:

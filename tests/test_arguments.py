@@ -208,7 +208,7 @@ PIECES = [
     (lambda m: LRRangeTest(0.0, 1.0), "start_lr"),
     (lambda m: LRRangeTest(1e-3, NAN), "end_lr"),
     (lambda m: StagedUnfreezing({1: 0}), "say what trains from epoch 0 on, such as {0: -1, 2: 0}"),
-    (lambda m: StagedUnfreezing({0: "head"}), "give whole numbers, {epoch: first group that trains}"),
+    (lambda m: StagedUnfreezing({0: 1.5}), "each key must be an epoch, an integer >= 0, and each value the number"),
     (lambda m: StagedUnfreezing({}), "say what trains from epoch 0 on"),
     (lambda m: LayerGroups(m, {"all": ["nothing"]}), "must be in exactly one layer group"),
     (lambda m: image_transforms(m, augment="upside_down"), "augment='upside_down': give None or one of basic"),

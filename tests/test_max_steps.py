@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.model_card import write_model_card
 from hf_sgdr.stages import Stage, run_stages
 
 SIZE = 32
@@ -133,6 +134,8 @@ def test_a_whole_recipe_runs_with_a_few_steps(make_trainer, max_steps, tmp_path)
     assert [(stage["epochs"], stage["max_steps"]) for stage in results.stages] == [(max_steps / 4, max_steps)] * 2
     assert results.best["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
     json.dumps(results.to_dict())
+    card = write_model_card(trainer, results).read_text()
+    assert f"Each fit was ended after {max_steps} optimizer steps, to try the run" in card
     trainer.save_model(str(tmp_path / "saved"))
     AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
     assert np.isfinite(trainer.tta(1)).all()

@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import itertools
+import json
 import math
 
 import numpy as np
@@ -9,7 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from hf_sgdr import SGDRSchedule, get_sgdr_schedule
+from hf_sgdr import SGDRSchedule, Stage, get_sgdr_schedule
 
 COMBINATIONS = list(itertools.product((1, 3, 10, 37), (1, 2, 3), (1, 2, 4), (0.0, 0.1, 1.0)))
 
@@ -221,3 +223,8 @@ def test_its_repr_is_one_short_line():
         "SGDRScheduler(SGDRSchedule(cycle_steps=4, cycle_mult=2, num_cycles=2, min_lr_ratio=0.0, warmup_steps=0), "
         "step=0)"
     )
+
+
+def test_numpys_integers_make_stages_that_can_be_written_down():
+    stage = Stage("head", cycles=np.int64(2), cycle_len=np.int32(1), range_test_steps=np.int64(20))
+    assert json.loads(json.dumps(dataclasses.asdict(stage)))["cycles"] == 2

@@ -51,7 +51,7 @@ def photos(tmp_path_factory, make_photo_folder):
 def make_trainer(photos, tiny_model, tmp_path):
     def make(model=None, augment="side_on", callbacks=None, **kwargs):
         given = {"train_dataset": photos["train"], "eval_dataset": photos["validation"]}
-        others = ("optimizers", "layer_groups", "compute_metrics")
+        others = ("optimizers", "optimizer_cls_and_kwargs", "layer_groups", "compute_metrics")
         given |= {name: kwargs.pop(name) for name in (*given, *others) if name in kwargs}
         model = model if model is not None else tiny_model
         train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment=augment, max_zoom=1.1)
@@ -187,6 +187,13 @@ def test_adamw_is_one_argument_away(make_trainer):
     trainer = make_trainer(precompute=True, optim="adamw_torch")
     trainer.fit(1e-3, 1)
     assert isinstance(bare(trainer.optimizer), torch.optim.AdamW)
+
+
+def test_a_given_optimizer_class_trains_at_the_rates_of_the_fit(make_trainer):
+    trainer = make_trainer(precompute=True, optimizer_cls_and_kwargs=(torch.optim.Adam, {"lr": 1e-5, "eps": 1e-4}))
+    trainer.fit(1e-2, 1)
+    group = bare(trainer.optimizer).param_groups[0]
+    assert (type(bare(trainer.optimizer)), group["lr"], group["eps"]) == (torch.optim.Adam, 1e-2, 1e-4)
 
 
 class Batches:
@@ -818,6 +825,8 @@ def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, photos, 
     recorder = RateRecorder()
     optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
     trainer = make_trainer(optimizers=(optimizer, None), callbacks=[recorder], freeze_to=0)
+    assert trainer.lr_find(1e-4, 1e-2, 4, group_learning_rates=0.5).history["lr"]
+    assert (optimizer.param_groups[0]["lr"], "initial_lr" in optimizer.param_groups[0]) == (1e-3, False)
     trainer.fit(0.05, 1, cycle_len=1)
     assert [rates[-1] for rates in recorder.rates] == [0.05 * cosine(step, 4) for step in range(4)]
     assert trainer.fits[-1]["learning_rates"] == [0.05] * 3
@@ -911,7 +920,7 @@ def test_a_resumed_fit_keeps_the_best_of_what_was_before(make_trainer):
 
 
 def test_keep_best_without_a_validation_loss_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="keep_best=True compares validation losses: it needs a single eval_dataset"):
+    with pytest.raises(ValueError, match="keep_best=True compares validation losses: it needs an eval_strategy"):
         make_trainer(eval_strategy="no").fit(1e-2, 1, keep_best=True)
 
 
