@@ -68,6 +68,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "stage_mid_channels": [8, 8, 8, 8],
         "stage_out_channels": [16, 32, 48, 64],
     },
+    "PerceiverConfig": {"image_size": 32},  # it attends to each pixel
     "SwinConfig": {"patch_size": 2},
     "TextNetConfig": {"stem_out_channels": 16},
 }
@@ -156,7 +157,8 @@ def goes_the_whole_way(
 )
 def test_classifiers_of_transformers_train(kind, photos, tmp_path):
     torch.manual_seed(0)
-    goes_the_whole_way(kind(small_config(CLASSES[kind])), photos, tmp_path)
+    config = small_config(CLASSES[kind])
+    goes_the_whole_way(kind(config), photos, tmp_path, size=32 if config.model_type == "perceiver" else SIZE)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
