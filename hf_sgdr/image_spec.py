@@ -60,7 +60,8 @@ class ImageSpec:
         processor = _stock_processor(getattr(config, "_name_or_path", ""))
         if processor is not None:
             return _from_processor(processor.to_dict())
-        size = getattr(config, "image_size", None) or DEFAULT_SIZE
+        vision_config = getattr(config, "vision_config", config)  # CLIP and SigLIP have one for text beside it
+        size = getattr(vision_config, "image_size", None) or DEFAULT_SIZE
         size = size if isinstance(size, int) else size[0]
         logger.warning(
             f"{type(model).__name__} comes with no image processor: evaluating at {size} px, shorter side resized to "

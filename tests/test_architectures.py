@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
+    CLIPForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    SiglipForImageClassification,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
@@ -46,20 +48,18 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 WIDTHS = {"hidden_sizes", "embed_dims"}
 
-# The classes that make no loss of images and labels, or that need a package of their own; the tests below name them.
+# The classes that make no loss of images and labels.
 REFUSED = {
     "DeiTForImageClassificationWithTeacher", "ImageGPTForImageClassification", "LevitForImageClassificationWithTeacher",
     "PPLCNetForImageClassification", "ShieldGemma2ForImageClassification", "Siglip2ForImageClassification",
 }  # fmt: skip
+# It cannot be built without a package that compiles kernels of its own.
 NEEDS_NATTEN = "DinatForImageClassification"
 
-# Where that does not do.
+# What else a configuration needs so that its parts fit together.
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "CvtConfig": {
-        "embed_dim": [16, 32, 32],
-        "num_heads": [1, 2, 2],
-        "depth": [1, 2, 3],
-    },  # stage i reads entry i of its rates
+    # of its depth's rates, stage i reads entry i
+    "CvtConfig": {"embed_dim": [16, 32, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
     "DonutSwinConfig": {"patch_size": 2},  # so that a window is left in the last stage
     "EfficientNetConfig": {"hidden_dim": 320},
     "HGNetV2Config": {
@@ -68,6 +68,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "stage_mid_channels": [8, 8, 8, 8],
         "stage_out_channels": [16, 32, 48, 64],
     },
+    "PerceiverConfig": {"image_size": 32},  # it attends to each pixel
     "SwinConfig": {"patch_size": 2},
     "TextNetConfig": {"stem_out_channels": 16},
 }
@@ -156,7 +157,8 @@ def goes_the_whole_way(
 )
 def test_classifiers_of_transformers_train(kind, photos, tmp_path):
     torch.manual_seed(0)
-    goes_the_whole_way(kind(small_config(CLASSES[kind])), photos, tmp_path)
+    config = small_config(CLASSES[kind])
+    goes_the_whole_way(kind(config), photos, tmp_path, size=32 if config.model_type == "perceiver" else SIZE)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -184,6 +186,12 @@ def test_a_saved_classifier_gets_a_head_for_other_labels_or_is_refused(name, tmp
     assert head.out_features == 2
     body = {name: value for name, value in weights(saved).items() if "classifier" not in name}
     assert all(torch.equal(model.get_parameter(name), value) for name, value in body.items())
+
+
+@pytest.mark.parametrize("kind", [CLIPForImageClassification, SiglipForImageClassification])
+def test_the_image_size_is_that_of_the_vision_model(kind):
+    train, evaluation = image_transforms(kind(small_config(CLASSES[kind])))
+    assert train.spec.size == evaluation.spec.size == SIZE
 
 
 TIMM: dict[str, dict[str, Any]] = {

@@ -117,6 +117,33 @@ def test_the_names_on_which_features_do_not_depend():
     assert Cut.at_boundary(groups, SIZE).names_after() == {"classifier.weight", "classifier.bias"}
 
 
+class Heads(nn.Module):
+    """One head or two on the same tensor, and something after them."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.body, self.heads = nn.Linear(3, 4), nn.ModuleList(nn.Linear(4, 2) for _ in range(count))
+
+    def forward(self, pixel_values):
+        features = self.body(pixel_values.mean((2, 3))).relu()
+        return 3 * sum(head(features) for head in self.heads)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_comes_after_or_beside_the_head_is_part_of_the_rest(count):
+    torch.manual_seed(0)
+    model = Heads(count).eval()
+    names = [name for name, _ in model.named_parameters()]
+    groups = LayerGroups(model, {"body": names[:2], "head": names[2:]}, model.heads[0] if count == 1 else None)
+    groups.freeze_to(-1)
+    cut = Cut.at_boundary(groups, SIZE)
+    pixels = torch.randn(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        features, _ = cut.caught(pixels)
+        assert features.shape == (3, 4)
+        torch.testing.assert_close(cut.logits(features), model(pixels))
+
+
 class Skipping(nn.Module):
     """Its last layer looks back at its first: there is no one place to cut."""
 
