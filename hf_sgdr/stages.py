@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import numbers
 import re
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
@@ -81,6 +81,8 @@ class Stage:
     range_test_steps: int = 100
 
     def __post_init__(self) -> None:
+        for item in fields(self):  # NumPy's numbers and arrays as plain ones, which progress.json and recipe.yaml hold
+            object.__setattr__(self, item.name, _plain(getattr(self, item.name)))
         if not isinstance(self.name, str):
             raise ValueError(f"Stage name {self.name!r}: must be a string; in YAML, quote it.")
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
@@ -151,8 +153,14 @@ class Stage:
         return self.max_cycles if self.until_overfitting else self.cycles
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _as_number(value: Any) -> Any:

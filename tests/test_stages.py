@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -344,6 +345,15 @@ def test_types_that_a_yaml_file_may_hold_are_checked_at_once(values, message):
         Stage.from_dict({"name": "a", **values})
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_plain_numbers():
+    stage = Stage(
+        "a", lr=np.array([1e-4, 1e-3, 1e-2]), lr_spread=np.float32(2), cycles=np.int64(2), freeze_to=np.int32(-1)
+    )
+    assert stage == Stage("a", lr=[1e-4, 1e-3, 1e-2], lr_spread=2.0, cycles=2, freeze_to=-1)
+    assert json.loads(json.dumps(dataclasses.asdict(stage)))["cycles"] == 2
+    assert Stage("a", lr=[np.float64(0.1)] * 3).lr == [0.1] * 3
 
 
 def test_long_trainings_are_taken():
