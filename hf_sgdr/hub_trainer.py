@@ -126,7 +126,8 @@ def card_facts(given: Mapping[str, Any]) -> dict[str, Any]:
     if dataset is not None:
         facts["dataset"] = dataset
     if names is not None:
-        facts.setdefault("photos_name", names if dataset is not None else Path(names).name)
+        is_folder = dataset is None and (Path(names).is_absolute() or Path(names).exists())
+        facts.setdefault("photos_name", Path(names).name if is_folder else names)  # no place of this machine
     config = _single(facts, "dataset_args")
     if config is not None:
         facts["dataset_config"] = config
