@@ -157,6 +157,29 @@ def get_sgdr_schedule(
     return SGDRScheduler(optimizer, schedule, last_epoch)
 
 
+# More is a slip of the keyboard, and laying it out step by step would take for ever.
+MOST_EPOCHS = 100_000
+
+
+def total_epochs(cycle_len: int | None, cycle_mult: int, num_cycles: int) -> int:
+    """Epochs of all cycles together: `cycle_len * (1 + cycle_mult + cycle_mult**2 + ...)`, or one each without cycle_len.
+
+    Raises:
+        ValueError: if they are more than 100,000.
+    """
+    if cycle_len is None or cycle_mult == 1:
+        total = (cycle_len or 1) * num_cycles
+    else:
+        counted = min(num_cycles, MOST_EPOCHS.bit_length())  # cycles that double are too many long before
+        total = cycle_len * (cycle_mult**counted - 1) // (cycle_mult - 1)
+    if total > MOST_EPOCHS:
+        raise ValueError(
+            f"{num_cycles} cycles with cycle_len={cycle_len}, cycle_mult={cycle_mult} are more than {MOST_EPOCHS} "
+            "epochs: give fewer or shorter cycles."
+        )
+    return total
+
+
 def require_whole(name: str, value: Any, *, at_least: int) -> int:
     """`value` as an `int`: NumPy's integers are whole numbers too, a bool and 3.0 are not.
 

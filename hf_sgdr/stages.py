@@ -18,7 +18,7 @@ from transformers.utils import logging
 from hf_sgdr.checkpoints import newest_checkpoint
 from hf_sgdr.progress import RunProgress, run_key, run_lock
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
-from hf_sgdr.schedule import require_whole
+from hf_sgdr.schedule import require_whole, total_epochs
 from hf_sgdr.shards import replace_file, tensor_bytes
 from hf_sgdr.snapshots import SnapshotCallback
 from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting, judged_losses, last_evaluation
@@ -30,8 +30,6 @@ logger = logging.get_logger(__name__)
 RESULTS_SCHEMA = 2
 # Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
 FALLBACK_LR = 1e-2
-# More epochs than anybody trains: a slip of the keyboard is refused before its steps are counted one by one.
-MOST_EPOCHS = 100_000
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,10 @@ class Stage:
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if self.cycle_len is None and (self.cycle_mult != 1 or self.until_overfitting or self.snapshots):
             raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
-        if self._epochs > MOST_EPOCHS:
-            raise ValueError(
-                f"{self.name}: {self.num_cycles} cycles with cycle_len={self.cycle_len}, cycle_mult={self.cycle_mult} "
-                f"are more than {MOST_EPOCHS} epochs: give fewer or shorter cycles."
-            )
+        try:
+            total_epochs(self.cycle_len, self.cycle_mult, self.num_cycles)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
         test = LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
         object.__setattr__(self, "range_test_steps", test.num_steps)
         if not 1.0 <= self.lr_spread < math.inf:
@@ -123,16 +120,6 @@ class Stage:
                 continue
             value = require_whole(f"{self.name}: {name}", value, at_least=1)
             object.__setattr__(self, name, value)  # a plain int, for JSON
-            if value > MOST_EPOCHS:
-                raise ValueError(f"{self.name}: {name}={value!r}: must be an integer <= {MOST_EPOCHS}.")
-
-    @property
-    def _epochs(self) -> int:
-        """Epochs of all cycles together, without counting them one by one."""
-        if self.cycle_len is None or self.cycle_mult == 1:
-            return (self.cycle_len or 1) * self.num_cycles
-        longest = min(self.num_cycles, MOST_EPOCHS.bit_length())  # cycles that double are too many long before
-        return self.cycle_len * (self.cycle_mult**longest - 1) // (self.cycle_mult - 1)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":

@@ -6,7 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_sgdr.processors import usable_processors
-from hf_sgdr.schedule import require_whole
+from hf_sgdr.schedule import require_whole, total_epochs
 
 DEFAULT_BATCH = 64
 # tf_efficientnet_lite0 at 224 px, all layers: 7.4 GB at 64 images, 4.3 GB at 32, and on two cores not slower.
@@ -203,9 +203,7 @@ class SGDRTrainingArguments(TrainingArguments):
     @property
     def total_epochs(self) -> int:
         """Epochs of all cycles together: `cycle_len * (1 + cycle_mult + cycle_mult**2 + ...)`."""
-        if self.cycle_len is None:
-            return self.num_cycles
-        return self.cycle_len * sum(self.cycle_mult**cycle for cycle in range(self.num_cycles))
+        return total_epochs(self.cycle_len, self.cycle_mult, self.num_cycles)
 
     def _cycles_in_words(self) -> str:
         if self.cycle_len is None:

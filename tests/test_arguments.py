@@ -93,6 +93,8 @@ ARGUMENTS = [
     ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1: give a whole number of at least 1"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: give a whole number of at least 1"),
     ({"precompute_views": -1}, "precompute_views=-1: give a whole number of at least 0"),
+    ({"num_cycles": 99999999999}, "99999999999 cycles with cycle_len=1, cycle_mult=1 are more than 100000 epochs"),
+    ({"num_cycles": 10**9, "cycle_mult": 2}, "1000000000 cycles with cycle_len=1, cycle_mult=2 are more than"),
     ({"feature_dtype": "int8"}, "feature_dtype='int8': give auto, float32 or bfloat16"),
     ({"feature_memory_gb": -1.0}, "feature_memory_gb=-1.0: give a number of GB, zero or more"),
     ({"cache_disk_gb": NAN}, "cache_disk_gb=nan: give a number of GB, zero or more"),
