@@ -162,7 +162,7 @@ MOST_EPOCHS = 100_000
 
 
 def total_epochs(cycle_len: int | None, cycle_mult: int, num_cycles: int) -> int:
-    """Epochs of all cycles together: `cycle_len * (1 + cycle_mult + cycle_mult**2 + ...)`, or one each without cycle_len.
+    """Epochs of all cycles together: `cycle_len * (1 + cycle_mult + ...)`, or one each without `cycle_len`.
 
     Raises:
         ValueError: if they are more than 100,000.

@@ -3,6 +3,7 @@
 The models are tiny and their weights random, so that one process trains all of them in about a minute.
 """
 
+import inspect
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ def small_config(kind: type[PreTrainedConfig]) -> PreTrainedConfig:
         if name in default:
             values[name] = {key: SMALL[key] for key in SMALL.keys() & default[name].keys()}
     values |= OVERRIDES.get(kind.__name__, {})
+    if "num_labels" in inspect.signature(kind).parameters:  # a field of Pvt's, which its labels do not change
+        values["num_labels"] = len(LABELS)
     return kind(**values, id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)})
 
 
