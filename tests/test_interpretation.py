@@ -227,7 +227,7 @@ def test_accuracy_and_loss_are_those_of_evaluate(trainer):
 def test_also_where_the_loss_is_far_beyond_what_single_precision_holds(trainer):
     with torch.no_grad():
         for parameter in trainer.layer_groups.parameters(-1):
-            parameter.mul_(1e6)
+            parameter.mul_(3e5)
     expected = trainer.evaluate()["eval_loss"]
     assert expected > 100
     assert ClassifierInterpretation.from_trainer(trainer).loss == pytest.approx(expected, rel=1e-6)
