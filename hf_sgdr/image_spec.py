@@ -10,7 +10,13 @@ from typing import Any
 
 from PIL.Image import Resampling
 from torch import nn
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedModel,
+    Siglip2ImageProcessor,
+    ViTImageProcessor,
+)
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils import logging
 
@@ -109,6 +115,15 @@ class ImageSpec:
                 "std": list(self.std),
             }
             return TimmWrapperImageProcessor(model.config.pretrained_cfg, model.config.architecture)
+        if getattr(model.config, "model_type", None) == "siglip2":
+            side = model.config.vision_config.patch_size
+            return Siglip2ImageProcessor(
+                patch_size=side,
+                max_num_patches=(self.size // side) ** 2,
+                resample=Resampling[self.interpolation.upper()],
+                image_mean=list(self.mean),
+                image_std=list(self.std),
+            )
         side = {"height": self.resize, "width": self.resize} if self.squash else {"shortest_edge": self.resize}
         return ViTImageProcessor(
             do_convert_rgb=True,
@@ -145,8 +160,11 @@ def _from_timm(config: dict[str, Any]) -> ImageSpec:
 
 
 def _from_processor(config: dict[str, Any]) -> ImageSpec:
-    size, crop = config["size"], config.get("crop_size") or {}
-    if "crop_pct" in config:  # ConvNeXt: crops below 384 px, squashes from there on
+    size, crop = config.get("size") or {}, config.get("crop_size") or {}
+    if "max_num_patches" in config:  # SigLIP 2: an image of any shape, as many patches as make this square
+        squash = True
+        side = resize = math.isqrt(config["max_num_patches"]) * config["patch_size"]
+    elif "crop_pct" in config:  # ConvNeXt: crops below 384 px, squashes from there on
         side = size["shortest_edge"]
         squash = side >= 384
         resize = side if squash else int(side / config["crop_pct"])

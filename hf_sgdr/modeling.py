@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, Siglip2ForImageClassification
 from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrapperConfig
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 from transformers.utils import logging
@@ -33,10 +33,6 @@ _NOT_TRAINABLE = {
     "LevitForImageClassificationWithTeacher": "it has no loss; take LevitForImageClassification or a levit of timm",
     "PPLCNetForImageClassification": "it has no loss; take an lcnet of timm",
     "ShieldGemma2ForImageClassification": "it takes a prompt with each image and answers yes or no",
-    "Siglip2ForImageClassification": (
-        "it takes patches of images of any shape; take a SigLIP 2 of fixed resolution, such as "
-        "google/siglip2-base-patch16-224, which is a SiglipForImageClassification"
-    ),
 }
 
 
@@ -103,12 +99,49 @@ def create_image_classifier(
 def check_trainable(model: nn.Module) -> None:
     """Refuse the few image classifiers of transformers that do not make a loss of images and labels.
 
+    SigLIP 2's classifier for images of any shape takes patches; it is made to take square images as all others do.
+
     Raises:
         ValueError: if this is one of them.
     """
+    take_square_images(model)
     reason = _NOT_TRAINABLE.get(type(model).__name__)
     if reason is not None:
         raise ValueError(f"{type(model).__name__} cannot be trained on images with labels: {reason}.")
+
+
+def take_square_images(model: nn.Module) -> None:
+    """Let SigLIP 2's NaFlex vision model take images (batch, 3, size, size) beside the patches that it is made for.
+
+    Other models take them anyway. What is saved is the stock class; its processor cuts patches that keep an image's
+    shape.
+    """
+    if not isinstance(model, Siglip2ForImageClassification):
+        return
+    hooks = model.vision_model._forward_pre_hooks.values()
+    if _cut_into_patches not in hooks:
+        model.vision_model.register_forward_pre_hook(_cut_into_patches, with_kwargs=True)
+
+
+def _cut_into_patches(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    pixels = args[0] if args else kwargs.get("pixel_values")
+    if pixels is None or pixels.ndim != 4:
+        return None
+    batch, channels, size, _ = pixels.shape
+    side = module.config.patch_size
+    if size % side:
+        raise ValueError(f"image_size={size}: must be a multiple of the model's patches, which are {side} px wide.")
+    count = size // side
+    # in a patch height comes first, then width, then channels (transformers 5.23, image_processing_siglip2.py)
+    patches = pixels.reshape(batch, channels, count, side, count, side).permute(0, 2, 4, 3, 5, 1)
+    return (), {
+        **kwargs,
+        "pixel_values": patches.reshape(batch, count * count, side * side * channels),
+        "pixel_attention_mask": pixels.new_ones(batch, count * count, dtype=torch.int32),
+        "spatial_shapes": torch.full((batch, 2), count, device=pixels.device),
+    }
 
 
 def _from_timm_name(

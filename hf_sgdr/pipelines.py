@@ -13,7 +13,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForImageClassification, ImageClassificationPipeline, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    ImageClassificationPipeline,
+    PreTrainedModel,
+)
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.image_classification import ClassificationFunction
@@ -21,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from hf_sgdr.image_spec import image_processor_of
 from hf_sgdr.memory import keep_freed_memory
+from hf_sgdr.modeling import take_square_images
 from hf_sgdr.photo_inputs import SizedIterator, as_inputs, picture_of, read_by_threads
 from hf_sgdr.photo_views import PhotoViews
 from hf_sgdr.photos import UnreadablePhotoError
@@ -127,6 +132,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             batch_size = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
         require_whole("batch_size", batch_size, at_least=1)
         self.batch_size = batch_size
+        take_square_images(self.model)
         self.views = PhotoViews(
             self.image_processor, self.model.config, augment=augment, max_zoom=max_zoom, exact=exact
         )

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from hf_sgdr.image_spec import ImageSpec
+from hf_sgdr.modeling import take_square_images
 from hf_sgdr.photos import read_photo
 
 Augment = Literal["basic", "side_on", "top_down"]
@@ -199,6 +200,7 @@ def image_transforms(
 
 
 def _check_size(model: nn.Module, size: int) -> None:
+    take_square_images(model)
     parameter = next(model.parameters())
     was_training = {module: module.training for module in model.modules()}
     try:

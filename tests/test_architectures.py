@@ -6,19 +6,24 @@ The models are tiny and their weights random, so that one process trains all of 
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
+from PIL import Image
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
     CLIPForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    Siglip2ForImageClassification,
     SiglipForImageClassification,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
+import hf_sgdr
 from hf_sgdr import (
     LayerGroups,
     SGDRTrainer,
@@ -27,6 +32,7 @@ from hf_sgdr import (
     image_transforms,
     load_image_folder,
 )
+from hf_sgdr.modeling import check_trainable
 
 SIZE = 64
 LABELS = ["bees", "cats", "dogs"]
@@ -52,7 +58,7 @@ WIDTHS = {"hidden_sizes", "embed_dims"}
 # The classes that make no loss of images and labels.
 REFUSED = {
     "DeiTForImageClassificationWithTeacher", "ImageGPTForImageClassification", "LevitForImageClassificationWithTeacher",
-    "PPLCNetForImageClassification", "ShieldGemma2ForImageClassification", "Siglip2ForImageClassification",
+    "PPLCNetForImageClassification", "ShieldGemma2ForImageClassification",
 }  # fmt: skip
 # It cannot be built without a package that compiles kernels of its own.
 NEEDS_NATTEN = "DinatForImageClassification"
@@ -149,6 +155,7 @@ def goes_the_whole_way(
     trainer.save_model(folder / "saved")
     again = AutoModelForImageClassification.from_pretrained(folder / "saved").eval()
     assert type(again) is type(model)
+    check_trainable(again)  # which lets SigLIP 2 take images
     pixels = torch.randn(2, 3, size, size)
     with torch.no_grad():
         # the trained one has another memory layout, which rounds otherwise
@@ -162,6 +169,23 @@ def test_classifiers_of_transformers_train(kind, photos, tmp_path):
     torch.manual_seed(0)
     config = small_config(CLASSES[kind])
     goes_the_whole_way(kind(config), photos, tmp_path, size=32 if config.model_type == "perceiver" else SIZE)
+
+
+def test_a_saved_siglip_2_answers_square_images_in_a_stock_pipeline_as_here(photos, tmp_path):
+    torch.manual_seed(0)
+    model = Siglip2ForImageClassification(small_config(CLASSES[Siglip2ForImageClassification]))
+    _, transform = image_transforms(model, image_size=SIZE)
+    arguments = SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True)
+    trainer = SGDRTrainer(model, arguments, eval_dataset=photos["validation"], eval_transform=transform)
+    trainer.save_model(tmp_path)
+    square = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
+    answers = [
+        {answer["label"]: answer["score"] for answer in made("image-classification", model=str(tmp_path))(square)}
+        for made in (transformers.pipeline, lambda task, model: hf_sgdr.pipeline(model))
+    ]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-4)
+    with pytest.raises(ValueError, match="image_size=65: must be a multiple of the model's patches, which are 16 px"):
+        model(torch.zeros(1, 3, 65, 65))
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
