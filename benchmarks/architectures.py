@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr import LayerGroups, create_image_classifier
-from hf_sgdr.cut import Cut
+from hf_sgdr.models.boundary import Cut
 
 TABLE = Path(__file__).parent / "ARCHITECTURES.md"
 LABELS = ["a", "b", "c"]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_sgdr import FeatureStore, SGDRTrainer, SGDRTrainingArguments, create_image_classifier, get_sgdr_schedule
-from hf_sgdr.head_training import FeatureDataset, Rows
+from hf_sgdr.features.head import FeatureDataset, Rows
 
 ROWS, WIDTH, BATCH = 64_000, 512, 64
 

@@ -12,12 +12,12 @@ from timing import Row, medians
 from timm.data import create_transform, resolve_data_config
 
 from hf_sgdr import create_image_classifier, image_transforms
-from hf_sgdr.cut import Cut
+from hf_sgdr.data.images import PhotoDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
-from hf_sgdr.head_training import CPU_BATCH
-from hf_sgdr.layer_groups import LayerGroups
-from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import _depends_on, extract_features, resolve_feature_dtype
+from hf_sgdr.features.extract import _depends_on, extract_features, resolve_feature_dtype
+from hf_sgdr.features.head import CPU_BATCH
+from hf_sgdr.models.boundary import Cut
+from hf_sgdr.optim.layer_groups import LayerGroups
 
 
 def decoding(files: list[Path], repetitions: int) -> list[Row]:

@@ -22,8 +22,8 @@ from timing import as_table, write_section
 from training import training
 from transformers.utils import logging
 
-from hf_sgdr.data import photo_files
-from hf_sgdr.memory import keep_freed_memory
+from hf_sgdr._utils.memory import keep_freed_memory
+from hf_sgdr.data.folders import photo_files
 
 PHOTOS, TRAINING_PHOTOS, MANY = 256, 128, 50_000
 

@@ -99,17 +99,19 @@ def _child() -> None:
     from transformers import Trainer
     from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
-    from hf_sgdr import data, pipelines, precompute, range_test, stages  # noqa: F401
-    from hf_sgdr.photos import PhotoDataset
+    from hf_sgdr.data import folders
+    from hf_sgdr.data.images import PhotoDataset
+    from hf_sgdr.features import extract
+    from hf_sgdr.optim import range_test
 
     clock = Clock()
     clock.seconds["launcher and imports"] = time.time() - float(os.environ[STARTED])
     images = []
     clock.around(importlib._bootstrap, "_find_and_load", "launcher and imports")  # those of functions, too
-    clock.around(data, "readable", "audit of the images")
+    clock.around(folders, "readable", "audit of the images")
     clock.around(PhotoDataset, "__getitems__", "decoding and resizing")
     clock.around(PhotoDataset, "content_hash", "keys of stores")
-    clock.around(precompute, "module_hash", "keys of stores")
+    clock.around(extract, "module_hash", "keys of stores")
     clock.around(TimmWrapperForImageClassification, "forward", "forward passes")
     clock.around(range_test.LRRangeTest, "run", "range test")
     clock.around(Trainer, "train", "training the head")
@@ -121,7 +123,7 @@ def _child() -> None:
     holder = type("Holder", (), {"card": staticmethod(card)})
     clock.around(holder, "card", "card")
     globals_of_main["write_model_card"] = holder.card
-    load = data.load_image_folder
+    load = folders.load_image_folder
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         splits = load(*args, **kwargs)

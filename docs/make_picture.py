@@ -20,8 +20,8 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
+from hf_sgdr._utils.plots import CURVE, GROUPS, MARK, plot_range_test
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
-from hf_sgdr.plots import CURVE, GROUPS, MARK, plot_range_test
 
 
 class Watch(TrainerCallback):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_sgdr.features import cache_folder
+from hf_sgdr.features.store import cache_folder
 
 DEMO_MODEL = "tf_efficientnet_lite0"
 ORIGIN = (

@@ -24,10 +24,12 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from hf_sgdr.audit import UnreadablePhotosError, readable
-from hf_sgdr.clear_errors import one_clear_line
-from hf_sgdr.cli import parse
-from hf_sgdr.data import (
+from hf_sgdr._utils.metrics import class_metrics
+from hf_sgdr._utils.text import printable
+from hf_sgdr.cli.arguments import parse
+from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.data.audit import UnreadablePhotosError, readable
+from hf_sgdr.data.folders import (
     LAYOUT,
     TEST_FOLDERS,
     VALIDATION_FOLDERS,
@@ -36,15 +38,13 @@ from hf_sgdr.data import (
     photo_files,
     stratified_split,
 )
-from hf_sgdr.evaluation import Evaluation
-from hf_sgdr.interpretation import ClassifierInterpretation
-from hf_sgdr.metrics import class_metrics
-from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
-from hf_sgdr.recipe_file import RECIPE_FILE
-from hf_sgdr.report import FORMATS, write_report
-from hf_sgdr.text import printable
-from hf_sgdr.trainer import RUNS_FOLDER
-from hf_sgdr.training_images import image_hashes, read_image_hashes
+from hf_sgdr.data.training_images import image_hashes, read_image_hashes
+from hf_sgdr.hub.recipe_file import RECIPE_FILE
+from hf_sgdr.inference.evaluation import Evaluation
+from hf_sgdr.inference.interpretation import ClassifierInterpretation
+from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
+from hf_sgdr.inference.report import FORMATS, write_report
+from hf_sgdr.training.trainer import RUNS_FOLDER
 
 FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
 CLASSES_ON_TERMINAL = 40

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from hf_sgdr.clear_errors import one_clear_line
-from hf_sgdr.cli import DataArguments, ModelArguments, build_trainer, load_photos, parse
-from hf_sgdr.range_test import LRRangeTest, SuggestionMethod
-from hf_sgdr.training_args import SGDRTrainingArguments
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments, build_trainer, load_photos, parse
+from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.optim.range_test import LRRangeTest, SuggestionMethod
+from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 
 @dataclass

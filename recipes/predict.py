@@ -20,12 +20,12 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_sgdr.clear_errors import OneLineParser, one_clear_line
-from hf_sgdr.data import photo_files
-from hf_sgdr.photos import UnreadablePhotoError
-from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
-from hf_sgdr.schedule import require_whole
-from hf_sgdr.text import csv_cell, printable
+from hf_sgdr._utils.text import csv_cell, printable
+from hf_sgdr.cli.errors import OneLineParser, one_clear_line
+from hf_sgdr.data.folders import photo_files
+from hf_sgdr.data.images import UnreadablePhotoError
+from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
+from hf_sgdr.optim.schedule import require_whole
 
 Row = dict[str, Any]
 # A file name that is no UTF-8 is written with escapes, which are JSON's own.

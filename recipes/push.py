@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_sgdr.clear_errors import OneLineParser, one_clear_line
-from hf_sgdr.hub import push_folder, push_snapshots, pushed_files
+from hf_sgdr.cli.errors import OneLineParser, one_clear_line
+from hf_sgdr.hub.push import push_folder, push_snapshots, pushed_files
 
 SPACE = Path(__file__).parent / "space"
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     for branch in branches:
         print(f"Snapshot: from_pretrained({done.repo_url.repo_id!r}, revision={branch!r})")
     if options.push_space:
-        from hf_sgdr.space import push_space  # importing what reads photos takes seconds
+        from hf_sgdr.hub.space import push_space  # importing what reads photos takes seconds
 
         page = push_space(done.repo_url.repo_id, SPACE, examples=options.space_examples)
         print(f"The page: {page.repo_url}")

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import CommitInfo
 
-from hf_sgdr.card_facts import local_origin
-from hf_sgdr.clear_errors import nothing_left_on_failure, one_clear_line
-from hf_sgdr.cli import (
+from hf_sgdr.cli.arguments import (
     DataArguments,
     ModelArguments,
     build_trainer,
@@ -29,15 +27,17 @@ from hf_sgdr.cli import (
     load_photos,
     parse,
 )
+from hf_sgdr.cli.errors import nothing_left_on_failure, one_clear_line
 from hf_sgdr.demo import ORIGIN, demo_photo_folder, demo_weights_file
-from hf_sgdr.hub import push_folder, require_login
-from hf_sgdr.model_card import hub_id, require_license, write_model_card
-from hf_sgdr.recipe_file import RECIPE_FILE, write_recipe
-from hf_sgdr.schedule import require_whole
-from hf_sgdr.space import push_space
-from hf_sgdr.stages import RunResults, Stage, is_finished, run_stages, save_results
-from hf_sgdr.trainer import SGDRTrainer
-from hf_sgdr.training_args import SGDRTrainingArguments
+from hf_sgdr.hub.card import hub_id, require_license, write_model_card
+from hf_sgdr.hub.card_sentences import local_origin
+from hf_sgdr.hub.push import push_folder, require_login
+from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
+from hf_sgdr.hub.space import push_space
+from hf_sgdr.optim.schedule import require_whole
+from hf_sgdr.training.arguments import SGDRTrainingArguments
+from hf_sgdr.training.stages import RunResults, Stage, is_finished, run_stages, save_results
+from hf_sgdr.training.trainer import SGDRTrainer
 
 CONFIGS = Path(__file__).parent / "configs"
 SPACE = Path(__file__).parent / "space"

@@ -32,7 +32,7 @@ from hf_sgdr import (
     image_transforms,
     load_image_folder,
 )
-from hf_sgdr.modeling import check_trainable
+from hf_sgdr.models.classifiers import check_trainable
 
 SIZE = 64
 LABELS = ["bees", "cats", "dogs"]

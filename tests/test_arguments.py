@@ -17,7 +17,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.schedule import SGDRSchedule
+from hf_sgdr.optim.schedule import SGDRSchedule
 
 NAN, INF = math.nan, math.inf
 
@@ -52,8 +52,8 @@ def no_work(monkeypatch):
     def work(*args, **kwargs):
         raise AssertionError("work was begun before the arguments were refused")
 
-    monkeypatch.setattr("hf_sgdr.photos.PhotoDataset.__getitems__", work)
-    monkeypatch.setattr("hf_sgdr.photos.photo_hash", work)
+    monkeypatch.setattr("hf_sgdr.data.images.PhotoDataset.__getitems__", work)
+    monkeypatch.setattr("hf_sgdr.data.images.photo_hash", work)
     monkeypatch.setattr("torch.optim.SGD.step", work)
 
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from hf_sgdr import load_image_folder
-from hf_sgdr.audit import UnreadablePhotosError, readable
-from hf_sgdr.data import photo_files
-from hf_sgdr.photos import UnreadablePhotoError, photo_hash, read_photo
-from hf_sgdr.transforms import image_transforms
+from hf_sgdr.data.audit import UnreadablePhotosError, readable
+from hf_sgdr.data.folders import photo_files
+from hf_sgdr.data.images import UnreadablePhotoError, photo_hash, read_photo
+from hf_sgdr.data.transforms import image_transforms
 
 
 def encoded(kind: str, mode: str = "RGB", size=(40, 30), **kwargs) -> bytes:
@@ -182,8 +182,8 @@ def test_names_that_are_not_utf8(tmp_path, make_photo_folder):
 READ_AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from hf_sgdr.audit import UnreadablePhotosError, readable
-from hf_sgdr.data import photo_files
+from hf_sgdr.data.audit import UnreadablePhotosError, readable
+from hf_sgdr.data.folders import photo_files
 readable([b"x"], ["x"], "skip")  # whatever is imported late, now
 if os.getuid() == 0:
     os.setuid(65534)
@@ -219,7 +219,7 @@ def test_a_hash_waits_for_no_pipe(tmp_path):
 def test_a_picture_of_400_million_pixels_takes_no_memory(tmp_path):
     (tmp_path / "huge.png").write_bytes(BAD["huge.png"][0])
     code = (
-        "import resource, sys; from hf_sgdr.photos import read_photo\n"
+        "import resource, sys; from hf_sgdr.data.images import read_photo\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_photo(sys.argv[1])\n"
         "except ValueError as error: print(error)\n"

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 from scipy.stats import binomtest
 
-from hf_sgdr.card_facts import figure, local_origin, stage_row, views, wilson_interval
+from hf_sgdr.hub.card_sentences import figure, local_origin, stage_row, views, wilson_interval
 
 STAGE = {
     "name": "whole", "epochs": 3, "cycles": 2, "learning_rates": [1e-5, 1e-4, 1e-3], "train_loss": 0.25,

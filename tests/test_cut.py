@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_sgdr import LayerGroups, create_image_classifier
-from hf_sgdr.cut import Cut
+from hf_sgdr.models.boundary import Cut
 
 SIZE = 64
 LABELS = {"id2label": {0: "cats", 1: "dogs"}, "label2id": {"cats": 0, "dogs": 1}}

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import torch
 
-from hf_sgdr.environment import PACKAGES, environment
+from hf_sgdr.hub.environment import PACKAGES, environment
 from hf_sgdr.version import __version__
 
 

@@ -17,11 +17,11 @@ import torch
 from sklearn import metrics
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.clear_errors import one_clear_line
-from hf_sgdr.cli import DataArguments
-from hf_sgdr.interpretation import ClassifierInterpretation
-from hf_sgdr.recipe_file import write_recipe
-from hf_sgdr.stages import Stage, run_stages
+from hf_sgdr.cli.arguments import DataArguments
+from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.hub.recipe_file import write_recipe
+from hf_sgdr.inference.interpretation import ClassifierInterpretation
+from hf_sgdr.training.stages import Stage, run_stages
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"
 pytestmark = pytest.mark.recipe

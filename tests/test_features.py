@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sgdr import FeatureStore, shards
-from hf_sgdr.features import cache_folder, module_hash
+from hf_sgdr import FeatureStore
+from hf_sgdr._utils import store as shards
 from hf_sgdr.features.__main__ import main, stores
+from hf_sgdr.features.store import cache_folder, module_hash
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 4)
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_full_disk_is_one_clear_error_and_the_store_stays_intact(tmp_path, row
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_sgdr.shards.save_file", full)
+    monkeypatch.setattr("hf_sgdr._utils.store.save_file", full)
     with pytest.raises(OSError, match=r"cannot be written .*No space left on device.*set HF_SGDR_CACHE"):
         store.write(0, rows[:4])
     assert torch.equal(reopened(store, tmp_path).read(), rows)
@@ -117,7 +118,7 @@ def test_a_folder_that_may_only_be_read_gives_what_it_has(tmp_path, rows, monkey
     def refused(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    for name in ("hf_sgdr.shards.tempfile.NamedTemporaryFile", "hf_sgdr.shards.os.utime"):
+    for name in ("hf_sgdr._utils.store.tempfile.NamedTemporaryFile", "hf_sgdr._utils.store.os.utime"):
         monkeypatch.setattr(name, refused)
     assert torch.equal(reopened(store, tmp_path).read(), rows)
     with pytest.raises(OSError, match=r"cannot be written .*Permission denied.*set HF_SGDR_CACHE to a folder"):
@@ -130,7 +131,7 @@ def test_no_room_in_memory_is_one_clear_error(tmp_path, rows, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("hf_sgdr.features.torch.empty", full)
+    monkeypatch.setattr("hf_sgdr.features.store.torch.empty", full)
     with pytest.raises(MemoryError, match=r"do not fit into memory: lower feature_memory_gb.*what is stored stays"):
         reopened(store, tmp_path).read()
 

@@ -1,7 +1,7 @@
 from transformers import TrainerState
 
 from hf_sgdr import SGDRSchedule, SGDRTrainingArguments
-from hf_sgdr.fit_figures import fit_figures
+from hf_sgdr.training.history import fit_figures
 
 
 def figures(tmp_path, state: TrainerState, schedule: SGDRSchedule | None) -> dict:

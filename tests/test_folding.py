@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from hf_sgdr.folding import batch_norms_folded
+from hf_sgdr.models.fuse import batch_norms_folded
 
 SIZE = 64
 

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import HfApi, constants
 from loopback_hub import READ_TOKEN, TOKEN
 
-from hf_sgdr.hub import prepare_repository, push_command, push_folder, pushed_files, require_login
-from hf_sgdr.retries import HubError, asked_pause, tried_again
+from hf_sgdr.hub.push import prepare_repository, push_command, push_folder, pushed_files, require_login
+from hf_sgdr.hub.retry import HubError, asked_pause, tried_again
 
 CARD = "---\npipeline_tag: image-classification\n---\n# Cats\n![matrix](confusion-matrix.png)\n"
 RUN = {
@@ -222,7 +222,7 @@ def test_a_break_is_tried_again_with_its_reason(hub, api, out, waits, caplog, ki
     assert waits == ([2.0] if kind == "late" else [2.0, 4.0])  # when the commit is there, nothing is left to do
     assert hub.repos["ann/cats"].files().keys() == RUN | {".gitattributes"}
     assert len(hub.repos["ann/cats"].commits) == 2
-    said = [record.message for record in caplog.records if record.name == "hf_sgdr.retries"]
+    said = [record.message for record in caplog.records if record.name == "hf_sgdr.hub.retry"]
     reason = str(kind) if isinstance(kind, int) else "disconnected|reset|closed"
     assert len(said) == len(waits)
     assert said[0].startswith("Pushing to ann/cats, try 1 of 5 failed: ")

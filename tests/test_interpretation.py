@@ -7,8 +7,8 @@ from sklearn import metrics
 from transformers import Trainer, TrainingArguments
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.interpretation import ClassifierInterpretation, ClassReport
-from hf_sgdr.photos import PhotoDataset
+from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
 
 NAMES = ["cats", "dogs", "birds"]
 #                 right, sure       wrong              right, unsure      wrong, very         right

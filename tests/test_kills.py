@@ -49,7 +49,9 @@ def recipe(place: str, output_dir: str, words: list[str]) -> None:
 @pytest.fixture(scope="module")
 def context():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_sgdr.stages", "hf_sgdr.cli", "hf_sgdr.metrics", "hf_sgdr.demo", __name__])
+    context.set_forkserver_preload(
+        ["hf_sgdr.training.stages", "hf_sgdr.cli.arguments", "hf_sgdr._utils.metrics", "hf_sgdr.demo", __name__]
+    )
     return context
 
 

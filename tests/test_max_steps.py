@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.model_card import write_model_card
-from hf_sgdr.stages import Stage, run_stages
+from hf_sgdr.hub.card import write_model_card
+from hf_sgdr.training.stages import Stage, run_stages
 
 SIZE = 32
 

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 from transformers import EvalPrediction
 
-from hf_sgdr.metrics import Accuracy, MacroAverages, accuracy_of_logits, class_metrics
+from hf_sgdr._utils.metrics import Accuracy, MacroAverages, accuracy_of_logits, class_metrics
 
 
 def test_accuracy_is_the_share_of_equal_ids():
@@ -43,6 +43,6 @@ def test_class_metrics_are_both_together():
 
 def test_a_script_of_the_librarys_name_does_not_hide_it(tmp_path):
     (tmp_path / "evaluate.py").write_text("raise RuntimeError('the wrong one')")
-    code = "import sys, hf_sgdr.metrics, evaluate; print(evaluate.Metric.__name__, sys.path[0] == '')"
+    code = "import sys, hf_sgdr._utils.metrics, evaluate; print(evaluate.Metric.__name__, sys.path[0] == '')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "Metric True\n", done.stderr

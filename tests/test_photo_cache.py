@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
+from hf_sgdr.data.cache import cache_photos
+from hf_sgdr.data.images import PhotoDataset, photo_hash
 from hf_sgdr.features.__main__ import main
-from hf_sgdr.photo_cache import cache_photos
-from hf_sgdr.photos import PhotoDataset, photo_hash
 
 SIZE = 32
 
@@ -14,7 +14,7 @@ SIZE = 32
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 5)
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 5)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_what_is_kept_is_keyed_by_content_order_and_size_but_not_by_augmentation
     assert key() != first
 
 
-@pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.photos.PIXELS_VERSION"])
+@pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.data.images.PIXELS_VERSION"])
 def test_what_is_kept_is_keyed_by_what_makes_its_pixels(photos, transforms, monkeypatch, what):
     keys = [cached(photos["train"], transform).cache.key for transform in transforms]
     monkeypatch.setattr(what, "0.0.1")
@@ -130,7 +130,7 @@ def test_later_epochs_decode_nothing_and_evaluation_is_the_same(photos, transfor
     assert ours.evaluate()["eval_loss"] == plain["eval_loss"]
     ours.fit(1e-3, 1)
     decoded = []
-    monkeypatch.setattr("hf_sgdr.transforms.read_photo", lambda *args: decoded.append(args))
+    monkeypatch.setattr("hf_sgdr.data.transforms.read_photo", lambda *args: decoded.append(args))
     ours.fit(1e-3, 3, cycle_len=1)
     ours.unfreeze()
     ours.fit(1e-4, 1)

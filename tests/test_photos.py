@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
-from hf_sgdr.photos import PhotoDataset, photo_hash, read_photo
+from hf_sgdr.data.images import PhotoDataset, photo_hash, read_photo
 
 
 def picture(height=20, width=30) -> Image.Image:
@@ -392,7 +392,7 @@ def test_encoded_bytes_files_and_paths_of_one_content_hash_alike(photos, augment
 
 FORKED = """
 import os, sys
-from hf_sgdr.photos import PhotoDataset, readers
+from hf_sgdr.data.images import PhotoDataset, readers
 photos = PhotoDataset([{"image": path} for path in sys.argv[1:]], None)
 expected = photos.content_hash()
 assert list(readers().map(abs, [-1, -2])) == [1, 2]

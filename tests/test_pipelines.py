@@ -19,9 +19,9 @@ from transformers import ConvNextConfig, EfficientNetImageProcessor, MobileViTIm
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.data.images import UnreadablePhotoError, read_photo
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
-from hf_sgdr.photos import UnreadablePhotoError, read_photo
-from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
+from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
 LABELS = ["cats", "dogs", "owls"]
 NAMES = dict(enumerate(LABELS))

@@ -9,8 +9,15 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_sgdr.fonts import families, picture_labels, picture_text
-from hf_sgdr.plots import new_axes, plot_confusion_matrix, plot_per_class, plot_photos, plot_range_test, plot_rates
+from hf_sgdr._utils.fonts import families, picture_labels, picture_text
+from hf_sgdr._utils.plots import (
+    new_axes,
+    plot_confusion_matrix,
+    plot_per_class,
+    plot_photos,
+    plot_range_test,
+    plot_rates,
+)
 
 NASTY = ["$\\frac{1}{0}$", "犬", "🐕‍🦺", "two\nlines", "\x1b[31mred", "long " * 30, "=1+1", "\udcff", "_^{", "猫"]
 

@@ -13,13 +13,13 @@ from PIL import Image
 from timm.layers import SelectAdaptivePool2d
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.cut import Cut
+from hf_sgdr.data.images import PhotoDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
-from hf_sgdr.features import FeatureStore
-from hf_sgdr.head_training import FeatureDataset, HeadClassifier, whole_batch
-from hf_sgdr.layer_groups import LayerGroups
-from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import extract_features, resolve_feature_dtype
+from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
+from hf_sgdr.features.head import FeatureDataset, HeadClassifier, whole_batch
+from hf_sgdr.features.store import FeatureStore
+from hf_sgdr.models.boundary import Cut
+from hf_sgdr.optim.layer_groups import LayerGroups
 
 SIZE = 32
 
@@ -116,7 +116,7 @@ def test_whatever_the_features_depend_on_makes_another_store(tiny_model, folder,
     assert sum(calls) >= 11
 
 
-@pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.photos.PIXELS_VERSION"])
+@pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.data.images.PIXELS_VERSION"])
 def test_what_makes_the_pixels_is_part_of_the_key(tiny_model, folder, monkeypatch, what):
     before = extract(tiny_model, folder)
     monkeypatch.setattr(what, "0.0.1")
@@ -146,7 +146,7 @@ def test_the_interpolation_and_the_normalisation_are_part_of_the_key(folder):
 
 
 def test_only_missing_and_damaged_shards_are_computed_again(tiny_model, folder, monkeypatch):
-    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 5)
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 5)
     store = extract(tiny_model, folder)
     expected = store.read()
     assert sorted(path.name for path in store.folder.glob("*.safetensors")) == [
@@ -164,13 +164,13 @@ def test_only_missing_and_damaged_shards_are_computed_again(tiny_model, folder, 
 
 EXTRACTION = """
 import sys, time, torch
-import hf_sgdr.shards
+import hf_sgdr._utils.store
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.layer_groups import LayerGroups
-from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import extract_features
+from hf_sgdr.optim.layer_groups import LayerGroups
+from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.features.extract import extract_features
 
-hf_sgdr.shards.ROWS_PER_SHARD = 2
+hf_sgdr._utils.store.ROWS_PER_SHARD = 2
 torch.manual_seed(0)
 model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
 photos = load_image_folder(sys.argv[1])["train"]
@@ -201,7 +201,7 @@ def test_after_kill_9_the_shards_that_are_there_are_not_computed_again(folder, t
     assert 2 <= there < 6
     output, _ = extraction(folder, 0).communicate()
     assert int(output.split()[-1]) == 12 - 2 * there
-    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 2)
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 2)
     torch.manual_seed(0)
     fresh = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
     calls = count_forwards(fresh)
@@ -225,7 +225,7 @@ def test_two_runs_at_once_end_with_one_good_store(folder, tmp_path):
 
 
 def test_processes_share_the_work(tiny_model, folder, monkeypatch):
-    monkeypatch.setattr("hf_sgdr.shards.ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 4)
     calls = count_forwards(tiny_model)
     store = extract(tiny_model, folder, rank=0, world_size=2)
     assert sum(calls) == 8
@@ -415,7 +415,7 @@ from pathlib import Path
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from hf_sgdr import FeatureStore
-from hf_sgdr.head_training import FeatureDataset, whole_batch
+from hf_sgdr.features.head import FeatureDataset, whole_batch
 
 class Head(nn.Module):
     def __init__(self):

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_sgdr import processors
-from hf_sgdr.photos import _readers_of, readers
-from hf_sgdr.processors import usable_processors, usable_threads, use_all_processors
+from hf_sgdr._utils import processors
+from hf_sgdr._utils.processors import usable_processors, usable_threads, use_all_processors
+from hf_sgdr.data.images import _readers_of, readers
 
 PROJECT = Path(__file__).parent.parent
 REPORT = """
 import os
 import torch
 from hf_sgdr import {imports}
-from hf_sgdr.photos import readers
+from hf_sgdr.data.images import readers
 
 before = torch.get_num_threads()
 {call}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_sgdr.range_test import LRRangeResult, LRRangeTest
-from hf_sgdr.suggestions import smoothed_losses
+from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
+from hf_sgdr.optim.suggestions import smoothed_losses
 
 
 class TwoLayers(nn.Module):

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_sgdr.plots import new_axes, plot_photos
-from hf_sgdr.report import Heading, Paragraph, Picture, Table, write_report
+from hf_sgdr._utils.plots import new_axes, plot_photos
+from hf_sgdr.inference.report import Heading, Paragraph, Picture, Table, write_report
 
 NASTY = '<img src=x onerror=alert(1)> "quoted" | **bold** [a](javascript:b)\n$x$'
 

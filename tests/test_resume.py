@@ -7,8 +7,8 @@ import torch
 from transformers import TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.checkpoints import SEAL, newest_checkpoint, sealed_state
-from hf_sgdr.stages import Stage, is_finished, run_stages, save_results
+from hf_sgdr.training.checkpoints import SEAL, newest_checkpoint, sealed_state
+from hf_sgdr.training.stages import Stage, is_finished, run_stages, save_results
 
 SIZE = 32
 STAGES = (
@@ -245,7 +245,7 @@ def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, mon
 
 
 def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, uninterrupted):
-    import hf_sgdr.progress
+    import hf_sgdr.training.progress
 
     whole = make_trainer("whole")
     expected = end_of(whole, run_stages(whole, STAGES))
@@ -254,7 +254,7 @@ def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, unin
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf_sgdr.progress, "replace_weights", full)
+    monkeypatch.setattr(hf_sgdr.training.progress, "replace_weights", full)
     with pytest.raises(OSError, match="No space left"):
         run_stages(broken, STAGES)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ import pytest
 from loopback_hub import TOKEN
 
 from hf_sgdr import create_image_classifier
-from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.cli.errors import one_clear_line
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe
@@ -154,7 +154,7 @@ def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, r
     hub.fail("POST", "/commit/", 503, times=5, Retry_After="0")
     status, out, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats")
     assert status == 2
-    tries = [record.message for record in caplog.records if record.name == "hf_sgdr.retries"]
+    tries = [record.message for record in caplog.records if record.name == "hf_sgdr.hub.retry"]
     assert len(tries) == 4
     assert all("503 Service Unavailable: made to fail with 503" in one for one in tries)
     line = err.splitlines()[-1]

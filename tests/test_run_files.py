@@ -23,12 +23,12 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.cli import DataArguments, ModelArguments, parse
-from hf_sgdr.hub import push_snapshots
-from hf_sgdr.recipe_file import write_recipe
-from hf_sgdr.retries import HubError
-from hf_sgdr.snapshot_files import snapshot_files
-from hf_sgdr.stages import Stage, save_results
+from hf_sgdr.callbacks.snapshot_files import snapshot_files
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments, parse
+from hf_sgdr.hub.push import push_snapshots
+from hf_sgdr.hub.recipe_file import write_recipe
+from hf_sgdr.hub.retry import HubError
+from hf_sgdr.training.stages import Stage, save_results
 
 SIZE = 32
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, load_image_folder
-from hf_sgdr.checkpoints import newest_checkpoint
+from hf_sgdr.training.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("hf_sgdr/**/*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("benchmarks/*.py")], key=str)

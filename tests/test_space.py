@@ -26,11 +26,11 @@ from playwright.sync_api import Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.clear_errors import one_clear_line
+from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.data.images import UnreadablePhotoError
 from hf_sgdr.demo import DEMO_MODEL, demo_photo_folder, demo_weights_file
-from hf_sgdr.photos import UnreadablePhotoError
-from hf_sgdr.retries import HubError
-from hf_sgdr.space import make_space, push_space
+from hf_sgdr.hub.retry import HubError
+from hf_sgdr.hub.space import make_space, push_space
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = ROOT / "recipes" / "space"
@@ -141,7 +141,7 @@ def test_a_space_is_put_together(tmp_path):
     assert (card.data.app_file, card.data.license) == ("app.py", "apache-2.0")
     assert len(card.data.get("short_description")) <= 60  # the Hub's limit
     files = {path.relative_to(tmp_path / "space").as_posix() for path in (tmp_path / "space").rglob("*")}
-    assert {"app.py", "style.css", "requirements.txt", "hf_sgdr/pipelines.py", "hf_sgdr/py.typed"} <= files
+    assert {"app.py", "style.css", "requirements.txt", "hf_sgdr/inference/pipeline.py", "hf_sgdr/py.typed"} <= files
     assert not [name for name in files if "__pycache__" in name]
     example = Image.open(tmp_path / "space" / "examples" / "01.jpg")
     assert example.size == (1024, 512)

@@ -13,11 +13,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_sgdr import LESSON, SGDRTrainer, SGDRTrainingArguments, Stage, image_transforms, load_image_folder, run_stages
-from hf_sgdr.progress import run_lock
-from hf_sgdr.range_test import LRRangeResult
-from hf_sgdr.schedule import SGDRSchedule
-from hf_sgdr.stage_callbacks import StopWhenOverfitting
-from hf_sgdr.stages import FALLBACK_LR, save_results
+from hf_sgdr.callbacks.best_weights import StopWhenOverfitting
+from hf_sgdr.optim.range_test import LRRangeResult
+from hf_sgdr.optim.schedule import SGDRSchedule
+from hf_sgdr.training.progress import run_lock
+from hf_sgdr.training.stages import FALLBACK_LR, save_results
 
 SIZE = 32
 

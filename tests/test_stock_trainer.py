@@ -25,9 +25,9 @@ from hf_sgdr import (
     get_sgdr_schedule,
     image_transforms,
 )
-from hf_sgdr.head_training import FeatureDataset, whole_batch
-from hf_sgdr.photos import PhotoDataset
-from hf_sgdr.precompute import extract_features
+from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.features.extract import extract_features
+from hf_sgdr.features.head import FeatureDataset, whole_batch
 
 ROWS, BATCH, STEPS = 24, 4, 6
 LABELS = {"id2label": {0: "cats", 1: "dogs"}, "label2id": {"cats": 0, "dogs": 1}}

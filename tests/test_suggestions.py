@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_sgdr.suggestions import SUGGESTIONS, edge, lesson, minimum, smoothed_losses, steep, valley
+from hf_sgdr.optim.suggestions import SUGGESTIONS, edge, lesson, minimum, smoothed_losses, steep, valley
 
 LRS = [float(lr) for lr in np.geomspace(1e-7, 10, 100)]
 REAL = json.loads((Path(__file__).parent / "data" / "range_tests.json").read_text())

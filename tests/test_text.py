@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from hf_sgdr.text import csv_cell, html_text, markdown_text, plot_text, printable, printable_lines
+from hf_sgdr._utils.text import csv_cell, html_text, markdown_text, plot_text, printable, printable_lines
 
 NASTY = [
     "\x1b[31mred\x1b[0m",

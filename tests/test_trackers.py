@@ -10,9 +10,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, Stage, image_transforms, load_image_folder, run_stages
-from hf_sgdr.plots import new_axes
-from hf_sgdr.stages import save_results
-from hf_sgdr.trackers import pixels
+from hf_sgdr._utils.plots import new_axes
+from hf_sgdr.callbacks.trackers import pixels
+from hf_sgdr.training.stages import save_results
 
 STAGES = (
     Stage("head", lr="auto", cycles=1, cycle_len=1, range_test_steps=10),
@@ -137,7 +137,7 @@ def test_trackio_has_each_fits_rates_cycles_losses_and_pictures(make_trainer, tm
 
 def test_without_a_tracker_nothing_is_drawn(make_trainer, monkeypatch):
     trainer = make_trainer("none")
-    monkeypatch.setattr("hf_sgdr.trackers.pixels", lambda axes: pytest.fail("drawn for nobody"))
+    monkeypatch.setattr("hf_sgdr.callbacks.trackers.pixels", lambda axes: pytest.fail("drawn for nobody"))
     trainer.lr_find(num_steps=5)
     trainer.fit(1e-2, 1)
 

@@ -34,7 +34,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.head_training import FeatureReader
+from hf_sgdr.features.head import FeatureReader
 
 SIZE = 32
 
@@ -460,7 +460,7 @@ def test_too_many_features_are_refused_with_the_figure(make_trainer, tmp_path, m
         trainer.fit(1e-3, 1)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     trainer.args.cache_disk_gb = 50.0
-    monkeypatch.setattr("hf_sgdr.shards.shutil.disk_usage", lambda place: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("hf_sgdr._utils.store.shutil.disk_usage", lambda place: type("Usage", (), {"free": 10}))
     with pytest.raises(OSError, match=r"0\.00 GB free: make room, or set HF_SGDR_CACHE"):
         trainer.fit(1e-3, 1)
 

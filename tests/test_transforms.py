@@ -9,9 +9,9 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from transformers import ConvNextImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-import hf_sgdr.transforms as transforms
+import hf_sgdr.data.transforms as transforms
 from hf_sgdr import PhotoTransform, create_image_classifier, image_transforms
-from hf_sgdr.image_spec import ImageSpec
+from hf_sgdr.data.image_spec import ImageSpec
 
 SIZES = [(40, 40), (61, 97), (97, 61), (300, 50), (33, 500), (224, 224)]
 

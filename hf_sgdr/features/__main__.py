@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_sgdr.features import cache_folder
+from hf_sgdr.features.store import cache_folder
 
 DAY = 86_400
 

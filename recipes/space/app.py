@@ -22,10 +22,10 @@ from huggingface_hub import ModelCard, RepoCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
-from hf_sgdr.clear_errors import one_clear_line
-from hf_sgdr.photos import UnreadablePhotoError, read_photo
-from hf_sgdr.pipelines import TTAImageClassificationPipeline, pipeline
-from hf_sgdr.text import html_text, markdown_text, printable
+from hf_sgdr._utils.text import html_text, markdown_text, printable
+from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.data.images import UnreadablePhotoError, read_photo
+from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
 HERE = Path(__file__).parent
 VIEWS = 4  # of test-time augmentation

@@ -1,0 +1,259 @@
+"""Drawing: each function takes numbers and an optional Axes, and returns the Axes. Nothing here knows trainers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from hf_sgdr._utils.fonts import families, picture_labels, picture_text
+
+CURVE, MARK = "#3B6FB6", "#D1495B"
+# From the input to the head: light to dark, so that the order reads without the legend.
+GROUPS = ("#9DC3E6", "#5B9BD5", "#1F4E79")
+# Points: below the first nobody reads a number, so it is left out; names go a little lower before every other one goes.
+SMALLEST_NUMBER, SMALLEST_NAME = 4.5, 4.0
+LONGEST_NAME = 24  # characters
+CHARACTER = 0.6  # mean width of one, as a share of the font size
+PHOTO_PIXELS = 400  # the longer side of a photo in a picture; more would only make the file larger
+
+
+def plot_range_test(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    suggestion: float | None,
+    ax: Axes | None = None,
+    *,
+    chosen: float | None = None,
+) -> Axes:
+    """Smoothed loss against learning rate, log axis, with the suggested rate marked, and the chosen one if another."""
+    ax = ax or new_axes()
+    ax.plot(lrs, losses, color=CURVE, linewidth=1.8)
+    ax.set_xscale("log")
+    ax.set_xlabel("learning rate of the head (log scale)")
+    ax.set_ylabel("smoothed training loss")
+    if losses:
+        low, high = min(losses), max(losses[: max(1, len(losses) // 2)])
+        room = max(high - low, 1e-3 * abs(high), 1e-12)
+        ax.set_ylim(low - 0.08 * room, high + 0.35 * room)
+    if suggestion is not None:
+        ax.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:.1e}")
+    if chosen is not None and chosen != suggestion:
+        ax.axvline(chosen, color=MARK, linewidth=1.2, label=f"chosen: {chosen:.1e}")
+    if suggestion is not None or chosen is not None:
+        ax.legend(frameon=False)
+    _tidy(ax)
+    return ax
+
+
+def plot_rates(rates: Mapping[str, Sequence[float]], ax: Axes | None = None, *, log_scale: bool = False) -> Axes:
+    """Learning rate against optimizer step, a line for each layer group."""
+    ax = ax or new_axes()
+    shades = GROUPS[len(GROUPS) - len(rates) :] if len(rates) <= len(GROUPS) else [None] * len(rates)
+    for (name, values), shade in zip(rates.items(), shades, strict=True):
+        ax.plot(range(len(values)), values, color=shade, linewidth=1.6, label=name)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("learning rate")
+    positive = any(value > 0 for values in rates.values() for value in values)
+    if log_scale and positive:
+        ax.set_yscale("log")
+    elif positive:
+        ax.set_ylim(bottom=0)
+    if len(rates) > 1:
+        ax.legend(frameon=False)
+    _tidy(ax)
+    return ax
+
+
+def plot_confusion_matrix(
+    matrix: ArrayLike, names: Sequence[str], ax: Axes | None = None, *, normalize: bool = False
+) -> Axes:
+    """A confusion matrix: truth in rows, prediction in columns.
+
+    The darker a cell, the larger its share of the row, on a square-root scale, so that rare mistakes show. Where cells
+    are too small for numbers a colour bar stands for them.
+
+    Args:
+        matrix (array of int (classes, classes)): counts.
+        names (sequence of `str`): class names.
+        ax (`Axes`, *optional*): where to draw; by default a new figure, the larger the more classes.
+        normalize (`bool`, *optional*, defaults to False): the numbers are shares of the row instead of counts.
+    """
+    counts = np.asarray(matrix)
+    classes = len(names)
+    most = LONGEST_NAME
+    if ax is None:
+        side = min(max(2.8, 0.36 * classes), 12.0)
+        room = min(max(map(len, names)), most) * CHARACTER * _name_size(72 * side / classes)[0] / 72
+        ax = new_axes(side + room + 0.5, side + room + 0.5)
+    else:
+        most = _characters(0.35 * min(_size(ax)), _name_size(min(_size(ax)) / classes)[0])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("truth")
+    cell = min(_size(ax)) / classes
+    size, step = _name_size(cell)
+    labels = picture_labels(names, most)[::step]
+    places = range(0, classes, step)
+    longest = max(map(len, labels)) * CHARACTER * size
+    turned: dict[str, Any] = {"rotation": 90}
+    if longest < 0.95 * cell * step:
+        turned = {}
+    elif 1.3 * size < 0.7 * cell * step:
+        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(places, labels, fontsize=size, fontfamily=families(), **turned)
+    ax.set_yticks(places, labels, fontsize=size, fontfamily=families())
+    ax.tick_params(length=0 if step == 1 else 2)
+    ax.spines[:].set_visible(False)
+    ax.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=min(1.5, cell / 15))
+    ax.tick_params(which="minor", length=0)
+    _lay_out(ax)
+    numbers = [[_share(value) for value in row] for row in shares] if normalize else counts.astype(str).tolist()
+    cell = min(_size(ax)) / classes
+    widest = max(len(text) + text.count("%") for row in numbers for text in row)  # that sign is as wide as two digits
+    size = min(12.0, 0.45 * cell, 0.8 * cell / (CHARACTER * widest))
+    if size < SMALLEST_NUMBER:
+        bar = ax.figure.colorbar(
+            image, ax=ax, fraction=0.03, aspect=30, shrink=0.7, pad=0.02, ticks=[0, 0.01, 0.1, 0.5, 1]
+        )
+        bar.ax.set_yticklabels(["0", "1%", "10%", "50%", "100%"], fontsize=8)
+        bar.set_label("share of the true class", fontsize=8)
+        bar.outline.set_visible(False)
+        _lay_out(ax)
+        return ax
+    colours = image.to_rgba(shares)[..., :3]
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    is_dark = linear @ (0.2126, 0.7152, 0.0722) < 0.179  # where white stands out more than black (WCAG 2.1)
+    for row, column in np.ndindex(classes, classes):
+        if counts[row, column] or classes <= 10:  # with many classes zeros would hide the rest
+            colour = "white" if is_dark[row, column] else "black" if counts[row, column] else "0.45"
+            ax.text(column, row, numbers[row][column], ha="center", va="center", fontsize=size, color=colour)
+    return ax
+
+
+def plot_per_class(
+    names: Sequence[str],
+    precision: Sequence[float | None],
+    recall: Sequence[float | None],
+    ax: Axes | None = None,
+) -> Axes:
+    """Precision and recall of each class, a line a class, the first at the top; None leaves a mark out."""
+    classes = len(names)
+    ax = ax or new_axes(6.4, min(max(2.2, 1.2 + 0.24 * classes), 14.0))
+    places = np.arange(classes)
+    both = np.array([precision, recall], dtype=float)
+    width, height = _size(ax)
+    size, step = _name_size(height / classes)
+    mark = min(49.0, max(4.0, (0.6 * height / classes) ** 2))
+    ax.hlines(places, both.min(axis=0), both.max(axis=0), color="0.75", linewidth=1.5, zorder=1)
+    ax.scatter(both[0], places, s=mark, color=CURVE, marker="o", label="precision", zorder=3)
+    ax.scatter(both[1], places, s=mark, color=MARK, marker="D", label="recall", zorder=2)
+    labels = picture_labels(names, _characters(0.45 * width, size))
+    ax.set_yticks(places[::step], labels[::step], fontsize=size, fontfamily=families())
+    ax.set_ylim(classes - 0.4, -0.6)
+    lowest = min(both[np.isfinite(both)].tolist(), default=0.0)
+    left = max(0.0, math.floor(10 * lowest - 0.5) / 10)
+    ax.set_xlim(left - 0.02 * (1 - left), 1 + 0.02 * (1 - left))
+    ax.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=9)
+    _tidy(ax)
+    _lay_out(ax)
+    return ax
+
+
+def plot_photos(photos: Sequence[Any], captions: Sequence[Sequence[str]], ax: Axes | None = None) -> Axes:
+    """Photos in a grid inside one Axes, each whole, with lines of text below; without any it says so.
+
+    Args:
+        photos (sequence of Pillow images or arrays (height, width[, 3])): what to show.
+        captions (sequence of sequences of `str`): the lines below each; what is too long is cut in the middle.
+        ax (`Axes`, *optional*): where to draw; by default a new figure with up to four photos in a row.
+    """
+    count, lines = len(photos), max(map(len, captions), default=0)
+    if ax is None:
+        rows = max(1, math.ceil(count / 4))
+        ax = new_axes(2.1 * max(1, math.ceil(count / rows)), (2.1 + 0.2 * lines) * rows)
+    ax.set_axis_off()
+    if not count:
+        ax.text(0.5, 0.5, "no such photo", transform=ax.transAxes, ha="center", va="center", color="0.4")
+        return ax
+    _lay_out(ax)
+    width, height = _size(ax)
+    below = 0.15 * lines  # the room for text, as a share of a photo's side
+    for _ in range(2):  # it settles: text has a largest size, and what it does not need goes to the photos
+        sides = {n: min(width / n, height / math.ceil(count / n) / (1 + below)) for n in range(1, count + 1)}
+        columns = max(sides, key=sides.__getitem__)
+        size = min(10.0, max(SMALLEST_NAME, 0.11 * sides[columns]))
+        below = 1.35 * size * lines / sides[columns]
+    rows, side = math.ceil(count / columns), sides[columns]
+    for place, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
+        row, column = divmod(place, columns)
+        picture = Image.fromarray(np.asarray(photo))
+        picture.thumbnail((PHOTO_PIXELS, PHOTO_PIXELS))
+        wide, high = (0.94 * pixels / max(picture.size) for pixels in picture.size)
+        x, bottom = column + 0.5, row * (1 + below) + 0.97
+        ax.imshow(picture, extent=(x - wide / 2, x + wide / 2, bottom, bottom - high))
+        text = "\n".join(picture_text(line, _characters(0.98 * side, size)) for line in caption)
+        ax.text(x, bottom + 0.03, text, ha="center", va="top", fontsize=size, fontfamily=families())
+    ax.set_xlim(0, columns)
+    ax.set_ylim(rows * (1 + below), 0)
+    return ax
+
+
+def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
+    """Axes of a new figure, in inches, that belongs to no window, so that nothing has to be closed."""
+    return Figure(figsize=(width, height), dpi=120, layout="constrained").add_subplot()
+
+
+def _tidy(ax: Axes) -> None:
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _size(ax: Axes) -> tuple[float, float]:
+    """Width and height in points."""
+    box = ax.get_window_extent()
+    return box.width * 72 / ax.figure.dpi, box.height * 72 / ax.figure.dpi
+
+
+def _name_size(room: float) -> tuple[float, int]:
+    """Font size of names that have so many points each, and every how many of them is shown."""
+    step = max(1, math.ceil(1.15 * SMALLEST_NAME / room))
+    return min(10.0, max(SMALLEST_NAME, 0.8 * room * step)), step
+
+
+def _characters(points: float, size: float) -> int:
+    """How many characters have room."""
+    return min(40, max(6, int(points / (CHARACTER * size))))
+
+
+def _share(value: float) -> str:
+    """A share in whole per cent; only none at all is 0, only all is 100%."""
+    if value == 0:
+        return "0"
+    if value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def _lay_out(ax: Axes) -> None:
+    """Settle where the Axes lies; where no layout engine does that, shrink it so that no text leaves the figure."""
+    root = ax.figure.canvas.figure
+    root.draw_without_rendering()
+    if root.get_layout_engine() is not None:
+        return
+    text, page, box = ax.get_tightbbox(), root.bbox, ax.get_position(original=True)
+    if text is None:
+        return
+    left, right = max(0.0, 4 - text.x0) / page.width, max(0.0, text.x1 - page.width + 4) / page.width
+    bottom, top = max(0.0, 4 - text.y0) / page.height, max(0.0, text.y1 - page.height + 4) / page.height
+    width, height = box.width - left - right, box.height - bottom - top
+    if (left or right or bottom or top) and min(width, height) > 0.1:
+        ax.set_position((box.x0 + left, box.y0 + bottom, width, height))

@@ -1,0 +1,149 @@
+"""The table that grows by a line an epoch: epoch, train loss, validation loss, metrics, head's rate, seconds."""
+
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_sgdr.training.history import best_evaluation
+
+# What transformers says of an evaluation beside its loss and metrics.
+_NOT_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+
+
+class EpochTable(TrainerCallback):
+    """Prints the lesson's table during training, in the place of transformers' dictionaries.
+
+    The rate is the head's highest of the epoch: at the end of a cycle it is always nearly zero. With several evaluation
+    sets a line has the loss and the metrics of each. The last line says which epoch was best.
+    """
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._losses: list[tuple[int, float]] = []
+        self._steps_before = 0
+        self._rate = 0.0
+        self._has_header = False
+        self._metrics: dict[str, float] = {}  # of the evaluations that are to go into the next line
+        self._seconds = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A new table."""
+        self._has_header, self._metrics = False, {}
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A new line."""
+        self._finish_line(state)
+        self._start, self._losses, self._steps_before, self._rate = time.perf_counter(), [], state.global_step, 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the head's highest rate."""
+        self._finish_line(state)
+        self._rate = max(self._rate, float(kwargs["optimizer"].param_groups[-1]["lr"]))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Collect the training losses of the epoch, each a mean over the steps since the one before."""
+        if logs and "loss" in logs:
+            self._losses.append((state.global_step - self._steps_before, logs["loss"]))
+            self._steps_before = state.global_step
+            if args.eval_strategy == "no":
+                self._print(state, {}, time.perf_counter() - self._start)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print the line, if this evaluation belongs to training; with several sets, when the last one is done."""
+        if not self._losses or not metrics:
+            return
+        self._metrics |= metrics
+        self._seconds = time.perf_counter() - self._start
+        if "eval_loss" in metrics:
+            self._finish_line(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say which epoch was best."""
+        self._finish_line(state)
+        best = best_evaluation(state.log_history)
+        if self._has_header and best is not None:
+            tqdm.write(f"best: epoch {best['epoch']:g}, valid loss {best['eval_loss']:.4f}")
+
+    def _finish_line(self, state: TrainerState) -> None:
+        """Nothing tells a callback that the last of several sets is done: the next step or epoch does."""
+        if self._metrics:
+            self._print(state, self._metrics, self._seconds)
+            self._losses, self._metrics = [], {}
+
+    def _print(self, state: TrainerState, metrics: dict[str, float], seconds: float) -> None:
+        if not state.is_world_process_zero:
+            return
+        names = [
+            name
+            for name in metrics
+            if name.startswith("eval_") and name != "eval_loss" and not name.endswith(_NOT_METRICS)
+        ]
+        steps = sum(count for count, _ in self._losses)
+        train_loss = sum(count * loss for count, loss in self._losses) / max(steps, 1)
+        columns = {"epoch": f"{state.epoch:g}", "train loss": f"{train_loss:.4f}"}
+        if "eval_loss" in metrics:
+            columns["valid loss"] = f"{metrics['eval_loss']:.4f}"
+        columns |= {name.removeprefix("eval_"): f"{metrics[name]:.4f}" for name in names}
+        columns |= {"lr (head)": f"{self._rate:.2e}", "time": f"{seconds:.1f} s"}
+        widths = [max(len(name), 10) for name in columns]
+        if not self._has_header:
+            tqdm.write("  ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))
+            self._has_header = True
+        tqdm.write("  ".join(value.rjust(width) for value, width in zip(columns.values(), widths, strict=True)))
+
+
+class QuietProgressCallback(ProgressCallback):
+    """transformers' progress bars, without its dictionaries of logs."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say nothing: the table does."""
+
+
+def show_epoch_table(trainer: Trainer) -> None:
+    """Replace transformers' printed dictionaries by the table; a notebook's own table stays."""
+    handler = trainer.callback_handler
+    for callback in list(handler.callbacks):
+        if type(callback) in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+            if isinstance(callback, ProgressCallback):
+                trainer.add_callback(QuietProgressCallback)
+            trainer.add_callback(EpochTable())

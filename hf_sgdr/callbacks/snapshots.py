@@ -1,0 +1,152 @@
+"""Snapshots at the ends of cycles, their average and their ensemble (Huang et al. 2017, "Snapshot Ensembles")."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_sgdr._utils.store import replace_file, replace_weights
+from hf_sgdr.callbacks.best_weights import KeepBestWeights
+from hf_sgdr.callbacks.equal_buffers import equal_buffers
+from hf_sgdr.callbacks.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
+from hf_sgdr.features.head import HeadClassifier
+from hf_sgdr.optim.schedule import SGDRScheduler
+
+
+class SnapshotCallback(TrainerCallback):
+    """Saves the model's weights at the end of each cycle, after its last step, and those with the best validation loss.
+
+    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` has what the evaluations at
+    the ends of cycles gave. Each is replaced, never half written. Works on any Trainer whose scheduler is that of
+    [`get_sgdr_schedule`].
+
+    Args:
+        folder (`str` or `Path`, *optional*): where; by default `_runs/snapshots` in the Trainer's `output_dir`. What an
+            earlier training left there is removed when another one begins.
+
+    Raises:
+        ValueError: when training begins, if the scheduler has no cycles.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else None
+        self._best: KeepBestWeights | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the scheduler."""
+        scheduler = kwargs["lr_scheduler"]
+        if not isinstance(scheduler, SGDRScheduler):
+            raise ValueError(
+                f"SnapshotCallback needs the cycles of get_sgdr_schedule, but the scheduler is a "
+                f"{type(scheduler).__name__}: give the Trainer optimizers=(optimizer, get_sgdr_schedule(optimizer, "
+                "cycle_steps)), or an SGDRTrainer a cycle_len."
+            )
+        if self.folder is None:
+            place = Path(args.output_dir)  # a fit of an SGDRTrainer has a folder below `_runs` already
+            self.folder = (place.parent if place.parent.name == "_runs" else place / "_runs") / "snapshots"
+        best = self.folder / "best.safetensors"
+        if state.global_step == 0 and state.is_world_process_zero:
+            for old in (best, self.folder / FIGURES, *self.folder.glob("cycle-*.safetensors")):
+                old.unlink(missing_ok=True)
+        self._best = KeepBestWeights(_whole(kwargs["model"]), best)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save, if a cycle ends here."""
+        path = self._ending_here(state, kwargs["lr_scheduler"])
+        if path is None:
+            return
+        equal_buffers(kwargs["model"])
+        if state.is_world_process_zero:
+            replace_weights(path, _whole(kwargs["model"]))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the weights if they are the best, and note the figures of a cycle's end."""
+        if self._best is None:
+            return
+        self._best.on_evaluate(args, state, control, **kwargs)
+        path = self._ending_here(state, kwargs["lr_scheduler"])
+        if path is not None and path.exists() and state.is_world_process_zero:
+            figures, metrics = recorded_figures(path.parent), kwargs.get("metrics") or {}
+            now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
+            figures.setdefault(path.stem, now)  # whoever evaluates after training may do so on other photos
+            replace_file(path.with_name(FIGURES), json.dumps(figures, indent=1).encode())
+
+    def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
+        """The file of the cycle that ends with this step, if one does."""
+        finished = scheduler.schedule.cycle_of(state.global_step)
+        if self.folder is None or finished == 0 or state.global_step != scheduler.schedule.cycle_start(finished):
+            return None
+        return self.folder / f"cycle-{finished:03d}.safetensors"
+
+
+def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    """The mean of weights and buffers over snapshots; counters are those of the last one.
+
+    With batch norm in training, statistics belong to their own weights: run `torch.optim.swa_utils.update_bn` on the
+    average, or train with `freeze_batch_norm`.
+
+    Args:
+        snapshots: a folder of [`SnapshotCallback`], or safetensors files.
+        model (`nn.Module`, *optional*): gets the average.
+
+    Raises:
+        ValueError: if there is no snapshot, or they are not of one model.
+    """
+    files = snapshot_files(snapshots)
+    total: dict[str, torch.Tensor] = {}
+    for number, file in enumerate(files):
+        weights = load_file(file)
+        if number and weights.keys() != total.keys():
+            raise ValueError(f"{file} is of another model than {files[0]}.")
+        for name, tensor in weights.items():
+            value = tensor.double() if tensor.is_floating_point() else tensor
+            total[name] = total[name] + value if number and tensor.is_floating_point() else value
+    mean = {
+        name: (total[name] / len(files)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(files[-1]).items()
+    }
+    if model is not None:
+        model.load_state_dict(mean, strict=False)
+    return mean
+
+
+def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = None) -> NDArray[np.float32]:
+    """Probabilities (photos, classes), the mean over snapshots; afterwards the model has its own weights again.
+
+    Args:
+        trainer (`Trainer`): whose model and data.
+        snapshots: a folder of [`SnapshotCallback`], or safetensors files.
+        dataset (*optional*): validation by default.
+
+    Raises:
+        ValueError: if there is no snapshot, or one does not fit the model.
+    """
+    model = trainer.model
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    files = snapshot_files(snapshots)
+    total: Any = 0
+    try:
+        for file in files:
+            weights = load_file(file)
+            if not weights.keys() <= before.keys():
+                raise ValueError(f"{file} does not fit {type(model).__name__}.")
+            model.load_state_dict(weights, strict=False)
+            predictions = trainer.predict(dataset if dataset is not None else trainer.eval_dataset).predictions
+            logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
+            total = total + torch.softmax(logits.float(), dim=-1).numpy()
+    finally:
+        model.load_state_dict(before)
+    return np.asarray(total / len(files), dtype=np.float32)
+
+
+def _whole(model: nn.Module) -> PreTrainedModel | nn.Module:
+    """The whole model, while its head alone is trained."""
+    return model.whole_model if isinstance(model, HeadClassifier) else model

@@ -1,0 +1,1 @@
+"""The means of the command line, which the recipes share."""

@@ -1,0 +1,1 @@
+"""From a file to pixels: folders, data sets of the Hub, splits, transforms, caches."""

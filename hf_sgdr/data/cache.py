@@ -1,0 +1,147 @@
+"""Photos decoded and resized once, for all epochs that follow: 8-bit pixels on disk, keyed as features are.
+
+Under a random transform a photo is kept whole, its shorter side as long as the highest zoom needs; every epoch draws
+its view from that. Under another one the view itself is kept, so nothing is left to do.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from hf_sgdr._utils.store import FileIdentity, ShardStore, mapped
+from hf_sgdr.data.images import PhotoDataset, pixel_versions, readers
+from hf_sgdr.data.transforms import PhotoTransform
+from hf_sgdr.training.arguments import SGDRTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+# So many photos tell, before it starts, how much room all will take.
+_SAMPLE = 32
+
+
+class PhotoCache(ShardStore):
+    """Pictures, each uint8 (3, height, width) of its own size, by their number; what is asked for is read from disk.
+
+    Args:
+        photos ([`PhotoDataset`]): the photos in their order, with a [`PhotoTransform`].
+    """
+
+    def __init__(self, photos: PhotoDataset) -> None:
+        assert isinstance(photos.transform, PhotoTransform)
+        depends_on = {"kept": photos.transform.kept(), "photos": photos.content_hash(), "versions": pixel_versions()}
+        super().__init__(depends_on, len(photos))
+        self._places: list[tuple[FileIdentity, int, int, int]] = []
+
+    def open(self) -> "PhotoCache":
+        """Find every picture's place; then they can be asked for.
+
+        Raises:
+            RuntimeError: if a shard is missing or damaged.
+        """
+        self._places = []
+        for shard in range(self.num_shards):
+            sizes = self.read_tensors(shard)["sizes"].tolist()
+            file, start = self.locate(shard, "pixels")
+            for height, width in sizes:
+                self._places.append((file, start, height, width))
+                start += 3 * height * width
+        self.touch()
+        return self
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        file, start, height, width = self._places[index]
+        pixels = mapped(file)[start : start + 3 * height * width].copy()
+        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
+
+    def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
+        sizes = tensors["sizes"]
+        return len(sizes) == len(self.shard_rows(shard)) and 3 * int(sizes.prod(1).sum()) == len(tensors["pixels"])
+
+
+def cache_photos(
+    photos: PhotoDataset, *, rank: int = 0, world_size: int = 1, progress: str | None = None, max_gb: float
+) -> PhotoCache:
+    """Decode and resize what is not cached yet; every process takes its own shards.
+
+    Args:
+        photos ([`PhotoDataset`]): the photos, with the transform that will be asked for views.
+        rank, world_size (`int`, *optional*): this process, and how many share the work.
+        progress (`str`, *optional*): the progress bar's text; None shows none.
+        max_gb (`float`): refuse if they would take more GB than this.
+
+    Returns:
+        [`PhotoCache`]: `open()` it after all processes are done.
+
+    Raises:
+        ValueError: if a photo cannot be read, or they would take more than `max_gb`.
+        OSError: if the cache cannot be written, or the disk has not enough room.
+    """
+    transform = photos.transform
+    assert isinstance(transform, PhotoTransform)
+    cache = PhotoCache(photos)
+    todo = [shard for shard in cache.missing() if shard % world_size == rank]
+    if not todo:
+        return cache
+
+    def picture(index: int) -> torch.Tensor:
+        return transform.to_keep(photos.rows[index][photos.image_column])
+
+    some = range(0, len(photos), max(1, len(photos) // _SAMPLE))
+    size = sum(readers().map(lambda index: picture(index).numel(), some)) * len(photos) // len(some)
+    logger.warning(f"{len(photos)} decoded photos will take about {size / 1e6:,.0f} MB in {cache.folder}.")
+    cache.check_space(size, f"{len(photos)} decoded photos", max_gb, "cache_disk_gb")
+    with tqdm(
+        total=sum(len(cache.shard_rows(shard)) for shard in todo), desc=progress, unit="photo", disable=progress is None
+    ) as bar:
+        for shard in todo:
+            flat, sizes = [], []
+            for pixels in readers().map(picture, cache.shard_rows(shard)):
+                sizes.append(pixels.shape[1:])
+                flat.append(pixels.permute(1, 2, 0).reshape(-1))  # as Pillow has them, so that this copies nothing
+                bar.update()
+            cache.write_tensors(shard, {"pixels": torch.cat(flat), "sizes": torch.tensor(sizes, dtype=torch.int32)})
+    return cache
+
+
+class DecodedPhotos:
+    """The photo caches of one trainer.
+
+    Args:
+        args ([`SGDRTrainingArguments`]): budget, progress bars.
+        accelerator (`Accelerator`): the processes that share the work.
+    """
+
+    def __init__(self, args: SGDRTrainingArguments, accelerator: Accelerator) -> None:
+        self.args, self.accelerator = args, accelerator
+        self._open: list[tuple[Any, dict[str, Any], PhotoCache]] = []
+
+    def of(self, photos: PhotoDataset, dataset: Any, name: str) -> PhotoCache:
+        """The cache of these photos, filled when it is first asked for.
+
+        Args:
+            photos ([`PhotoDataset`]): with their transform.
+            dataset: the rows that they were made of; while they are the same, nothing is hashed again.
+            name (`str`): for the progress bar.
+        """
+        assert isinstance(photos.transform, PhotoTransform)
+        kept = photos.transform.kept()
+        for known, what, cache in self._open:
+            if known is dataset and what == kept:
+                return cache
+        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
+        cache = cache_photos(
+            photos,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            progress=f"Decoding ({name})" if is_shown else None,
+            max_gb=self.args.cache_disk_gb,
+        )
+        self.accelerator.wait_for_everyone()
+        self._open.append((dataset, kept, cache.open()))
+        return cache

@@ -1,0 +1,250 @@
+"""The views of a photo: the evaluation transform of the model, and the lesson's training augmentations.
+
+fast.ai 0.7's `tfms_from_model(arch, size, aug_tfms=transforms_side_on, max_zoom=1.1)` is
+`image_transforms(model, image_size=size, augment="side_on", max_zoom=1.1)`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from hf_sgdr.data.image_spec import ImageSpec
+from hf_sgdr.data.images import read_photo
+from hf_sgdr.models.classifiers import take_square_images
+
+Augment = Literal["basic", "side_on", "top_down"]
+
+# fast.ai 0.7 `transforms.py`: transforms_basic = [RandomRotate(10), RandomLighting(0.05, 0.05)], both bounds inclusive;
+# RandomRotate and RandomScale act with p .75, RandomFlip with .5.
+ROTATE_DEGREES, ROTATE_P = 10.0, 0.75
+LIGHTING = 0.05
+ZOOM_P = 0.75
+FLIP_P = 0.5
+
+
+@dataclass(frozen=True)
+class PhotoTransform:
+    """Turns a photo into the model's input; a training transform draws a new view each time.
+
+    Call it for one normalised picture, or let a `PhotoDataset` take `pixels` in its workers and `normalize` whole
+    batches on the device.
+
+    Args:
+        spec ([`ImageSpec`]): the model's evaluation transform.
+        augment (`str`, *optional*): None, "basic", "side_on" or "top_down".
+        max_zoom (`float`, *optional*, defaults to 1.0): the highest zoom, at least 1.
+        exact (`bool`, *optional*, defaults to True): evaluate with the very resizing of the model's stock processor,
+            so that probabilities agree with a stock pipeline's; otherwise always with the faster one on tensors.
+    """
+
+    spec: ImageSpec
+    augment: Augment | None = None
+    max_zoom: float = 1.0
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        if self.augment is not None and self.augment not in get_args(Augment):
+            raise ValueError(f"augment={self.augment!r}: give None or one of {', '.join(get_args(Augment))}.")
+        if not 1.0 <= self.max_zoom < float("inf"):
+            raise ValueError(f"max_zoom={self.max_zoom!r}: give a number of at least 1.0 (1.0 zooms nothing).")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two calls on one photo differ."""
+        return self.augment is not None or self.max_zoom > 1.0
+
+    def __call__(self, photo: Any) -> torch.Tensor:
+        """The normalised picture, float32 (3, size, size); random choices come from torch's global generator."""
+        seed = (int(torch.randint(2**31, ())),) if self.is_random else (0,)
+        return self.normalize(self.pixels(photo, seed)[None])[0]
+
+    def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
+        """The picture before normalising, uint8 (3, size, size); the same seed gives the same view."""
+        if self.is_random:
+            image = read_photo(photo, self._highest_zoom)
+            return self._random_view(_to_tensor(image), np.random.default_rng(seed))
+        return self._centre_view(read_photo(photo, None if self.exact else self.spec.resize))
+
+    def to_keep(self, photo: Any) -> torch.Tensor:
+        """What a cache keeps of a photo, uint8 (3, height, width).
+
+        The view itself unless that is random; then the whole picture, its shorter side no longer than the highest zoom.
+        """
+        if not self.is_random:
+            return self.pixels(photo, (0,))
+        pixels = _to_tensor(read_photo(photo, self._highest_zoom))
+        scale = self._highest_zoom / min(pixels.shape[1:])
+        if scale >= 1:
+            return pixels
+        height, width = (max(self._highest_zoom, round(side * scale)) for side in pixels.shape[1:])
+        return self._resize(pixels, height, width)
+
+    def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
+        """The view that `pixels(photo, seed)` would be, up to one more resizing, from what `to_keep(photo)` was."""
+        return self._random_view(pixels, np.random.default_rng(seed)) if self.is_random else pixels
+
+    def kept(self) -> dict[str, Any]:
+        """All that decides what is kept, as plain values."""
+        if not self.is_random:
+            return self.to_dict()
+        return {"shorter_side": self._highest_zoom, "interpolation": self.spec.interpolation, "decoding": "scaled"}
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A batch of pixels, uint8 (N, 3, H, W) on any device, as float32 with the model's mean and std."""
+        scaled = pixels.to(torch.float32).div_(255)
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.spec.mean, self.spec.std))
+        return scaled.sub_(mean).div_(std)
+
+    def fast(self) -> "PhotoTransform":
+        """The same view, decoded no larger than needed and resized on tensors: at least twice as fast."""
+        return replace(self, exact=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the pixels, as plain values."""
+        exact = self.exact and not self.is_random
+        return {
+            **self.spec.to_dict(),
+            "resizer": self.spec.resizer if exact else "torch",
+            "decoding": "full" if exact else "scaled",
+            "augment": self.augment,
+            "max_zoom": self.max_zoom,
+        }
+
+    @property
+    def _highest_zoom(self) -> int:
+        """The shorter side of a picture at the highest zoom, in pixels."""
+        return int(self.spec.size * self.max_zoom)
+
+    def _centre_view(self, image: Image.Image) -> torch.Tensor:
+        spec = self.spec
+        height, width = (spec.resize, spec.resize) if spec.squash else _shorter_side_to(spec.resize, image)
+        if self.exact and spec.resizer == "pillow":
+            resample = Image.Resampling[spec.interpolation.upper()]
+            pixels = _to_tensor(image.resize((width, height), resample))
+        else:
+            pixels = self._resize(_to_tensor(image), height, width)
+        # Half a pixel: timm rounds the crop's corner to the even side, transformers' processors round it down.
+        half = round if spec.resizer == "pillow" else int
+        top, left = half((height - spec.size) / 2), half((width - spec.size) / 2)
+        return vision.crop(pixels, top, left, spec.size, spec.size)
+
+    def _resize(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        mode = InterpolationMode(self.spec.interpolation)
+        return vision.resize(pixels, [height, width], interpolation=mode, antialias=True)
+
+    def _random_view(self, pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Zoom, rotate, light, crop at random, flip: fast.ai 0.7's order, with rotation and crop sampled in one go."""
+        size = self.spec.size
+        zoom = rng.uniform(1.0, self.max_zoom) if rng.random() < ZOOM_P else 1.0
+        short = max(size, int(size * zoom))
+        height, width = pixels.shape[1:]
+        scale = short / min(height, width)
+        height, width = max(size, int(height * scale)), max(size, int(width * scale))
+        pixels = self._resize(pixels, height, width)
+        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        if self.augment is None:
+            return vision.crop(pixels, top, left, size, size)
+        mean = pixels.float().mean()
+        degrees = rng.uniform(-ROTATE_DEGREES, ROTATE_DEGREES) if rng.random() < ROTATE_P else 0.0
+        view = _rotated_crop(pixels, degrees, top, left, size)
+        view = _lit(view, mean, rng.uniform(-LIGHTING, LIGHTING), rng.uniform(-LIGHTING, LIGHTING))
+        if self.augment == "top_down":
+            view = torch.rot90(view, int(rng.integers(4)), dims=(1, 2))
+        if self.augment != "basic" and rng.random() < FLIP_P:
+            view = view.flip(2)
+        return view.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def image_transforms(
+    model: nn.Module,
+    *,
+    image_size: int | None = None,
+    augment: Augment | None = None,
+    max_zoom: float = 1.0,
+) -> tuple[PhotoTransform, PhotoTransform]:
+    """The training and the evaluation transform for a model, from its own size, crop, interpolation, mean and std.
+
+    Training: with probability .75 the shorter side becomes `image_size * U(1, max_zoom)`, then a random crop. "basic"
+    adds a rotation of U(-10, 10) degrees with probability .75, its corners reflected, and lighting: contrast and
+    brightness changed by U(-.05, .05). "side_on" adds a horizontal flip with probability .5, for photos taken from the
+    side; "top_down" adds one of the eight symmetries of the square, for satellite and microscope pictures. Without
+    augmentation and zoom the training transform is the evaluation transform. (Lesson step 1; fast.ai 0.7
+    `transforms.py`.)
+
+    Args:
+        model (`PreTrainedModel` or a timm model): what the pictures are for; it is not changed.
+        image_size (`int`, *optional*): side of the square input in pixels; the model's own by default.
+        augment (`str`, *optional*): None, "basic", "side_on" or "top_down".
+        max_zoom (`float`, *optional*, defaults to 1.0): at least 1; the lesson uses 1.1.
+
+    Returns:
+        `tuple[PhotoTransform, PhotoTransform]`: each takes a photo (path, bytes, Pillow image or array) and returns
+        a float32 tensor (3, image_size, image_size).
+
+    Raises:
+        ValueError: if an argument is out of range, or the model cannot take pictures of that size.
+    """
+    spec = ImageSpec.from_model(model)
+    if image_size is not None and image_size != spec.size:
+        spec = spec.with_size(image_size)
+        _check_size(model, spec.size)
+    return PhotoTransform(spec, augment, max_zoom), PhotoTransform(spec)
+
+
+def _check_size(model: nn.Module, size: int) -> None:
+    take_square_images(model)
+    parameter = next(model.parameters())
+    was_training = {module: module.training for module in model.modules()}
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"image_size={size}: {type(model).__name__} cannot take pictures of that size ({reason}). "
+            "Leave image_size out to use the model's own."
+        ) from error
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _shorter_side_to(short: int, image: Image.Image) -> tuple[int, int]:
+    """Height and width once the shorter side is `short`, rounded as torchvision and transformers round."""
+    width, height = image.size
+    return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+
+
+def _rotated_crop(pixels: torch.Tensor, degrees: float, top: int, left: int, size: int) -> torch.Tensor:
+    """The crop at (top, left) of the picture turned about its centre, borders reflected; float32 of 0 to 255."""
+    if degrees == 0.0:
+        return vision.crop(pixels, top, left, size, size).float()
+    height, width = pixels.shape[1:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = left + (size - width) / 2, top + (size - height) / 2  # the crop's centre, from the picture's
+    matrix = torch.tensor(
+        [
+            [cos * size / width, -sin * size / width, 2 / width * (cos * x - sin * y)],
+            [sin * size / height, cos * size / height, 2 / height * (sin * x + cos * y)],
+        ]
+    )
+    grid = F.affine_grid(matrix[None], [1, 3, size, size], align_corners=False)
+    return F.grid_sample(pixels[None].float(), grid, "bilinear", padding_mode="reflection", align_corners=False)[0]
+
+
+def _lit(pixels: torch.Tensor, mean: torch.Tensor, brightness: float, contrast: float) -> torch.Tensor:
+    """fast.ai 0.7's lighting: contrast about the picture's mean, then brightness as a share of the full range."""
+    factor = 1 + contrast if contrast >= 0 else 1 / (1 - contrast)
+    return (pixels - mean).mul_(factor).add_(mean + 255 * brightness)

@@ -1,0 +1,1 @@
+"""Sharing: the card, the recipe file, the push, the Space."""

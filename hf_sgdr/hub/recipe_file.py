@@ -1,0 +1,142 @@
+"""`recipe.yaml`: the exact configuration of a run, to run again and to share, without a place of this machine in it."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_sgdr._utils.store import replace_file
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.training.arguments import SGDRTrainingArguments
+from hf_sgdr.training.stages import Stage
+from hf_sgdr.training.trainer import SGDRTrainer
+from hf_sgdr.version import __version__
+
+RECIPE_FILE = "recipe.yaml"
+
+# What the stages say.
+_SAID_BY_STAGES = (
+    *("learning_rate", "cycle_len", "cycle_mult", "num_cycles", "group_learning_rates", "freeze_to", "precompute"),
+    *("freeze_batch_norm", "num_train_epochs"),
+)
+# Where a run writes, what it shows and to whom, how it is fed and by which machine: none of it changes the result.
+_OF_NO_EFFECT = re.compile(
+    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
+    r"resume|restore|cache_|feature_memory|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column"
+)
+
+
+def write_recipe(
+    trainer: SGDRTrainer,
+    stages: Sequence[Stage],
+    *,
+    model: ModelArguments | None = None,
+    data: DataArguments | None = None,
+    more: dict[str, Any] | None = None,
+) -> Path:
+    """Write `recipe.yaml` into the trainer's `output_dir`; `recipes/train.py recipe.yaml --data_dir FOLDER` runs it.
+
+    Args:
+        trainer ([`SGDRTrainer`]): of the run.
+        stages (sequence of [`Stage`]): what it was told to do.
+        model ([`ModelArguments`], *optional*): what it was made from; by default what the trainer's model says.
+        data ([`DataArguments`], *optional*): where the photos came from; a local folder is left out.
+        more (`dict`, *optional*): further arguments of the recipe, in plain values.
+
+    Returns:
+        `Path`: the file.
+    """
+    notes: list[str] = []
+    values: dict[str, Any] = {}
+    if data is not None and data.dataset_name is not None:
+        values |= _of_dataset(data, trainer.args)
+    elif data is not None:
+        values |= {"validation_fraction": data.validation_fraction, "on_error": data.on_error}
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(data, name) is not None:
+                values[name] = getattr(data, name)
+    values |= _of_model(model or _model_of(trainer), trainer, notes)
+    values |= _of_training(trainer.args)
+    values |= more or {}
+    values["stages"] = [_of_stage(stage) for stage in stages]
+    if trainer.args.world_size > 1:
+        notes.append(f"It ran in {trainer.args.world_size} processes.")
+    asked = "" if "dataset_name" in values else " --data_dir FOLDER"
+    head = [
+        f"The configuration of a run, written by hf_sgdr {__version__}. The same again, on the same photos:",
+        f"    accelerate launch recipes/train.py {RECIPE_FILE}{asked} --output_dir again",
+        *notes,
+    ]
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    path = Path(trainer.args.output_dir, RECIPE_FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, ("".join(f"# {line}\n" for line in head) + text).encode())
+    return path
+
+
+def _of_dataset(data: DataArguments, training: SGDRTrainingArguments) -> dict[str, Any]:
+    name = str(data.dataset_name)
+    given = {item.name: getattr(data, item.name) for item in fields(data) if item.name != "data_dir"}
+    given["dataset_name"] = Path(name).name if Path(name).exists() else name
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _of_model(model: ModelArguments, trainer: SGDRTrainer, notes: list[str]) -> dict[str, Any]:
+    """A place of this machine is named by its last part, with a note, so that a run without it stops and says so."""
+    values = asdict(model) | {
+        "image_size": trainer.eval_transform.spec.size,
+        "augment": trainer.train_transform.augment or "none",
+        "max_zoom": trainer.train_transform.max_zoom,
+    }
+    for name in ("model_name_or_path", "weights_file"):
+        value = values[name]
+        if value is not None and os.path.exists(value):
+            place = Path(value).resolve()
+            values[name] = place.name
+            digest = f", SHA-256 {hashlib.sha256(place.read_bytes()).hexdigest()}" if place.is_file() else ""
+            flag = "--model" if name == "model_name_or_path" else f"--{name}"
+            notes.append(f"{name} was local{digest}: give {flag}.")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _model_of(trainer: SGDRTrainer) -> ModelArguments:
+    config = trainer.model.config
+    name = trainer.model.name_or_path or getattr(config, "architecture", None) or config.model_type
+    return ModelArguments(model_name_or_path=name)
+
+
+def _of_training(training: SGDRTrainingArguments) -> dict[str, Any]:
+    """The seed and the batch, and all that was given another value than its default."""
+    values: dict[str, Any] = {
+        "seed": training.seed,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+    }
+    for item in fields(training):
+        value = getattr(training, item.name)
+        value = value.value if isinstance(value, Enum) else value
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        plain = isinstance(value, bool | int | float | str) or (
+            isinstance(value, list) and all(isinstance(one, int | float | str) for one in value)
+        )
+        is_local = isinstance(value, str) and os.path.isabs(value)
+        is_default = value == default or ((value is False or value == []) and not default)
+        if item.name in _SAID_BY_STAGES or _OF_NO_EFFECT.match(item.name) or is_default or is_local or not plain:
+            continue
+        values[item.name] = value
+    return values
+
+
+def _of_stage(stage: Stage) -> dict[str, Any]:
+    """What differs from a stage's defaults."""
+    values = asdict(stage)
+    return {
+        item.name: values[item.name]
+        for item in fields(stage)
+        if item.default is MISSING or values[item.name] != item.default
+    }

@@ -1,0 +1,169 @@
+"""What a pipeline is asked about: photos by path, address, text or pixels, in lists, data sets and generators.
+
+They are read by threads. Decoding and resizing release the interpreter's lock, so several photos are read at once.
+"""
+
+import base64
+import binascii
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from itertools import islice
+from types import GeneratorType
+from typing import Any
+
+import datasets
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_transforms import to_pil_image
+from transformers.pipelines.pt_utils import KeyDataset
+
+from hf_sgdr._utils.text import printable
+from hf_sgdr.data.images import UnreadablePhotoError, read_photo, readers, undecoded
+
+# A picture that was opened but not read yet may be given more than once; two threads must not read it together.
+_LOCKS = [threading.Lock() for _ in range(64)]
+_LONGEST_NAME = 100
+
+
+def picture_of(photo: Any, timeout: float | None = None, shorter_side: int | None = None) -> Image.Image:
+    """A photo as a Pillow image in RGB, upright.
+
+    Args:
+        photo: a path, an address (http or https), base64 text or a data URI, encoded bytes, a `{"bytes", "path"}` of
+            `datasets`, a Pillow image, or an array or tensor of pixels (height and width before or after channels;
+            floats from 0 to 1).
+        timeout (`float`, *optional*): seconds to wait for an address.
+        shorter_side (`int`, *optional*): see [`read_photo`].
+
+    Raises:
+        UnreadablePhotoError: a `ValueError`, if it cannot be read; it names the file or address.
+        TypeError: if it is none of these.
+    """
+    if isinstance(photo, Image.Image):
+        with _LOCKS[id(photo) // 16 % len(_LOCKS)]:
+            return read_photo(photo, shorter_side)
+    if isinstance(photo, np.ndarray | torch.Tensor):
+        try:
+            return read_photo(to_pil_image(photo))
+        except ValueError as error:
+            raise UnreadablePhotoError(f"{type(photo).__name__} {tuple(photo.shape)}", str(error)) from error
+    if not isinstance(photo, str):
+        return read_photo(photo, shorter_side)
+    if photo.startswith(("http://", "https://")):
+        source = _fetched(photo, timeout)
+    elif os.path.exists(photo):
+        return read_photo(photo, shorter_side)
+    else:
+        source = _from_base64(photo)
+    try:
+        return read_photo(source, shorter_side)
+    except UnreadablePhotoError as error:
+        raise UnreadablePhotoError(_short(photo), error.reason) from error
+
+
+def _fetched(address: str, timeout: float | None) -> bytes:
+    try:
+        answer = httpx.get(address, timeout=timeout, follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UnreadablePhotoError(_short(address), printable(error) or type(error).__name__) from error
+    if not answer.is_success:
+        raise UnreadablePhotoError(_short(address), f"{answer.status_code} {answer.reason_phrase}")
+    return answer.content
+
+
+def _from_base64(text: str) -> bytes:
+    encoded = text.partition(",")[2] if text.startswith("data:image/") else text
+    try:
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        content = b""
+    if not content:
+        raise UnreadablePhotoError(_short(text), "no such file, and neither an address nor base64")
+    return content
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
+
+
+def as_inputs(photos: Any) -> Any:
+    """Photos as transformers' pipelines know them: one photo, a list, a data set of torch, or a generator.
+
+    The rows of a `datasets.Dataset`, or a column of it, become their pictures, left encoded for the threads to decode.
+
+    Raises:
+        ValueError: if it is not clear which column holds the pictures, or which split is meant.
+    """
+    if isinstance(photos, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ValueError(
+            f"A data set of several splits: give one of {list(photos)}, such as photos[{next(iter(photos))!r}]."
+        )
+    if isinstance(photos, datasets.IterableDataset):
+        column = _image_column(photos)
+        return (row[column] for row in photos)
+    if isinstance(photos, datasets.Dataset):
+        photos = KeyDataset(photos, _image_column(photos))
+    if isinstance(photos, datasets.Column):
+        photos = KeyDataset(photos.source, photos.column_name)
+    if isinstance(photos, KeyDataset):
+        rows = photos.dataset
+        # a format or a transform of the user's makes something else of the column: that is kept
+        if isinstance(rows, datasets.Dataset) and rows.format["type"] is None:
+            photos = KeyDataset(undecoded(rows.select_columns([photos.key]), photos.key), photos.key)
+        return photos if len(photos) else []
+    if isinstance(photos, tuple):
+        return list(photos)
+    if isinstance(photos, Iterator) and not isinstance(photos, GeneratorType):
+        return (photo for photo in photos)
+    return photos
+
+
+def _image_column(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
+    features: Mapping[str, Any] = dataset.features or {}
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(columns) == 1:
+        return columns[0]
+    if "image" in features or not features:
+        return "image"
+    raise ValueError(
+        f"Which column holds the pictures? The data set has {list(features)}: give KeyDataset(dataset, column) of "
+        "transformers.pipelines.pt_utils, or dataset[column]."
+    )
+
+
+def read_by_threads(
+    photos: Iterator[Any], read: Callable[[Any], Any], batch_size: int, ahead: int
+) -> Iterator[list[Future[Any]]]:
+    """Batches of photos that are being read, in order.
+
+    Args:
+        photos (iterator): what to read; asked from the calling thread, never for more than it says here.
+        read (callable): reads one.
+        batch_size (`int`): photos a batch.
+        ahead (`int`): how many batches are read beside the one that is given.
+    """
+    waiting: deque[list[Future[Any]]] = deque()
+    while True:
+        while len(waiting) <= ahead and (batch := [readers().submit(read, one) for one in islice(photos, batch_size)]):
+            waiting.append(batch)
+        if not waiting:
+            return
+        yield waiting.popleft()
+
+
+class SizedIterator(Iterator[Any]):
+    """An iterator whose length is known, as progress bars like it."""
+
+    def __init__(self, items: Iterator[Any], length: int) -> None:
+        self._items, self._length = items, length
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+    def __len__(self) -> int:
+        return self._length

@@ -1,0 +1,340 @@
+"""What a classifier gets right and wrong, and how surely: the lesson's "most correct dogs" and confusion matrix.
+
+Works on probabilities and labels alone; the photos are read only where they are looked at.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from transformers import Trainer
+
+from hf_sgdr._utils.plots import plot_confusion_matrix, plot_per_class, plot_photos
+from hf_sgdr.data.images import read_photo
+from hf_sgdr.inference.predictions import labelled_predictions
+from hf_sgdr.optim.schedule import require_whole
+
+# How far the probabilities of a photo may be from 1 in sum: those of 16-bit models are.
+ROUNDING = 1e-2
+
+
+@dataclass(frozen=True)
+class PhotoPrediction:
+    """What was predicted for one photo.
+
+    Args:
+        index (`int`): its place in the data set.
+        truth, predicted (`str`): class names.
+        probability (`float`): of the predicted class.
+        probability_of_truth (`float`): of the true class.
+        loss (`float`): the negative logarithm of that.
+        source: the photo as the data set holds it (a path, bytes, ...), or None.
+    """
+
+    index: int
+    truth: str
+    predicted: str
+    probability: float
+    probability_of_truth: float
+    loss: float
+    source: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def photo(self) -> Image.Image:
+        """The photo in RGB, read each time it is asked for.
+
+        Raises:
+            ValueError: if there is none, or it cannot be read.
+        """
+        if self.source is None:
+            raise ValueError("There are no photos to show: give ClassifierInterpretation its photos=.")
+        return read_photo(self.source)
+
+    @property
+    def file(self) -> str | None:
+        """The path of the photo's file, None where it comes from no file."""
+        source = self.source.get("path") if isinstance(self.source, Mapping) else self.source
+        return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """How well one class is recognised.
+
+    Args:
+        name (`str`): of the class.
+        photos (`int`): how many are of it.
+        precision (`float` or None): the share of those predicted as it that are of it; None if none was.
+        recall (`float` or None): the share of its photos predicted as it; None if it has none.
+        f1 (`float` or None): the harmonic mean of both, 0 where one of them is 0 or None; None if both are None.
+    """
+
+    name: str
+    photos: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class ClassifierInterpretation:
+    """Predictions of a classifier beside the truth.
+
+    Args:
+        probabilities (array of float (photos, classes)): each row sums to 1.
+        labels (array of int (photos,)): class ids of the truth.
+        names (sequence of `str`): class names in the order of their ids.
+        photos (sequence, *optional*): the photos in the same order, each a path, encoded bytes, a Pillow image or
+            whatever else [`read_photo`] takes; they are read only to be shown.
+
+    Attributes:
+        predicted (array of int (photos,)): the likeliest class of each photo.
+        losses (array of float (photos,)): -log of the probability of each photo's true class.
+
+    Raises:
+        ValueError: if the shapes do not fit, a label is no class id, or a row is no probabilities.
+    """
+
+    def __init__(
+        self,
+        probabilities: ArrayLike,
+        labels: ArrayLike,
+        names: Sequence[str],
+        photos: Sequence[Any] | None = None,
+    ) -> None:
+        self.probabilities = _checked_probabilities(probabilities)
+        self.names = list(names)
+        count, classes = self.probabilities.shape
+        if len(self.names) != classes:
+            raise ValueError(f"{len(self.names)} names for {classes} classes: give one a column of the probabilities.")
+        self.labels = _checked_labels(labels, count, self.names)
+        if photos is not None and len(photos) != count:
+            raise ValueError(f"{len(photos)} photos for {count} rows of probabilities: give one a row.")
+        self.photos = photos
+        self.predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        of_truth = self.probabilities[np.arange(count), self.labels]
+        # a probability that was rounded to 0 has a high loss, not an infinite one
+        self.losses: NDArray[np.floating[Any]] = np.abs(np.log(np.maximum(of_truth, np.finfo(of_truth.dtype).tiny)))
+
+    @classmethod
+    def from_trainer(cls, trainer: Trainer, dataset: Any = None, tta: int = 0) -> "ClassifierInterpretation":
+        """Predict with a trainer's model and look at the result.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): an [`SGDRTrainer`], or a stock one that classifies.
+            dataset (`datasets.Dataset`, *optional*): labelled photos; validation by default.
+            tta (`int`, *optional*, defaults to 0): augmented views of test-time augmentation, beside the plain photo.
+
+        Raises:
+            ValueError: if there is no data set, a photo has no label, the data set counts the classes in another
+                order than the model, or there is nothing random to draw views with.
+            TypeError: if `tta` is asked of a stock trainer.
+        """
+        found = labelled_predictions(trainer, dataset, tta)
+        return cls(found.probabilities, found.labels, found.names, found.photos)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.labels)} photos of {len(self.names)} classes, "
+            f"accuracy={self.accuracy:.4f}, loss={self.loss:.4f})"
+        )
+
+    # ---- Single photos ----
+
+    def most_correct(self, n: int = 4, of_class: str | int | None = None) -> list[PhotoPrediction]:
+        """The photos that are rightly and most surely classified, by the probability of their class.
+
+        Source: the lesson's "most correct cats", `most_by_correct` of fast.ai 0.7's lesson 1.
+
+        Args:
+            n (`int`, *optional*, defaults to 4): how many at most.
+            of_class (`str` or `int`, *optional*): only photos of this class, by its name or id.
+
+        Raises:
+            ValueError: if there is no such class.
+        """
+        return self._first(n, self.losses, (self.predicted == self.labels) & self._is_of(of_class))
+
+    def most_incorrect(self, n: int = 4, of_class: str | int | None = None) -> list[PhotoPrediction]:
+        """The photos that are wrongly classified and whose own class has the lowest probability, so the highest losses.
+
+        Source: the lesson's "most incorrect dogs". Arguments and errors are those of `most_correct`.
+        """
+        return self._first(n, -self.losses, (self.predicted != self.labels) & self._is_of(of_class))
+
+    def most_uncertain(self, n: int = 4) -> list[PhotoPrediction]:
+        """The photos whose two likeliest classes are closest; with two classes, those nearest to one half.
+
+        Source: the lesson's "most uncertain predictions"; for more classes this is margin sampling (Scheffer et al.
+        2001, "Active hidden Markov models for information extraction", section 4).
+
+        Args:
+            n (`int`, *optional*, defaults to 4): how many at most.
+        """
+        highest = np.partition(self.probabilities, -2, axis=1)[:, -2:]
+        return self._first(n, highest[:, 1] - highest[:, 0], np.ones(len(self.labels), dtype=bool))
+
+    # ---- Sums ----
+
+    @property
+    def accuracy(self) -> float:
+        """The share of photos whose likeliest class is theirs."""
+        return float((self.predicted == self.labels).mean())
+
+    @property
+    def loss(self) -> float:
+        """The mean loss (log loss, cross entropy in nats)."""
+        return float(self.losses.mean(dtype=np.float64))
+
+    def confusion_matrix(self, normalize: bool = False) -> NDArray[Any]:
+        """How many photos of each class (rows) were predicted as each class (columns).
+
+        Args:
+            normalize (`bool`, *optional*, defaults to False): as shares of the row; a row without photos is all 0.
+
+        Returns:
+            array of int, or of float if normalized, (classes, classes).
+        """
+        classes = len(self.names)
+        pairs = self.labels * classes + self.predicted
+        counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+        return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalize else counts
+
+    def most_confused(self, min_count: int = 1) -> list[tuple[str, str, int]]:
+        """The kinds of mistakes, the most frequent first: (truth, predicted, how many photos).
+
+        Args:
+            min_count (`int`, *optional*, defaults to 1): leave out what happened less often.
+        """
+        require_whole("min_count", min_count, at_least=1)
+        mistakes = self.confusion_matrix()
+        np.fill_diagonal(mistakes, 0)
+        order = np.argsort(-mistakes, axis=None, kind="stable")
+        places = zip(*np.unravel_index(order[mistakes.ravel()[order] >= min_count], mistakes.shape), strict=True)
+        return [(self.names[truth], self.names[guess], int(mistakes[truth, guess])) for truth, guess in places]
+
+    def per_class(self) -> list[ClassReport]:
+        """Precision, recall and F1 of each class, in the order of the ids."""
+        counts = self.confusion_matrix()
+        reports = []
+        for name, right, photos, predicted in zip(
+            self.names,
+            counts.diagonal().tolist(),
+            counts.sum(axis=1).tolist(),
+            counts.sum(axis=0).tolist(),
+            strict=True,
+        ):
+            precision = right / predicted if predicted else None
+            recall = right / photos if photos else None
+            f1 = 2 * right / (photos + predicted) if photos or predicted else None
+            reports.append(ClassReport(name, photos, precision, recall, f1))
+        return reports
+
+    # ---- Plots ----
+
+    def plot_confusion_matrix(self, ax: Axes | None = None, *, normalize: bool = False) -> Axes:
+        """The confusion matrix as [`~hf_sgdr._utils.plots.plot_confusion_matrix`] draws it."""
+        return plot_confusion_matrix(self.confusion_matrix(), self.names, ax, normalize=normalize)
+
+    def plot_per_class(self, ax: Axes | None = None) -> Axes:
+        """Precision and recall of each class, the lowest F1 at the top; what is undefined is left out."""
+        reports = sorted(self.per_class(), key=lambda report: -1.0 if report.f1 is None else report.f1)
+        return plot_per_class(
+            [report.name for report in reports],
+            [report.precision for report in reports],
+            [report.recall for report in reports],
+            ax,
+        )
+
+    def plot_most_correct(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
+        """The photos of `most_correct` in one Axes."""
+        return _plot_predictions(self.most_correct(n, of_class), ax)
+
+    def plot_most_incorrect(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
+        """The photos of `most_incorrect` in one Axes."""
+        return _plot_predictions(self.most_incorrect(n, of_class), ax)
+
+    def plot_most_uncertain(self, n: int = 4, ax: Axes | None = None) -> Axes:
+        """The photos of `most_uncertain` in one Axes."""
+        return _plot_predictions(self.most_uncertain(n), ax)
+
+    # ---- Helpers ----
+
+    def _is_of(self, of_class: str | int | None) -> NDArray[np.bool_]:
+        if of_class is None:
+            return np.ones(len(self.labels), dtype=bool)
+        if isinstance(of_class, str) and of_class in self.names:
+            of_class = self.names.index(of_class)
+        if isinstance(of_class, str) or not 0 <= of_class < len(self.names):
+            ids = f"0 to {len(self.names) - 1}"
+            raise ValueError(f"of_class={of_class!r}: give a class by its name ({_few(self.names)}) or its id ({ids}).")
+        return self.labels == of_class
+
+    def _first(self, n: int, key: NDArray[Any], allowed: NDArray[np.bool_]) -> list[PhotoPrediction]:
+        """The n allowed photos with the lowest key, ties in the order of the data set."""
+        require_whole("n", n, at_least=1)
+        indices = np.flatnonzero(allowed)
+        return [self._prediction(int(i)) for i in indices[np.argsort(key[indices], kind="stable")[:n]]]
+
+    def _prediction(self, index: int) -> PhotoPrediction:
+        truth, predicted = int(self.labels[index]), int(self.predicted[index])
+        return PhotoPrediction(
+            index=index,
+            truth=self.names[truth],
+            predicted=self.names[predicted],
+            probability=float(self.probabilities[index, predicted]),
+            probability_of_truth=float(self.probabilities[index, truth]),
+            loss=float(self.losses[index]),
+            source=None if self.photos is None else self.photos[index],
+        )
+
+
+def _plot_predictions(predictions: list[PhotoPrediction], ax: Axes | None) -> Axes:
+    captions = [
+        [f"{one.predicted} {one.probability:.1%}", *([f"truth: {one.truth}"] if one.predicted != one.truth else [])]
+        for one in predictions
+    ]
+    return plot_photos([one.photo for one in predictions], captions, ax)
+
+
+def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
+    probabilities = np.asarray(given)
+    if probabilities.ndim != 2 or probabilities.shape[0] < 1 or probabilities.shape[1] < 2:
+        raise ValueError(
+            f"probabilities of shape {probabilities.shape}: give (photos, classes), a photo and two classes at least."
+        )
+    if probabilities.dtype not in (np.float32, np.float64):
+        probabilities = probabilities.astype(np.float32)
+    sums = probabilities.sum(axis=1)
+    off = ~((np.abs(sums - 1) <= ROUNDING) & (probabilities >= 0).all(axis=1))
+    if off.any():
+        first = int(off.argmax())
+        lowest = probabilities[first].min()
+        raise ValueError(
+            f"Row {first} is no probabilities: it sums to {sums[first]:.4g}, and its lowest is {lowest:.4g}. "
+            "Give the softmax of the logits, such as np.exp(trainer.log_predictions())."
+        )
+    return probabilities
+
+
+def _checked_labels(given: ArrayLike, count: int, names: list[str]) -> NDArray[np.int64]:
+    labels = np.asarray(given)
+    if labels.shape != (count,):
+        raise ValueError(f"labels of shape {labels.shape} for {count} rows of probabilities: give one a row.")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):
+        raise ValueError(
+            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}: give {_ids_and_names(names)}."
+        )
+    return labels.astype(np.int64)
+
+
+def _ids_and_names(names: list[str]) -> str:
+    return f"class ids from 0 to {len(names) - 1} ({_few(names)})"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,171 @@
+"""The views of a photo that a saved model predicts from.
+
+The plain one is just what the model's stock image processor makes; the augmented ones of test-time augmentation are
+drawn as the model was trained.
+"""
+
+import functools
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers.utils import logging
+
+from hf_sgdr.data.image_spec import ImageSpec
+from hf_sgdr.data.transforms import Augment, PhotoTransform
+
+logger = logging.get_logger(__name__)
+
+# For a model whose configuration does not say how it was trained: the lesson's views.
+DEFAULT_AUGMENT: Augment = "side_on"
+DEFAULT_MAX_ZOOM = 1.1
+# Of normalised pixels: rounding alone. One of 255 steps is 4e-3 or more.
+_SAME_PIXELS = 1e-4
+
+
+def same_transform(processor: BaseImageProcessor) -> PhotoTransform | None:
+    """The transform that reads photos just as an image processor does, None if there is none.
+
+    Configurations of processors say less than their code does, so the two are compared on made-up pictures.
+    """
+    try:
+        spec = ImageSpec.from_processor(processor)
+    except (KeyError, TypeError, ValueError):  # it has no size, or no single one
+        return None
+    rng = np.random.default_rng(0)
+    size = spec.size
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).resize((2 * width, 2 * height))
+        for height, width in ((size, size + 25), (size + 38, size), (size // 4, size // 3))
+    ]
+    for resizer in sorted(("pillow", "torch"), key=lambda name: name != spec.resizer):
+        transform = PhotoTransform(replace(spec, resizer=resizer))
+        if all(_agree(transform, processor, picture) for picture in pictures):
+            return transform
+    return None
+
+
+def _agree(transform: PhotoTransform, processor: BaseImageProcessor, picture: Image.Image) -> bool:
+    given = processor(images=picture, return_tensors="pt")
+    if set(given) != {"pixel_values"}:
+        return False
+    theirs, ours = given["pixel_values"], transform(picture)[None]
+    return theirs.shape == ours.shape and bool((theirs - ours).abs().max() < _SAME_PIXELS)
+
+
+class PhotoViews:
+    """Makes a model's views of pictures.
+
+    Args:
+        processor (`BaseImageProcessor`): the model's own. Where it does more than resize, crop to a square and
+            normalise, it makes the views itself, which takes longer; the log says so.
+        config (`PreTrainedConfig`): the model's; its `hf_sgdr` holds the `augment` and `max_zoom` of training.
+            Without it they are `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says so.
+        augment, max_zoom (*optional*): instead of those; see [`image_transforms`].
+        exact (`bool`, *optional*, defaults to True): the very pixels of the image processor; otherwise pictures are
+            resized on tensors, and JPEGs decoded no larger than needed.
+
+    `plain` is the transform of the plain view, None where the image processor makes it.
+    """
+
+    def __init__(
+        self,
+        processor: BaseImageProcessor,
+        config: PreTrainedConfig,
+        *,
+        augment: Augment | None = None,
+        max_zoom: float | None = None,
+        exact: bool = True,
+    ) -> None:
+        self.processor, self.config = processor, config
+        self._augment, self._max_zoom = augment, max_zoom
+        self.plain = same_transform(processor)
+        if self.plain is None:
+            logger.warning(
+                f"{type(processor).__name__} does more than resize, crop and normalise to a square, so it reads the "
+                "photos itself, which takes longer."
+            )
+        elif not exact:
+            self.plain = self.plain.fast()
+
+    @functools.cached_property
+    def augmented(self) -> PhotoTransform:
+        """The transform that draws an augmented view.
+
+        Raises:
+            ValueError: if there are no views to draw.
+        """
+        recorded = getattr(self.config, "hf_sgdr", None)
+        if recorded is None:
+            recorded = {"augment": DEFAULT_AUGMENT, "max_zoom": DEFAULT_MAX_ZOOM}
+            if self._augment is None:
+                logger.warning(
+                    "The model's configuration does not say how it was augmented: test-time augmentation draws "
+                    f'views with augment="{DEFAULT_AUGMENT}" (which flips) and max_zoom={DEFAULT_MAX_ZOOM}, unless '
+                    "you give others."
+                )
+        try:
+            transform = PhotoTransform(
+                self._processor_size() if self.plain is None else self.plain.spec,
+                recorded["augment"] if self._augment is None else self._augment,
+                recorded["max_zoom"] if self._max_zoom is None else self._max_zoom,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"config.hf_sgdr={recorded!r} does not say which views to draw: give augment= and max_zoom=."
+            ) from error
+        if not transform.is_random:
+            raise ValueError(
+                "tta needs views to draw, and this model was trained without augmentation: use tta=0, or give "
+                'augment="basic" (or "side_on", "top_down") and max_zoom=1.1.'
+            )
+        return transform
+
+    def shorter_side(self, tta: int) -> int | None:
+        """How many pixels a JPEG's shorter side must keep for the views; None for all of them."""
+        if self.plain is None or self.plain.exact:
+            return None
+        spec = self.plain.spec
+        return max(spec.resize, math.ceil(spec.size * self.augmented.max_zoom)) if tta else spec.resize
+
+    def __call__(self, picture: Image.Image, tta: int = 0) -> dict[str, torch.Tensor]:
+        """The plain view and `tta` augmented ones, as `{"pixel_values": uint8 (1, 1 + tta, 3, size, size)}`.
+
+        Augmented views depend on the picture's content alone. Where the image processor makes the views, they are what
+        it gives, with an axis for the views.
+        """
+        if self.plain is not None:
+            plain = {"pixel_values": self.plain.pixels(picture, (0,))[None]}
+        else:
+            plain = dict(self.processor(images=picture, return_tensors="pt"))
+        if not tta:
+            return {name: value[:, None] for name, value in plain.items()}
+        kept = self.augmented.to_keep(picture)
+        # by the pixels, not by the file: the same views whichever way the photo is given
+        content = int.from_bytes(hashlib.sha256(plain["pixel_values"].numpy().tobytes()).digest())
+        views = torch.stack([self.augmented.of_kept(kept, (content, number)) for number in range(tta)])
+        if self.plain is None:
+            settings = self.processor.to_dict()
+            as_they_are = {name: False for name in ("do_resize", "do_center_crop") if name in settings}
+            views = self.processor(images=list(views), return_tensors="pt", **as_they_are)["pixel_values"]
+        return {"pixel_values": torch.cat([plain["pixel_values"], views])[None]}
+
+    def model_inputs(self, views: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Views of a batch, (pictures, ...) on any device, normalised and in the model's precision."""
+        if self.plain is not None:
+            pixels = self.plain.normalize(views["pixel_values"]).to(dtype)
+            return {"pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in views.items()}
+
+    def _processor_size(self) -> ImageSpec:
+        """For views that the image processor finishes: the size of its pictures alone."""
+        found = self.processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")
+        shape = tuple(found["pixel_values"].shape)
+        if set(found) != {"pixel_values"} or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise ValueError(f"tta: {type(self.processor).__name__} gives no square pictures to augment. Use tta=0.")
+        return ImageSpec(shape[2], shape[2], False, "bicubic", (0.0,) * 3, (1.0,) * 3, "torch")

@@ -1,0 +1,1 @@
+"""Image classifiers: making them, and where they can be entered."""

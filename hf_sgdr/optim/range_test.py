@@ -1,0 +1,273 @@
+"""The learning rate range test: raise the rate step by step, watch the loss, put everything back.
+
+A driver over any `transformers.Trainer`, because no callback is told the loss of a step. After Smith 2017, "Cyclical
+Learning Rates", section 3.3, as the lesson's `lr_find()` uses it.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from matplotlib.axes import Axes
+from tqdm.auto import tqdm
+from transformers import Trainer
+
+from hf_sgdr._utils.plots import plot_range_test, plot_rates
+from hf_sgdr.optim.schedule import require_whole
+from hf_sgdr.optim.suggestions import SUGGESTIONS, edge, smoothed_losses
+
+SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
+
+# fastai's own: the running average forgets a fiftieth a step, and four times the best loss is beyond repair.
+SMOOTHING = 0.98
+DIVERGED = 4.0
+
+
+@dataclass
+class LRRangeResult:
+    """What a range test saw.
+
+    Args:
+        history (`dict[str, list]`): a list each, one entry a step: `step`, `lr` (the head's, that is the last parameter
+            group's), `loss`, `smoothed_loss`, and `learning_rates` (a list of every parameter group's rate).
+        stop_reason (`str`): "finished", or why it ended early.
+        group_names (`list[str]`): the parameter groups' names.
+    """
+
+    history: dict[str, list[Any]]
+    stop_reason: str
+    group_names: list[str] = field(default_factory=list)
+    reason: str | None = None
+
+    def __repr__(self) -> str:
+        lrs = self.history["lr"]
+        tested = f", {lrs[0]:.1e} to {lrs[-1]:.1e}" if lrs else ""
+        return f"{type(self).__name__}({len(lrs)} steps{tested}, stop_reason={self.stop_reason!r})"
+
+    def suggestion(self, method: SuggestionMethod = "lesson") -> float | None:
+        """A learning rate for the head; None where the curve has no answer, and then `reason` says why.
+
+        Args:
+            method (`str`, *optional*, defaults to "lesson"): "lesson": the highest rate at which the loss is still
+                clearly improving; "valley": about half way down the longest fall; "steep": where it falls steepest;
+                "minimum": a tenth of the rate with the lowest loss. (`hf_sgdr.optim.suggestions`)
+
+        Raises:
+            ValueError: if there is no such method.
+        """
+        if method not in get_args(SuggestionMethod):
+            raise ValueError(f"method={method!r}: give one of {', '.join(get_args(SuggestionMethod))}.")
+        rate, self.reason = SUGGESTIONS[method](self.history["lr"], self.history["loss"])
+        return rate
+
+    def edge(self) -> float | None:
+        """The head's rate from which on the loss is half as high again as at first; None if it never is."""
+        return edge(self.history["lr"], self.history["loss"])
+
+    def plot(self, ax: Axes | None = None, *, chosen: float | None = None) -> Axes:
+        """Smoothed loss against the head's rate, log axis; the lesson's suggestion is marked, and a chosen rate."""
+        history = self.history
+        return plot_range_test(history["lr"], history["smoothed_loss"], self.suggestion(), ax, chosen=chosen)
+
+    def plot_lr(self, ax: Axes | None = None) -> Axes:
+        """Each group's rate against the step."""
+        columns = list(zip(*self.history["learning_rates"], strict=True))
+        names = self.group_names or [f"group {i}" for i in range(len(columns))]
+        return plot_rates(dict(zip(names, columns, strict=False)), ax, log_scale=True)
+
+
+@dataclass(frozen=True)
+class LRRangeTest:
+    """A range test for any Trainer: `LRRangeTest().run(trainer)`.
+
+    Rate `i` of `n` is `start_lr * (end_lr / start_lr)**(i / (n - 1))`, so both ends are reached. One multiplier moves
+    all parameter groups: they keep the ratios that the Trainer's optimizer gives them, and `start_lr` and `end_lr` are
+    the last group's. It ends early where the loss is no longer finite, or its running average exceeds four times the
+    best. Gradient accumulation counts optimizer steps, and all processes see the same mean loss.
+
+    Args:
+        start_lr (`float`, *optional*, defaults to 1e-7): the first rate.
+        end_lr (`float`, *optional*, defaults to 10.0): the last one, above the first.
+        num_steps (`int`, *optional*, defaults to 100): optimizer steps, at least 2.
+
+    Raises:
+        ValueError: if the rates are not 0 < start_lr < end_lr, or there are fewer than two steps.
+    """
+
+    start_lr: float = 1e-7
+    end_lr: float = 10.0
+    num_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start_lr < self.end_lr < float("inf"):
+            raise ValueError(f"start_lr={self.start_lr!r}, end_lr={self.end_lr!r}: give 0 < start_lr < end_lr.")
+        object.__setattr__(self, "num_steps", require_whole("num_steps", self.num_steps, at_least=2))
+
+    def learning_rates(self) -> list[float]:
+        """The last group's rate at each step."""
+        return [float(rate) for rate in np.geomspace(self.start_lr, self.end_lr, self.num_steps)]
+
+    def run(self, trainer: Trainer, *, max_steps: int | None = None) -> LRRangeResult:
+        """Train on the Trainer's own data with rising rates, then put everything back, bit for bit.
+
+        Put back are weights and buffers, gradients, optimizer, scheduler, scaler, random generators, train and
+        requires_grad flags and the Trainer's state: also after an exception or Ctrl-C. No callback is called and
+        nothing is written.
+
+        Args:
+            trainer (`Trainer`): whose model and data.
+            max_steps (`int`, *optional*): end after this many steps, whatever the rate is then.
+        """
+        with everything_restored(trainer), closing(_endless_batches(trainer)) as batches:
+            return self._run(trainer, batches, self.learning_rates()[:max_steps])
+
+    def _run(self, trainer: Trainer, batches: Iterator[list[Any]], tested: list[float]) -> LRRangeResult:
+        trainer.model_wrapped = trainer.model
+        if trainer.optimizer is None:
+            trainer.create_optimizer()
+        model, optimizer = trainer.accelerator.prepare(trainer.model, _unwrapped(trainer.optimizer))
+        trainer.model_wrapped, trainer.optimizer = model, optimizer
+        groups = optimizer.param_groups
+        rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        ratios = [rate / rates[-1] if rates[-1] else 1.0 for rate in rates]
+        history: dict[str, list[Any]] = {name: [] for name in ("step", "lr", "loss", "smoothed_loss", "learning_rates")}
+        stop_reason, best = "finished", math.inf
+        hidden = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
+        model.zero_grad()
+        for step, lr in enumerate(tqdm(tested, desc="Range test", disable=hidden, leave=False)):
+            for group, ratio in zip(groups, ratios, strict=True):
+                group["lr"] = lr * ratio
+            loss = _step_loss(trainer, model, batches)
+            if not math.isfinite(loss):
+                stop_reason = f"the loss was {loss} at step {step}, learning rate {lr:.2e}"
+                break
+            optimizer.step()
+            model.zero_grad()
+            history["step"].append(step)
+            history["lr"].append(lr)
+            history["loss"].append(loss)
+            history["smoothed_loss"].append(smoothed_losses(history["loss"], SMOOTHING)[-1])
+            history["learning_rates"].append([group["lr"] for group in groups])
+            best = min(best, history["smoothed_loss"][-1])
+            if history["smoothed_loss"][-1] > DIVERGED * best:
+                stop_reason = f"the smoothed loss exceeded {DIVERGED:g} times its best at learning rate {lr:.2e}"
+                break
+        names = [group.get("name", f"group {i}") for i, group in enumerate(groups)]
+        return LRRangeResult(history, stop_reason, names)
+
+
+def _step_loss(trainer: Trainer, model: torch.nn.Module, batches: Iterator[list[Any]]) -> float:
+    """Forward and backward for one optimizer step; the mean loss over its batches and all processes."""
+    micro_batches = next(batches)
+    num_items = trainer._get_num_items_in_batch(micro_batches, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = len(micro_batches)
+    loss = torch.zeros((), device=trainer.args.device)
+    for i, inputs in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        trainer.accelerator.gradient_state._set_sync_gradients(last)
+        if last:
+            loss += trainer.training_step(model, inputs, num_items)
+        else:
+            with trainer.accelerator.no_sync(model):
+                loss += trainer.training_step(model, inputs, num_items)
+    if trainer.args.max_grad_norm and trainer.args.max_grad_norm > 0:
+        trainer._clip_grad_norm(model)
+    return float(trainer.accelerator.gather(loss).mean())
+
+
+def _endless_batches(trainer: Trainer) -> Generator[list[Any], None, None]:
+    """The batches of one optimizer step at a time, epoch after epoch."""
+    loader = trainer.get_train_dataloader()
+    epoch = 0
+    while True:
+        for part in (loader, loader.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        collected: list[Any] = []
+        for batch in loader:
+            collected.append(batch)
+            if len(collected) == trainer.args.gradient_accumulation_steps:
+                yield collected
+                collected = []
+        if collected:
+            yield collected
+        epoch += 1
+
+
+@contextmanager
+def everything_restored(trainer: Trainer) -> Iterator[None]:
+    """Whatever happens inside, leave the Trainer, its model and all random generators as they were."""
+    accelerator, model = trainer.accelerator, trainer.model
+    gradient_state = accelerator.gradient_state
+    attributes = dict(vars(trainer))
+    prepared = {name: list(getattr(accelerator, name)) for name in ("_models", "_optimizers", "_dataloaders")}
+    loaders, sync = list(gradient_state.dataloader_references), gradient_state.sync_gradients
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    # Under mixed precision `prepare` replaces the model's forward in the instance.
+    forward = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
+    training = [(module, module.training) for module in model.modules()]
+    parameters = [
+        (parameter, parameter.requires_grad, parameter.grad, parameter.detach().clone())
+        for parameter in model.parameters()
+    ]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    generators = _generator_states()
+    optimizer = _unwrapped(trainer.optimizer)
+    optimizer_state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
+    if optimizer is not None:
+        optimizer.state.clear()  # the test starts without momentum, as a fit does
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, requires_grad, grad, value in parameters:
+                parameter.copy_(value)
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        if optimizer is not None and optimizer_state is not None:
+            optimizer.load_state_dict(optimizer_state)
+        for module, flag in training:
+            module.training = flag
+        for name in ("forward", "_original_forward"):
+            model.__dict__.pop(name, None)
+        model.__dict__.update(forward)
+        vars(trainer).clear()
+        vars(trainer).update(attributes)
+        for name, value in prepared.items():
+            setattr(accelerator, name, value)
+        gradient_state.dataloader_references = loaders
+        gradient_state._set_sync_gradients(sync)
+        if accelerator.scaler is not None and scaler is not None:
+            accelerator.scaler.load_state_dict(scaler)
+        _set_generator_states(generators)
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """The torch optimizer inside accelerate's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+
+
+def _generator_states() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_generator_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,500 @@
+"""A recipe as data: `Stage`s, the lesson among them, and `run_stages`, which runs them and keeps the best weights."""
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers.utils import logging
+
+from hf_sgdr._utils.store import replace_file, tensor_bytes
+from hf_sgdr.callbacks.best_weights import KeepBestWeights, StopWhenOverfitting, judged_losses, last_evaluation
+from hf_sgdr.callbacks.snapshots import SnapshotCallback
+from hf_sgdr.data.training_images import write_image_hashes
+from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
+from hf_sgdr.optim.schedule import require_whole, total_epochs
+from hf_sgdr.training.checkpoints import newest_checkpoint
+from hf_sgdr.training.progress import RunProgress, run_key, run_lock
+from hf_sgdr.training.trainer import RUNS_FOLDER, SGDRTrainer
+
+logger = logging.get_logger(__name__)
+
+RESULTS_SCHEMA = 2
+# Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
+FALLBACK_LR = 1e-2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training between two decisions about what trains and how.
+
+    Args:
+        name (`str`): names the stage's folder, log lines and plots.
+        lr (`float`, `list[float]`, `"auto"` or None, *optional*, defaults to None): the highest rate, for the head or
+            one a layer group; "auto" finds it by the range test; None goes on with the rate of the stage before.
+        lr_spread (`float`, *optional*, defaults to 1.0): where one rate is given or found: each layer group's is this
+            many times lower than that of the group above it. (Lesson step 6: 3 to 10.)
+        cycles (`int`, *optional*, defaults to 1): how many cycles, or epochs without `cycle_len`.
+        cycle_len (`int`, *optional*): epochs of the first cycle; None is a constant rate.
+        cycle_mult (`int`, *optional*, defaults to 1): each cycle is this many times as long as the one before.
+        freeze_to (`int`, *optional*, defaults to -1): the first layer group that trains: -1 the head only, 0 all.
+        precompute (`bool`, *optional*, defaults to False): train what is not frozen on precomputed features.
+        freeze_batch_norm (`bool`, *optional*, defaults to False): keep all batch-norm statistics still.
+        until_overfitting (`bool`, *optional*, defaults to False): train on, cycle after cycle, and stop at the end of
+            the first one whose validation loss is above the best cycle end's by more than 1 % while the training loss
+            fell; `max_cycles` at most, and `cycles` is ignored.
+        max_cycles (`int`, *optional*, defaults to 3): for `until_overfitting`.
+        snapshots (`bool`, *optional*, defaults to False): keep the weights at the end of each cycle, in
+            `_runs/snapshots`; those of the last stage that asks for it stay. See [`SnapshotCallback`].
+        range_test_start, range_test_end (`float`, *optional*, default to 1e-7 and 10): the head's rates between which
+            `lr="auto"` looks.
+        range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
+
+    Raises:
+        ValueError: if a value is of another type or a number is out of range.
+    """
+
+    name: str
+    lr: float | list[float] | Literal["auto"] | None = None
+    lr_spread: float = 1.0
+    cycles: int = 1
+    cycle_len: int | None = None
+    cycle_mult: int = 1
+    freeze_to: int = -1
+    precompute: bool = False
+    freeze_batch_norm: bool = False
+    until_overfitting: bool = False
+    max_cycles: int = 3
+    snapshots: bool = False
+    range_test_start: float = 1e-7
+    range_test_end: float = 10.0
+    range_test_steps: int = 100
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # NumPy's numbers and arrays as plain ones, which progress.json and recipe.yaml hold
+            object.__setattr__(self, item.name, _plain(getattr(self, item.name)))
+        if not isinstance(self.name, str):
+            raise ValueError(f"Stage name {self.name!r}: must be a string; in YAML, quote it.")
+        if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
+            raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
+        self._check_types()
+        if isinstance(self.lr, str) and self.lr != "auto":
+            raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
+        if self.cycle_len is None and (self.cycle_mult != 1 or self.until_overfitting or self.snapshots):
+            raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
+        try:
+            total_epochs(self.cycle_len, self.cycle_mult, self.num_cycles)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        test = LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
+        object.__setattr__(self, "range_test_steps", test.num_steps)
+        if not 1.0 <= self.lr_spread < math.inf:
+            raise ValueError(f"{self.name}: lr_spread={self.lr_spread!r}: give a factor of at least 1.")
+        if self.precompute and self.freeze_to == 0:
+            raise ValueError(f"{self.name}: precompute with freeze_to=0 has nothing frozen; give freeze_to=-1.")
+
+    def _check_types(self) -> None:
+        """A YAML file holds whatever somebody wrote into it."""
+        for name in ("precompute", "freeze_batch_norm", "until_overfitting", "snapshots"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be true or false, without quotes.")
+        for name in ("lr_spread", "range_test_start", "range_test_end"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be a number.")
+        rates = self.lr if isinstance(self.lr, list | tuple) else [self.lr]
+        if not all(rate is None or isinstance(rate, str) or _is_number(rate) for rate in rates):
+            raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
+        if isinstance(self.freeze_to, bool) or not isinstance(self.freeze_to, int):
+            raise ValueError(f"{self.name}: freeze_to={self.freeze_to!r}: must be an integer: -1 the head only, 0 all.")
+        for name in ("cycles", "cycle_mult", "max_cycles", "cycle_len"):
+            value = getattr(self, name)
+            if name == "cycle_len" and value is None:
+                continue
+            value = require_whole(f"{self.name}: {name}", value, at_least=1)
+            object.__setattr__(self, name, value)  # a plain int, for JSON
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Stage":
+        """A stage of a YAML file; a key that is none of a stage's is an error."""
+        if not isinstance(values, dict):
+            raise ValueError(f"Stage {values!r}: give a mapping with a name, as {{name: head, lr: auto}}.")
+        allowed = [item.name for item in fields(cls)]
+        unknown = sorted(set(map(str, values)) - set(allowed))
+        if unknown or "name" not in values:
+            problem = f"unknown {', '.join(map(repr, unknown))}" if unknown else "no name"
+            raise ValueError(f"Stage {values.get('name', '')!r}: {problem}; a stage has {', '.join(allowed)}.")
+        as_numbers = ("lr", "lr_spread", "range_test_start", "range_test_end")
+        return cls(**{name: _as_number(value) if name in as_numbers else value for name, value in values.items()})
+
+    @property
+    def num_cycles(self) -> int:
+        """How many cycles the stage has at most."""
+        return self.max_cycles if self.until_overfitting else self.cycles
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_number(value: Any) -> Any:
+    """YAML reads 1e-3 as text; what is no number stays, and is refused when the stage is made."""
+    if isinstance(value, list):
+        return [_as_number(one) for one in value]
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+# The lesson's eight steps. Steps 1 and 5 (precompute and augmentation, what is frozen) are said by each stage; steps 2
+# and 7 (the range test) are lr="auto"; step 6 (lower rates for earlier groups) is lr_spread.
+LESSON: tuple[Stage, ...] = (
+    # 1. Enable precompute. 2. lr_find(). 3. Train the last layer from precomputed activations for 1-2 epochs.
+    Stage("precomputed", lr="auto", cycles=2, precompute=True),
+    # 4. Train the last layer with data augmentation for 2-3 epochs with cycle_len=1.
+    Stage("augmented", cycles=3, cycle_len=1),
+    # 5. Unfreeze. 6. Earlier layers at 3x-10x lower rates. 7. lr_find(). 8. cycle_mult=2 until over-fitting.
+    # The statistics of batch norm stay: on 600 photos of two classes, validation loss .047 -> .041 with them still,
+    # -> .13 with those of the batches.
+    Stage(
+        "unfrozen",
+        lr="auto",
+        lr_spread=10.0,
+        cycle_len=1,
+        cycle_mult=2,
+        freeze_to=0,
+        freeze_batch_norm=True,
+        until_overfitting=True,
+        # A step through the whole network costs a thousand times one through the head: look where the answer is.
+        range_test_start=1e-5,
+        range_test_end=1.0,
+        range_test_steps=40,
+    ),
+)
+
+
+@dataclass
+class RunResults:
+    """What a recipe did: the content of `results.json`.
+
+    Args:
+        world_size (`int`): how many processes.
+        stages (`list[dict]`): for each stage name, epochs, cycles, learning_rates, train_loss, eval_loss,
+            eval_accuracy, seconds, precompute and freeze_to.
+        best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
+            which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
+        tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
+        run (`str`): the SHA-256 of all that the run depends on: arguments, stages, images, transforms, starting
+            weights, processes. Empty for fits that no recipe did.
+    """
+
+    world_size: int
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    tta: dict[str, float] = field(default_factory=dict)
+    run: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the schema's number first."""
+        return {"schema": RESULTS_SCHEMA, **asdict(self)}
+
+
+def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume: bool = False) -> RunResults:
+    """Run a recipe; afterwards the model has the weights with the lowest validation loss of all epochs of all stages.
+
+    In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the
+    best weights and, until [`save_results`], what an interrupted run goes on from: how far it is, and each stage's
+    checkpoints, if `save_strategy` asks for them. Each stage begins with the random generators as `args.seed` sets
+    them. One run at a time may write to an `output_dir`.
+
+    With a dict as eval_dataset the weights are judged by the mean of the sets' losses, or by one of them if
+    `metric_for_best_model` names it (`eval_<name>_loss`), and `results.best["metric"]` says which.
+
+    Args:
+        trainer ([`SGDRTrainer`]): with training and validation photos, and evaluation each epoch.
+        stages (sequence of [`Stage`], *optional*, defaults to `LESSON`): in this order.
+        resume (`bool`, *optional*, defaults to False): go on with the unfinished run of `output_dir`, if there is one;
+            the result is that of a run without interruption.
+
+    Returns:
+        [`RunResults`]: the figures of every stage.
+
+    Raises:
+        ValueError: if there is no stage, two have one name, the trainer does not evaluate each epoch, the run to go on
+            with was begun with other arguments, photos, stages or starting weights, another run is writing to
+            `output_dir`, or a file to go on from is damaged.
+    """
+    _check_stages(trainer, stages)
+    folder = Path(trainer.args.output_dir, RUNS_FOLDER)
+    with run_lock(folder) if trainer.is_world_process_zero() else nullcontext():
+        return _run_stages(trainer, stages, resume)
+
+
+def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunResults:
+    progress = _progress(trainer, stages, resume)
+    losses = judged_losses(trainer)
+    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors", losses)
+    trainer.add_callback(best)
+    head_rate = progress.stages[-1]["learning_rates"][-1] if progress.stages else FALLBACK_LR
+    try:
+        for number, stage in enumerate(stages):
+            if number < len(progress.stages):
+                continue
+            start = time.perf_counter()
+            set_seed(trainer.args.seed)
+            _prepare(trainer, stage, number)
+            if stage.name not in progress.rates:
+                rates = _rates(trainer, stage, head_rate)
+                progress.rates[stage.name] = rates
+                if trainer.is_world_process_zero():
+                    progress.save()
+            rates = progress.rates[stage.name]
+            head_rate = rates[-1]
+            best.stage = stage.name
+            _fit(trainer, stage, rates, newest_checkpoint(progress.folder / stage.name))
+            figures = {
+                **trainer.fits[-1],
+                "seconds": round(time.perf_counter() - start, 2),  # with the range test
+            }
+            figures["eval_loss"], figures["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
+            if not best.figures:
+                raise ValueError(
+                    f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
+                    "weights are chosen: look at label_names, compute_metrics and the validation images."
+                )
+            trainer.accelerator.wait_for_everyone()
+            if trainer.is_world_process_zero():
+                _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
+                progress.finish_stage(trainer.model, figures)
+            else:
+                progress.stages.append(figures)
+    finally:
+        trainer.remove_callback(best)
+    trainer.precompute = False
+    trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
+    best.restore()
+    results = RunResults(trainer.args.world_size, progress.stages, best.figures, run=run_key(progress.depends_on))
+    if trainer.is_world_process_zero():
+        write_image_hashes(trainer.train_dataset, trainer.args.image_column_name, progress.folder)
+    trainer.run = tuple(stages), results
+    return results
+
+
+def is_finished(trainer: SGDRTrainer, stages: Sequence[Stage]) -> bool:
+    """Whether the trainer's `output_dir` holds the results of this very run.
+
+    Results of another run, of other images for example, do not count, and the log says so.
+
+    Args:
+        trainer ([`SGDRTrainer`]), stages (sequence of [`Stage`]): as for [`run_stages`], nothing trained yet.
+    """
+    path = Path(trainer.args.output_dir, "results.json")
+    if not path.exists():
+        return False
+    try:
+        run = json.loads(path.read_text(encoding="utf-8")).get("run")
+    except (ValueError, AttributeError):
+        run = None
+    progress = RunProgress(Path(trainer.args.output_dir, RUNS_FOLDER), _depends_on(trainer, stages))
+    if run == run_key(progress.depends_on):
+        return True
+    if not progress.exists and trainer.is_world_process_zero():
+        logger.warning(
+            f"{path} is of another run: of other images, arguments, stages or starting weights, or of an earlier "
+            "version. This run begins anew."
+        )
+    return False
+
+
+def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunProgress:
+    """What is done already, the model's weights with it; a run that begins finds an empty place."""
+    folder = Path(trainer.args.output_dir, RUNS_FOLDER)
+    if not (resume and (folder / "progress.json").exists()):
+        trainer.starting_weights = None
+    progress = RunProgress(folder, _depends_on(trainer, stages))
+    trainer.starting_weights = progress.depends_on["starting weights"]
+    with trainer.accelerator.main_process_first():
+        if resume and progress.exists:
+            progress.load()
+        elif trainer.is_world_process_zero():
+            progress.set_aside()
+    if progress.stages and trainer.is_world_process_zero():
+        done = ", ".join(stage["name"] for stage in progress.stages)
+        print(f"Going on with the run in {trainer.args.output_dir}; done: {done}.", flush=True)
+    progress.restore_weights(trainer.model)
+    if trainer.is_world_process_zero():
+        progress.save()
+    trainer.accelerator.wait_for_everyone()
+    return progress
+
+
+# What may be another in a resumed run: where it writes, what it shows, how it is fed.
+_MAY_CHANGE = re.compile(
+    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
+    r"resume|cache_disk|feature_memory|ddp_|do_|use_cpu"
+)
+
+
+def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]:
+    args = {name: value for name, value in trainer.args.to_dict().items() if not _MAY_CHANGE.match(name)}
+    config = trainer.model.config.to_dict()
+    photos = {"training photos": trainer.train_dataset}
+    if isinstance(trainer.eval_dataset, dict):
+        photos |= {f"validation photos ({name})": dataset for name, dataset in trainer.eval_dataset.items()}
+    else:
+        photos["validation photos"] = trainer.eval_dataset
+    return {
+        **json.loads(json.dumps(args, default=str)),
+        "feature_dtype": trainer.feature_dtype,  # what "auto" means depends on the machine
+        "stages": [asdict(stage) for stage in stages],
+        "model": config.get("architecture") or type(trainer.model).__name__,
+        # in a trainer that was interrupted, weights are no longer those that it began with
+        "starting weights": trainer.starting_weights or _weights_hash(trainer.model),
+        "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
+        "processes": trainer.args.world_size,
+        **{name: trainer.content_hash(dataset) for name, dataset in photos.items()},
+    }
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
+    """Freeze, and precompute or not, as the stage says; augmentation is drawn by the number of the stage."""
+    trainer.num_fits = number
+    trainer.precompute = False
+    trainer.freeze_to(stage.freeze_to)
+    trainer.layer_groups.freeze_batch_norm = stage.freeze_batch_norm
+    if stage.precompute:
+        trainer.check_precompute()
+        # not by the setter, which warns that augmentation has no effect: such a stage says that it wants plain images
+        trainer._precompute = True
+
+
+def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Path | None) -> None:
+    _announce(trainer, stage, rates)
+    callbacks: list[TrainerCallback] = [StopWhenOverfitting(trainer)] if stage.until_overfitting else []
+    if stage.snapshots:
+        callbacks.append(SnapshotCallback())
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    try:
+        trainer.fit(
+            rates,
+            stage.num_cycles,
+            cycle_len=stage.cycle_len,
+            cycle_mult=stage.cycle_mult,
+            name=stage.name,
+            resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None,
+        )
+    finally:
+        for callback in callbacks:
+            trainer.remove_callback(callback)
+
+
+def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
+    """Everything that could stop a later stage is said before the first one begins."""
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Stages {names}: give at least one, each with a name of its own.")
+    if trainer.args.eval_strategy != "epoch" or trainer.eval_dataset is None:
+        raise ValueError('A recipe keeps the best weights, so it needs an eval_dataset and eval_strategy="epoch".')
+    if "labels" not in trainer.label_names:
+        raise ValueError(
+            f"label_names={trainer.label_names}: images come with `labels`, without which an evaluation has no "
+            "eval_loss to choose the best weights by: leave label_names out."
+        )
+    groups = trainer.layer_groups
+    frozen = groups.frozen
+    try:
+        for stage in stages:
+            try:
+                if stage.lr is not None and not isinstance(stage.lr, str):
+                    groups.learning_rates(stage.lr)
+                groups.freeze_to(stage.freeze_to)
+                if stage.precompute:
+                    trainer.check_precompute()
+            except ValueError as error:
+                raise ValueError(f"Stage {stage.name!r}: {error}") from error
+    finally:
+        groups.freeze_to(frozen)
+
+
+def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
+    """The stage's rates: given, found by the range test, or those of the stage before."""
+    if isinstance(stage.lr, list | tuple):
+        return trainer.layer_groups.learning_rates(stage.lr)
+    if stage.lr is not None and not isinstance(stage.lr, str):
+        return _spread(trainer, stage, float(stage.lr))
+    if stage.lr is None:
+        return _spread(trainer, stage, head_rate)
+    found = trainer.lr_find(
+        stage.range_test_start,
+        stage.range_test_end,
+        stage.range_test_steps,
+        group_learning_rates=_spread(trainer, stage, 1.0),
+    )
+    rate = _suggested(found, stage, head_rate)
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir, f"{stage.name}-range-test.png")
+        _save_figure(found.plot(chosen=rate), path)
+    return _spread(trainer, stage, rate)
+
+
+def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
+    """The lesson's suggestion; else a tenth of where the loss takes off, but at most the rate of the stage before."""
+    rate = found.suggestion()
+    if rate is None:
+        edge = found.edge()
+        rate = head_rate if edge is None else min(head_rate, edge / 10)
+        logger.warning(f"{stage.name}: the range test suggests no rate ({found.reason}); going on with {rate:.1e}.")
+    return rate
+
+
+def _spread(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
+    count = len(trainer.layer_groups)
+    return [head_rate / stage.lr_spread ** (count - 1 - i) for i in range(count)]
+
+
+def _announce(trainer: SGDRTrainer, stage: Stage, rates: list[float]) -> None:
+    if trainer.is_world_process_zero():
+        trained = trainer.layer_groups.names[trainer.layer_groups.frozen :]
+        shown = ", ".join(
+            f"{name} {rate:.1e}"
+            for name, rate in zip(trainer.layer_groups.names, rates, strict=True)
+            if name in trained
+        )
+        print(
+            f"\n{stage.name}: {'precomputed features, ' if stage.precompute else ''}learning rate {shown}", flush=True
+        )
+
+
+def _save_figure(ax: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ax.figure.savefig(path)
+
+
+def save_results(results: RunResults, path: Path) -> None:
+    """Write `results.json`, under a temporary name first; the run is finished, nothing is left to go on with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(results.to_dict(), indent=2) + "\n").encode())
+    RunProgress.finish(path.parent / RUNS_FOLDER, [stage["name"] for stage in results.stages])
