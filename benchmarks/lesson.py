@@ -3,7 +3,8 @@
     pip install -e ".[bench]"
     python benchmarks/lesson.py --data_dir dogscats [--repetitions 1] [--write]
 
-Each system runs in a process of its own, with its own defaults for workers, precision and memory layout. Range tests
+Each system runs in a process of its own, started as its users do it, hf_sgdr through `accelerate launch`, with its own
+defaults for workers, precision and memory layout. Range tests
 and TTA are left out on both sides. Step 3 is two epochs of the head on plain photos (hf_sgdr: on precomputed features,
 from an empty cache), step 4 three augmented epochs of the head with a restart each, step 8 all layers, cycles of 1, 2
 and 4 epochs. The batch norms of the last step are still in hf_sgdr and train in fastai, as in each one's recipe.
@@ -42,7 +43,7 @@ def main() -> None:
     runs: dict[str, list[Figures]] = {system: [] for system in SYSTEMS}
     for _ in range(options.repetitions):
         for system in SYSTEMS:
-            command = [sys.executable, __file__, "--data_dir", str(options.data_dir), "--system", system]
+            command = [*STARTED_BY[system], __file__, "--data_dir", str(options.data_dir), "--system", system]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             runs[system].append(json.loads(output.splitlines()[-1]))
     lines = table(runs)
@@ -88,7 +89,7 @@ def with_hf_sgdr(data_dir: Path) -> Figures:
         train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
         trainer = SGDRTrainer(
             model,
-            SGDRTrainingArguments(place, per_device_train_batch_size=BATCH, save_strategy="no", disable_tqdm=True),
+            SGDRTrainingArguments(place, save_strategy="no", disable_tqdm=True),  # batches of BATCH are its default
             train_dataset=photos["train"],
             eval_dataset=photos["validation"],
             train_transform=train,
@@ -174,6 +175,8 @@ def _measured(steps: list[Callable[[], Any]], loss: Callable[[], float]) -> Figu
 
 
 SYSTEMS: dict[str, Callable[[Path], Figures]] = {"hf_sgdr": with_hf_sgdr, "fastai": with_fastai}
+# Each as its users start it.
+STARTED_BY = {"hf_sgdr": [sys.executable, "-m", "accelerate.commands.launch"], "fastai": [sys.executable]}
 
 if __name__ == "__main__":
     main()

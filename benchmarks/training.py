@@ -67,9 +67,7 @@ def _ours(photos: Dataset, place: str) -> Callable[[str], Any]:
     for cached in (False, True):
         model = _model()
         train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-        args = SGDRTrainingArguments(
-            place, per_device_train_batch_size=BATCH, eval_strategy="no", cache_images=cached, **QUIET
-        )
+        args = SGDRTrainingArguments(place, eval_strategy="no", cache_images=cached, **QUIET)  # batches of BATCH
         trainers[cached] = SGDRTrainer(
             model, args, train_dataset=photos, train_transform=train, eval_transform=evaluation
         )
