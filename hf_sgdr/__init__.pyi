@@ -18,10 +18,10 @@ from .optim.range_test import LRRangeResult as LRRangeResult
 from .optim.range_test import LRRangeTest as LRRangeTest
 from .optim.schedule import SGDRSchedule as SGDRSchedule
 from .optim.schedule import get_sgdr_schedule as get_sgdr_schedule
+from .recipe import LESSON as LESSON
+from .recipe import RunResults as RunResults
+from .recipe import Stage as Stage
 from .training.arguments import SGDRTrainingArguments as SGDRTrainingArguments
-from .training.stages import LESSON as LESSON
-from .training.stages import RunResults as RunResults
-from .training.stages import Stage as Stage
 from .training.stages import run_stages as run_stages
 from .training.trainer import SGDRTrainer as SGDRTrainer
 from .version import __version__ as __version__

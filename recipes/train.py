@@ -35,8 +35,9 @@ from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
 from hf_sgdr.hub.space import push_space
 from hf_sgdr.optim.schedule import require_whole
+from hf_sgdr.recipe import RunResults, Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.stages import RunResults, Stage, is_finished, run_stages, save_results
+from hf_sgdr.training.stages import is_finished, run_stages, save_results
 from hf_sgdr.training.trainer import SGDRTrainer
 
 CONFIGS = Path(__file__).parent / "configs"

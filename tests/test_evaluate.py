@@ -21,7 +21,8 @@ from hf_sgdr.cli.arguments import DataArguments
 from hf_sgdr.cli.errors import one_clear_line
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
-from hf_sgdr.training.stages import Stage, run_stages
+from hf_sgdr.recipe import Stage
+from hf_sgdr.training.stages import run_stages
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"
 pytestmark = pytest.mark.recipe

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.hub.card import write_model_card
-from hf_sgdr.training.stages import Stage, run_stages
+from hf_sgdr.recipe import Stage
+from hf_sgdr.training.stages import run_stages
 
 SIZE = 32
 

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from hf_sgdr import SGDRTrainingArguments, create_image_classifier, pipeline
 from hf_sgdr.cli.arguments import DataArguments, ModelArguments, chosen_stages, given_arguments, load_photos, parse
 from hf_sgdr.cli.errors import one_clear_line
-from hf_sgdr.training.stages import LESSON, RunResults, Stage
+from hf_sgdr.recipe import LESSON, RunResults, Stage
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe

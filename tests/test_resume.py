@@ -7,8 +7,9 @@ import torch
 from transformers import TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr.recipe import Stage
 from hf_sgdr.training.checkpoints import SEAL, newest_checkpoint, sealed_state
-from hf_sgdr.training.stages import Stage, is_finished, run_stages, save_results
+from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
 SIZE = 32
 STAGES = (

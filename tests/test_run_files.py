@@ -28,7 +28,8 @@ from hf_sgdr.cli.arguments import DataArguments, ModelArguments, parse
 from hf_sgdr.hub.push import push_snapshots
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.retry import HubError
-from hf_sgdr.training.stages import Stage, save_results
+from hf_sgdr.recipe import Stage
+from hf_sgdr.training.stages import save_results
 
 SIZE = 32
 

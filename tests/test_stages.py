@@ -12,10 +12,18 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from hf_sgdr import LESSON, SGDRTrainer, SGDRTrainingArguments, Stage, image_transforms, load_image_folder, run_stages
-from hf_sgdr.callbacks.best_weights import StopWhenOverfitting
+from hf_sgdr import (
+    LESSON,
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    Stage,
+    get_sgdr_schedule,
+    image_transforms,
+    load_image_folder,
+    run_stages,
+)
+from hf_sgdr.callbacks.best_weights import StopWhenOverfitting, judged_losses
 from hf_sgdr.optim.range_test import LRRangeResult
-from hf_sgdr.optim.schedule import SGDRSchedule
 from hf_sgdr.training.progress import run_lock
 from hf_sgdr.training.stages import FALLBACK_LR, save_results
 
@@ -144,20 +152,19 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     assert rate == (expected if expected is not None else pytest.approx(result.edge() / 10))
 
 
+def scheduled(*cycles):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    return get_sgdr_schedule(optimizer, *cycles)
+
+
 def overfitting_stop(trainer, validation, training):
     """How many cycles of one step are run before the stop, given each cycle's losses."""
-    stopper = StopWhenOverfitting(trainer)
-    trainer.lr_scheduler = None
+    stopper, scheduler = StopWhenOverfitting(), scheduled(1, 1, len(validation))
     state, control = TrainerState(), TrainerControl()
-
-    class Scheduled:
-        schedule = SGDRSchedule(1, 1, len(validation))
-
-    stopper.trainer = Scheduled()
     for step, (valid, train) in enumerate(zip(validation, training, strict=True), 1):
         state.global_step = step
         state.log_history += [{"loss": train, "step": step}, {"eval_loss": valid, "step": step}]
-        stopper.on_evaluate(trainer.args, state, control)
+        stopper.on_evaluate(trainer.args, state, control, lr_scheduler=scheduler)
         if control.should_training_stop:
             return step
     return None
@@ -178,19 +185,12 @@ def test_over_fitting_ends_training_at_the_end_of_a_cycle(trainer, validation, t
 
 
 def test_in_the_middle_of_a_cycle_nothing_stops(trainer):
-    stopper = StopWhenOverfitting(trainer)
-    trainer.lr_scheduler = None
-    control = TrainerControl()
-
-    class Scheduled:
-        schedule = SGDRSchedule(4, 2, 2)
-
-    stopper.trainer = Scheduled()
-    state = TrainerState()
+    stopper, scheduler = StopWhenOverfitting(), scheduled(4, 2, 2)
+    state, control = TrainerState(), TrainerControl()
     for step in range(1, 13):
         state.global_step = step
         state.log_history += [{"loss": 1.0 / step, "step": step}, {"eval_loss": 0.1 * step, "step": step}]
-        stopper.on_evaluate(trainer.args, state, control)
+        stopper.on_evaluate(trainer.args, state, control, lr_scheduler=scheduler)
         assert control.should_training_stop is (step == 12)
 
 
@@ -273,20 +273,15 @@ def test_metric_for_best_model_names_the_evaluation_set_that_decides(trainer):
 
 
 def test_over_fitting_of_several_sets_is_judged_once_all_are_evaluated(trainer):
-    stopper = StopWhenOverfitting(in_two_sets(trainer))
+    stopper, scheduler = StopWhenOverfitting(judged_losses(in_two_sets(trainer))), scheduled(1, 1, 2)
     state, control = TrainerState(), TrainerControl()
-
-    class Scheduled:
-        schedule = SGDRSchedule(1, 1, 2)
-
-    stopper.trainer = Scheduled()
     seen = []
     for step, (train, large, small) in enumerate([(0.5, 0.4, 0.4), (0.4, 0.5, 0.4)], 1):
         state.global_step = step
         state.log_history.append({"loss": train, "step": step})
         for name, loss in (("large", large), ("small", small)):
             state.log_history.append({f"eval_{name}_loss": loss, "step": step})
-            stopper.on_evaluate(trainer.args, state, control)
+            stopper.on_evaluate(trainer.args, state, control, lr_scheduler=scheduler)
             seen.append(control.should_training_stop)
     assert seen == [False, False, False, True]
 

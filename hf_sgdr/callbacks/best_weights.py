@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
@@ -12,9 +12,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_weights
-
-if TYPE_CHECKING:
-    from hf_sgdr.training.trainer import SGDRTrainer
+from hf_sgdr.optim.schedule import SGDRScheduler
 
 logger = logging.get_logger(__name__)
 
@@ -98,6 +96,12 @@ class KeepBestWeights(TrainerCallback):
                 raise _damaged(self.path, error) from error
 
 
+def best_evaluation(log_history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the lowest validation loss, the first of several; None if there was none."""
+    evaluations = [entry for entry in log_history if math.isfinite(entry.get("eval_loss", math.nan))]
+    return min(evaluations, key=lambda entry: entry["eval_loss"], default=None)
+
+
 def mean_of(values: dict[str, Any], names: Sequence[str]) -> float | None:
     """The mean of some values; None unless all of them are there."""
     chosen = [values.get(name) for name in names]
@@ -126,22 +130,22 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 class StopWhenOverfitting(TrainerCallback):
     """Ends training at the end of a cycle that over-fits; see [`Stage`].
 
-    It knows nothing but the Trainer's own history, so a resumed run decides as an uninterrupted one.
+    It knows nothing but the Trainer's own history and scheduler, so a resumed run decides as an uninterrupted one.
 
     Args:
-        trainer ([`SGDRTrainer`]): whose schedule says where cycles end.
+        losses (sequence of `str`, *optional*, defaults to `["eval_loss"]`): of several, the mean is compared; see
+            [`judged_losses`].
     """
 
-    def __init__(self, trainer: "SGDRTrainer") -> None:
-        self.trainer = trainer
-        self.losses = judged_losses(trainer)
+    def __init__(self, losses: Sequence[str] = ("eval_loss",)) -> None:
+        self.losses = list(losses)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """At the end of a cycle, compare it with the best one."""
-        schedule = self.trainer.schedule
-        if schedule is None or state.global_step not in schedule.cycle_ends:
+        scheduler = kwargs["lr_scheduler"]
+        if not isinstance(scheduler, SGDRScheduler) or state.global_step not in scheduler.schedule.cycle_ends:
             return
-        ends = self._cycle_ends(state, schedule.cycle_ends)
+        ends = self._cycle_ends(state, scheduler.schedule.cycle_ends)
         if len(ends) < 2 or max(ends) != state.global_step:  # not all sets of a dict are evaluated yet
             return
         *before, now = ends.values()

@@ -14,7 +14,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_sgdr.training.history import best_evaluation
+from hf_sgdr.callbacks.best_weights import best_evaluation
 
 # What transformers says of an evaluation beside its loss and metrics.
 _NOT_METRICS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")

@@ -18,8 +18,8 @@ from hf_sgdr.data.folders import load_image_dataset, load_image_folder
 from hf_sgdr.data.transforms import image_transforms
 from hf_sgdr.models.classifiers import create_image_classifier
 from hf_sgdr.optim.schedule import require_whole
+from hf_sgdr.recipe import LESSON, Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.stages import LESSON, Stage
 from hf_sgdr.training.trainer import SGDRTrainer
 
 DEFAULT_MODEL = "timm/resnet34.a1_in1k"

@@ -4,7 +4,7 @@ Under a random transform a photo is kept whole, its shorter side as long as the 
 its view from that. Under another one the view itself is kept, so nothing is left to do.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,6 @@ from transformers.utils import logging
 from hf_sgdr._utils.store import FileIdentity, ShardStore, mapped
 from hf_sgdr.data.images import PhotoDataset, pixel_versions, readers
 from hf_sgdr.data.transforms import PhotoTransform
-from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -109,15 +108,22 @@ def cache_photos(
     return cache
 
 
+class CacheArguments(Protocol):
+    """What a cache wants to know of a Trainer's arguments; [`SGDRTrainingArguments`] say it."""
+
+    cache_disk_gb: float
+    disable_tqdm: bool | None
+
+
 class DecodedPhotos:
     """The photo caches of one trainer.
 
     Args:
-        args ([`SGDRTrainingArguments`]): budget, progress bars.
+        args ([`CacheArguments`]): budget, progress bars.
         accelerator (`Accelerator`): the processes that share the work.
     """
 
-    def __init__(self, args: SGDRTrainingArguments, accelerator: Accelerator) -> None:
+    def __init__(self, args: CacheArguments, accelerator: Accelerator) -> None:
         self.args, self.accelerator = args, accelerator
         self._open: list[tuple[Any, dict[str, Any], PhotoCache]] = []
 

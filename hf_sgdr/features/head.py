@@ -4,7 +4,7 @@ Both are ordinary for a Trainer: a module with a loss, and a data set that index
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import available_memory
+from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.images import PhotoDataset
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.store import FeatureStore, RowsOnDisk
 from hf_sgdr.models.boundary import Cut
-from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -98,16 +98,27 @@ class HeadClassifier(nn.Module):
         return {"loss": self.loss_function(labels, logits, self.config, **loss_kwargs), "logits": logits}
 
 
+class ExtractionArguments(CacheArguments, Protocol):
+    """What extraction wants to know of a Trainer's arguments; [`SGDRTrainingArguments`] say it."""
+
+    dataloader_num_workers: int
+    feature_memory_gb: float | None
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images of an evaluation step."""
+
+
 class FeatureReader:
     """Features of photos for one model: read from their store, after what it lacks was computed.
 
     Args:
         model (`PreTrainedModel`): the whole classifier.
-        args ([`SGDRTrainingArguments`]): batch size, workers, budgets, progress bars.
+        args ([`ExtractionArguments`]): batch size, workers, budgets, progress bars.
         accelerator (`Accelerator`): the processes that share the work.
     """
 
-    def __init__(self, model: PreTrainedModel, args: SGDRTrainingArguments, accelerator: Accelerator) -> None:
+    def __init__(self, model: PreTrainedModel, args: ExtractionArguments, accelerator: Accelerator) -> None:
         self.model, self.args, self.accelerator = model, args, accelerator
         self._read: dict[str, Rows] = {}
 

@@ -21,7 +21,7 @@ from hf_sgdr.hub import card_sentences as card_facts
 from hf_sgdr.hub.card_text import PLACEHOLDER
 from hf_sgdr.hub.environment import environment
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
-from hf_sgdr.training.stages import RunResults
+from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)

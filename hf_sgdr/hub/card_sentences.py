@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_sgdr._utils.text import markdown_text
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
-from hf_sgdr.training.stages import RunResults
+from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.trainer import SGDRTrainer
 
 # Of a class with fewer validation photos, one photo more or less moves the figures by over five hundredths.

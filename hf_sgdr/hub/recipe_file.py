@@ -13,8 +13,8 @@ import yaml
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.recipe import Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.stages import Stage
 from hf_sgdr.training.trainer import SGDRTrainer
 from hf_sgdr.version import __version__
 

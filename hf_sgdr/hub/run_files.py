@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
-from hf_sgdr.training.stages import RunResults, Stage
+from hf_sgdr.recipe import RunResults, Stage
 from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
@@ -12,7 +12,20 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sgdr.data.images import PhotoDataset, undecoded
 from hf_sgdr.optim.schedule import require_whole
-from hf_sgdr.training.trainer import SGDRTrainer
+
+
+@runtime_checkable
+class ImagePredictor(Protocol):
+    """A Trainer that reads images itself and draws views of them, as [`SGDRTrainer`] does."""
+
+    args: Any
+    eval_transform: Any
+
+    def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
+        """Log-probabilities (images, classes)."""
+
+    def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
+        """Probabilities (images, classes), averaged over views."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ def labelled_predictions(trainer: Trainer, dataset: Any = None, tta: int = 0) ->
         raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
     photos, dataset_names = _photos_and_names(trainer, dataset)
     names = _names_of_classes(trainer.model, dataset_names)
-    if isinstance(trainer, SGDRTrainer) and photos is not None:
+    if isinstance(trainer, ImagePredictor) and photos is not None:
         labels = np.asarray(_labels_of_photos(trainer, dataset))  # a missing one shows before anything is predicted
         if tta:
             probabilities = trainer.tta(tta, dataset=dataset)
@@ -76,7 +89,7 @@ def _photos_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | N
     if not isinstance(rows, datasets.Dataset):
         return None, None
     image, label = _first_column(rows, datasets.Image), _first_column(rows, datasets.ClassLabel)
-    if isinstance(trainer, SGDRTrainer):
+    if isinstance(trainer, ImagePredictor):
         image, label = trainer.args.image_column_name, trainer.args.label_column_name
     photos = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
     feature = rows.features.get(label)
@@ -87,7 +100,7 @@ def _first_column(rows: datasets.Dataset, kind: type) -> str | None:
     return next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
 
 
-def _labels_of_photos(trainer: SGDRTrainer, dataset: Any) -> list[int]:
+def _labels_of_photos(trainer: ImagePredictor, dataset: Any) -> list[int]:
     if isinstance(dataset, PhotoDataset):
         return dataset.labels()
     image, label = trainer.args.image_column_name, trainer.args.label_column_name

@@ -1,10 +1,10 @@
 """What one fit did, in plain values: an entry of `results.json` and a line of the model card."""
 
-import math
 from typing import Any
 
 from transformers import TrainerState
 
+from hf_sgdr.callbacks.best_weights import best_evaluation
 from hf_sgdr.optim.schedule import SGDRSchedule
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
@@ -55,9 +55,3 @@ def fit_figures(
         "kept": {name: kept.get(name) for name in ("epoch", "eval_loss", "eval_accuracy")},
         "max_steps": args.max_steps if args.max_steps > 0 else None,
     }
-
-
-def best_evaluation(log_history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation with the lowest validation loss, the first of several; None if there was none."""
-    evaluations = [entry for entry in log_history if math.isfinite(entry.get("eval_loss", math.nan))]
-    return min(evaluations, key=lambda entry: entry["eval_loss"], default=None)
