@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from hf_sgdr._utils.store import replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.callbacks.equal_buffers import equal_buffers
 from hf_sgdr.callbacks.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
-from hf_sgdr.features.head import HeadClassifier
 from hf_sgdr.optim.schedule import SGDRScheduler
 
 
@@ -147,6 +146,15 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
     return np.asarray(total / len(files), dtype=np.float32)
 
 
+@runtime_checkable
+class _Part(Protocol):
+    """What trains in the place of a model that it is a part of, as a head on precomputed features does."""
+
+    @property
+    def whole_model(self) -> PreTrainedModel:
+        """That model."""
+
+
 def _whole(model: nn.Module) -> PreTrainedModel | nn.Module:
     """The whole model, while its head alone is trained."""
-    return model.whole_model if isinstance(model, HeadClassifier) else model
+    return model.whole_model if isinstance(model, _Part) else model
