@@ -10,7 +10,7 @@ Copy it and change it: everything it does is here or in one call of hf_sgdr.
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     write_model_card(trainer, results, **said_for_card(data, model_args, recipe, is_demo))
     if trainer.is_world_process_zero():
         said = {"n_aug": recipe.n_aug, **(columns if data.dataset_name is not None else {})}
-        write_recipe(trainer, stages, model=model_args, data=data, more=said)
+        write_recipe(trainer, stages, model=asdict(model_args), data=asdict(data), more=said)
         save_results(results, results_file)  # from here on the run is finished
         print_summary(results, training)
     if push:

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -379,7 +380,7 @@ def saved_run(place):
     stages = (Stage("head", lr=1e-2),)
     run_stages(trainer, stages)
     trainer.save_model()
-    write_recipe(trainer, stages, data=DataArguments(data_dir="flat", validation_fraction=0.3))
+    write_recipe(trainer, stages, data=asdict(DataArguments(data_dir="flat", validation_fraction=0.3)))
     return trainer.evaluate()
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -287,8 +287,8 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
     path = write_recipe(
         trainer,
         [Stage("head", lr="auto", cycles=2, precompute=True)],
-        model=ModelArguments(model_name_or_path=str(tmp_path / "my body"), weights_file=str(tmp_path / "w.pth")),
-        data=DataArguments(data_dir=str(tmp_path / "photos")),
+        model=asdict(ModelArguments(str(tmp_path / "my body"), weights_file=str(tmp_path / "w.pth"))),
+        data=asdict(DataArguments(data_dir=str(tmp_path / "photos"))),
         more={"n_aug": 2},
     )
     text = path.read_text()
@@ -306,7 +306,7 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
 def test_a_recipe_on_a_data_set_of_the_hub_names_it_and_its_columns(make_trainer, tmp_path):
     columns = {"image_column_name": "img", "label_column_name": "kind"}
     data = DataArguments(dataset_name="ann/photos", train_split_name="all")
-    text = write_recipe(make_trainer(), [Stage("head", lr=1e-2)], data=data, more=columns).read_text()
+    text = write_recipe(make_trainer(), [Stage("head", lr=1e-2)], data=asdict(data), more=columns).read_text()
     values = yaml.safe_load(text)
     assert values.items() >= {"dataset_name": "ann/photos", "train_split_name": "all", **columns}.items()
     assert values["model_name_or_path"] == "test_resnet"

@@ -20,9 +20,9 @@ from hf_sgdr._utils.text import html_text, markdown_text, printable
 from hf_sgdr.hub import card_sentences as card_facts
 from hf_sgdr.hub.card_text import PLACEHOLDER
 from hf_sgdr.hub.environment import environment
+from hf_sgdr.hub.record import TrainedRun
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import RunResults
-from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +38,7 @@ DEFAULT_VIEWS = 4
 
 
 def write_model_card(
-    trainer: SGDRTrainer,
+    trainer: TrainedRun,
     results: RunResults | None = None,
     folder: str | Path | None = None,
     *,
@@ -61,7 +61,7 @@ def write_model_card(
     processes all of them call it, and the main one writes.
 
     Args:
-        trainer ([`SGDRTrainer`]): with the weights that are saved, and with validation photos.
+        trainer ([`TrainedRun`]): with the weights that are saved, and with validation photos.
         results ([`RunResults`], *optional*): of the run that made these weights; by default those of the
             trainer's last [`run_stages`], or else its own fits.
         folder (`str` or `Path`, *optional*): where to write; by default the trainer's `output_dir`. Plots of stages are
@@ -217,7 +217,7 @@ def _metadata(
     )
 
 
-def _own_fits(trainer: SGDRTrainer) -> RunResults:
+def _own_fits(trainer: TrainedRun) -> RunResults:
     """The fits that were called one by one, and their plots, of rates as far as they are known, in `output_dir`."""
     folder = Path(trainer.args.output_dir)
     for number, fit in enumerate(trainer.fits, start=1):

@@ -13,9 +13,9 @@ import numpy as np
 from transformers.training_args import OptimizerNames
 
 from hf_sgdr._utils.text import markdown_text
+from hf_sgdr.hub.record import TrainedRun
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
 from hf_sgdr.recipe import RunResults
-from hf_sgdr.training.trainer import SGDRTrainer
 
 # Of a class with fewer validation photos, one photo more or less moves the figures by over five hundredths.
 FEW_PHOTOS = 20
@@ -31,7 +31,7 @@ AUGMENTATIONS = {
 }
 
 
-def summary(trainer: SGDRTrainer, base_model: str | None) -> str:
+def summary(trainer: TrainedRun, base_model: str | None) -> str:
     """What the model is, in two sentences."""
     names = class_names(trainer)
     shown = [markdown_text(name) for name in names[:MANY_NAMES]]
@@ -46,7 +46,7 @@ def summary(trainer: SGDRTrainer, base_model: str | None) -> str:
     )
 
 
-def origin_of_weights(trainer: SGDRTrainer, base_model: str | None, origin: str | None) -> str:
+def origin_of_weights(trainer: TrainedRun, base_model: str | None, origin: str | None) -> str:
     """Where the weights come from, as far as it is known."""
     if base_model:
         return f"It started from the weights of {_linked(base_model)}, with a fresh or kept head for these classes."
@@ -72,13 +72,13 @@ def local_origin(name: str, weights_file: str | None, pretrained: bool) -> str |
     return "It started from a model in a local folder." if Path(name).is_dir() else None
 
 
-def class_names(trainer: SGDRTrainer) -> list[str]:
+def class_names(trainer: TrainedRun) -> list[str]:
     """The names of the classes, in the order of their ids."""
     labels = trainer.model.config.id2label
     return [labels[i] for i in range(trainer.model.config.num_labels)]
 
 
-def architecture(trainer: SGDRTrainer) -> str:
+def architecture(trainer: TrainedRun) -> str:
     """The name of the network: timm's, or the kind of transformers' model."""
     config = trainer.model.config
     return config.architecture if config.model_type == "timm_wrapper" else config.model_type
@@ -102,7 +102,7 @@ def stage_row(stage: dict[str, Any], groups: Sequence[str]) -> dict[str, str | i
     }
 
 
-def class_rows(trainer: SGDRTrainer, reports: Sequence[ClassReport]) -> list[dict[str, str | int]]:
+def class_rows(trainer: TrainedRun, reports: Sequence[ClassReport]) -> list[dict[str, str | int]]:
     """A line of the table of classes for each class."""
     labels = np.asarray(trainer.train_dataset[trainer.args.label_column_name])
     counts = np.bincount(labels[labels >= 0], minlength=len(reports)).tolist()
@@ -119,7 +119,7 @@ def class_rows(trainer: SGDRTrainer, reports: Sequence[ClassReport]) -> list[dic
     ]
 
 
-def settings(trainer: SGDRTrainer, results: RunResults) -> dict[str, str]:
+def settings(trainer: TrainedRun, results: RunResults) -> dict[str, str]:
     """What else decides the run."""
     args, spec = trainer.args, trainer.eval_transform.spec
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * results.world_size
@@ -145,7 +145,7 @@ def settings(trainer: SGDRTrainer, results: RunResults) -> dict[str, str]:
     return rows
 
 
-def limits(trainer: SGDRTrainer, seen: ClassifierInterpretation, results: RunResults) -> list[str]:
+def limits(trainer: TrainedRun, seen: ClassifierInterpretation, results: RunResults) -> list[str]:
     """What the figures do not say, each sentence from a fact of the run."""
     rows, spec = class_rows(trainer, seen.per_class()), trainer.eval_transform.spec
     right, count = int((seen.predicted == seen.labels).sum()), len(seen.labels)
@@ -228,7 +228,7 @@ def figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _architecture(trainer: SGDRTrainer) -> str:
+def _architecture(trainer: TrainedRun) -> str:
     return markdown_text(architecture(trainer))
 
 

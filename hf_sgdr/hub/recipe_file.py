@@ -3,19 +3,18 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainingArguments
 
 from hf_sgdr._utils.store import replace_file
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.hub.record import TrainedRun
 from hf_sgdr.recipe import Stage
-from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.trainer import SGDRTrainer
 from hf_sgdr.version import __version__
 
 RECIPE_FILE = "recipe.yaml"
@@ -33,20 +32,21 @@ _OF_NO_EFFECT = re.compile(
 
 
 def write_recipe(
-    trainer: SGDRTrainer,
+    trainer: TrainedRun,
     stages: Sequence[Stage],
     *,
-    model: ModelArguments | None = None,
-    data: DataArguments | None = None,
+    model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     more: dict[str, Any] | None = None,
 ) -> Path:
     """Write `recipe.yaml` into the trainer's `output_dir`; `recipes/train.py recipe.yaml --data_dir FOLDER` runs it.
 
     Args:
-        trainer ([`SGDRTrainer`]): of the run.
+        trainer ([`TrainedRun`]): of the run.
         stages (sequence of [`Stage`]): what it was told to do.
-        model ([`ModelArguments`], *optional*): what it was made from; by default what the trainer's model says.
-        data ([`DataArguments`], *optional*): where the photos came from; a local folder is left out.
+        model (mapping, *optional*): the recipe's arguments of what it was made from; by default what the trainer's
+            model says.
+        data (mapping, *optional*): its arguments of where the photos came from; a local folder is left out.
         more (`dict`, *optional*): further arguments of the recipe, in plain values.
 
     Returns:
@@ -54,13 +54,11 @@ def write_recipe(
     """
     notes: list[str] = []
     values: dict[str, Any] = {}
-    if data is not None and data.dataset_name is not None:
-        values |= _of_dataset(data, trainer.args)
+    if data is not None and data["dataset_name"] is not None:
+        values |= _of_dataset(data)
     elif data is not None:
-        values |= {"validation_fraction": data.validation_fraction, "on_error": data.on_error}
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(data, name) is not None:
-                values[name] = getattr(data, name)
+        names = ("validation_fraction", "on_error", "max_train_samples", "max_eval_samples")
+        values |= {name: data[name] for name in names if data[name] is not None}
     values |= _of_model(model or _model_of(trainer), trainer, notes)
     values |= _of_training(trainer.args)
     values |= more or {}
@@ -80,16 +78,16 @@ def write_recipe(
     return path
 
 
-def _of_dataset(data: DataArguments, training: SGDRTrainingArguments) -> dict[str, Any]:
-    name = str(data.dataset_name)
-    given = {item.name: getattr(data, item.name) for item in fields(data) if item.name != "data_dir"}
-    given["dataset_name"] = Path(name).name if Path(name).exists() else name
+def _of_dataset(data: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(data["dataset_name"])
+    given = {**data, "data_dir": None, "dataset_name": Path(name).name if Path(name).exists() else name}
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _of_model(model: ModelArguments, trainer: SGDRTrainer, notes: list[str]) -> dict[str, Any]:
+def _of_model(model: Mapping[str, Any], trainer: TrainedRun, notes: list[str]) -> dict[str, Any]:
     """A place of this machine is named by its last part, with a note, so that a run without it stops and says so."""
-    values = asdict(model) | {
+    values = {
+        **model,
         "image_size": trainer.eval_transform.spec.size,
         "augment": trainer.train_transform.augment or "none",
         "max_zoom": trainer.train_transform.max_zoom,
@@ -105,13 +103,13 @@ def _of_model(model: ModelArguments, trainer: SGDRTrainer, notes: list[str]) -> 
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _model_of(trainer: SGDRTrainer) -> ModelArguments:
+def _model_of(trainer: TrainedRun) -> dict[str, Any]:
     config = trainer.model.config
     name = trainer.model.name_or_path or getattr(config, "architecture", None) or config.model_type
-    return ModelArguments(model_name_or_path=name)
+    return {"model_name_or_path": name, "weights_file": None, "pretrained": True}
 
 
-def _of_training(training: SGDRTrainingArguments) -> dict[str, Any]:
+def _of_training(training: TrainingArguments) -> dict[str, Any]:
     """The seed and the batch, and all that was given another value than its default."""
     values: dict[str, Any] = {
         "seed": training.seed,

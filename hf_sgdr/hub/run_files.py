@@ -13,19 +13,19 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
+from hf_sgdr.hub.record import TrainedRun
 from hf_sgdr.recipe import RunResults, Stage
-from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
 
 
-def write_run_files(trainer: SGDRTrainer, card_facts: dict[str, Any]) -> None:
+def write_run_files(trainer: TrainedRun, card_facts: dict[str, Any]) -> None:
     """Write what is missing, or older than the last training, into the trainer's `output_dir`.
 
     Under several processes all of them call it, and the main one writes.
 
     Args:
-        trainer ([`SGDRTrainer`]): its model is saved.
+        trainer ([`TrainedRun`]): its model is saved.
         card_facts (`dict`): for [`~hf_sgdr.hub.card.write_model_card`]; if there are any, the card is written anew.
     """
     folder = Path(trainer.args.output_dir)
@@ -46,7 +46,7 @@ def write_run_files(trainer: SGDRTrainer, card_facts: dict[str, Any]) -> None:
         trainer.create_model_card(**({"results": trainer.run[1]} if trainer.run else {}), **card_facts)
 
 
-def of_fits(trainer: SGDRTrainer) -> tuple[list[Stage], RunResults]:
+def of_fits(trainer: TrainedRun) -> tuple[list[Stage], RunResults]:
     """A trainer's fits as stages of a recipe, and as its results; the weights are those that the last one left."""
     stages: list[Stage] = []
     for figures, told in zip(trainer.fits, trainer.fit_stages, strict=True):
@@ -59,6 +59,6 @@ def of_fits(trainer: SGDRTrainer) -> tuple[list[Stage], RunResults]:
     return stages, results
 
 
-def _is_old(file: Path, trainer: SGDRTrainer) -> bool:
+def _is_old(file: Path, trainer: TrainedRun) -> bool:
     """Whether a file is missing or was written before the trainer trained."""
     return not file.exists() or file.stat().st_mtime < trainer.trained_at

@@ -8,6 +8,10 @@ from typing import Any
 from transformers import Trainer
 from transformers.utils import logging
 
+from hf_sgdr.hub.card import hub_id, write_model_card
+from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
+from hf_sgdr.hub.run_files import write_run_files
+
 logger = logging.get_logger(__name__)
 
 TASK = "image-classification"
@@ -27,8 +31,6 @@ class HubTrainer(Trainer):
         Raises:
             ValueError: if `tasks` is another task, or several data sets are named: the figures are of one.
         """
-        from hf_sgdr.hub.card import write_model_card  # at the side: it knows the trainer
-
         write_model_card(self, **card_facts(facts))
 
     def push_to_hub(
@@ -59,9 +61,6 @@ class HubTrainer(Trainer):
             HubError: if it cannot be pushed; everything is saved, and the message ends with the command that pushes.
             ValueError: if the card cannot hold a fact; nothing is written then.
         """
-        from hf_sgdr.hub.push import hub_api, push_folder  # at the side: they know the trainer
-        from hf_sgdr.hub.run_files import write_run_files
-
         facts = card_facts(kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
@@ -87,8 +86,6 @@ class HubTrainer(Trainer):
             HubError: if there is no login, it may not write there, or the Hub cannot be asked.
         """
         if self.is_world_process_zero():
-            from hf_sgdr.hub.push import hub_api, prepare_repository
-
             private = private if private is not None else self.args.hub_private_repo
             self.hub_model_id = prepare_repository(self._hub_name, private=private, api=hub_api(token))
             self.push_in_progress = None
@@ -108,8 +105,6 @@ def card_facts(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if `tasks` is another task, or several data sets are named.
     """
-    from hf_sgdr.hub.card import hub_id  # at the side: it knows the trainer
-
     facts = {name: value for name, value in given.items() if value is not None}
     tasks = _words(facts.pop("tasks", ()))
     if any(task != TASK for task in tasks):
