@@ -26,7 +26,7 @@ from hf_sgdr import (
     image_transforms,
     load_image_folder,
 )
-from hf_sgdr.callbacks.equal_buffers import EqualBuffers
+from hf_sgdr.callbacks.loop import EqualBuffers
 
 
 def digest(tensors) -> str:

@@ -22,7 +22,8 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.callbacks.best_weights import StopWhenOverfitting, judged_losses
+from hf_sgdr.callbacks.best_weights import judged_losses
+from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.training.progress import run_lock
 from hf_sgdr.training.stages import FALLBACK_LR, save_results

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from hf_sgdr._utils.store import replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
-from hf_sgdr.callbacks.equal_buffers import equal_buffers
+from hf_sgdr.callbacks.loop import equal_buffers
 from hf_sgdr.callbacks.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
 from hf_sgdr.optim.schedule import SGDRScheduler
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file, tensor_bytes
-from hf_sgdr.callbacks.best_weights import KeepBestWeights, StopWhenOverfitting, judged_losses, last_evaluation
+from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
+from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback
 from hf_sgdr.data.training_images import write_image_hashes
 from hf_sgdr.optim.range_test import LRRangeResult

@@ -25,10 +25,8 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.plots import plot_rates
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
-from hf_sgdr.callbacks.dataset_epoch import DatasetEpoch
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
-from hf_sgdr.callbacks.equal_buffers import EqualBuffers
-from hf_sgdr.callbacks.finite_loss import RequireFiniteLoss
+from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, RequireFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
 from hf_sgdr.data.transforms import PhotoTransform
 from hf_sgdr.features.head import HeadClassifier
