@@ -3,7 +3,8 @@
     python benchmarks/architectures.py [--only resnet vision_transformer] [--limit 10] [--write]
 
 For each: its layer groups, whether it can be cut at its head, so that features are precomputed, and whether one step
-moves all groups. `--write` puts the table into benchmarks/ARCHITECTURES.md; all of it takes about ten minutes.
+moves all groups. `--write` puts the table into benchmarks/ARCHITECTURES.md; all of it
+took a quarter of an hour on one busy core.
 """
 
 import argparse

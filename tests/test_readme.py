@@ -52,6 +52,10 @@ RATIOS = {  # a row of README, and the rows of benchmarks/RESULTS.md that it sta
     "an epoch of the head on features, a stock Trainer, fastai, Lightning": [
         f"head epoch, SGDRTrainer, steps | {other}" for other in ("a stock Trainer", "fastai", "Lightning")
     ],
+    "an epoch of the head on features left on disk, on features in memory": ["head epoch, features on disk"],
+    "all layers on two processes of one thread, one process of two threads, the same global batch": [
+        "training, all layers, global batch 64 |"
+    ],
     "steps 3, 4 and 8 of the lesson, twelve epochs (benchmarks/lesson.py), fastai": ["all |"],
     "an augmented epoch, frozen body, fastai": ["epoch, frozen, augmented | fastai"],
     "an augmented epoch, unfrozen, fastai": ["epoch, unfrozen, augmented | fastai"],
