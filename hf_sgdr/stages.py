@@ -1,6 +1,5 @@
 """A recipe as data: `Stage`s, the lesson among them, and `run_stages`, which runs them and keeps the best weights."""
 
-import hashlib
 import json
 import math
 import re
@@ -12,14 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr.checkpoints import newest_checkpoint
+from hf_sgdr.features import module_hash
 from hf_sgdr.progress import RunProgress, run_key, run_lock
 from hf_sgdr.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.schedule import require_whole, total_epochs
-from hf_sgdr.shards import replace_file, tensor_bytes
+from hf_sgdr.shards import replace_file
 from hf_sgdr.snapshots import SnapshotCallback
 from hf_sgdr.stage_callbacks import KeepBestWeights, StopWhenOverfitting, judged_losses, last_evaluation
 from hf_sgdr.trainer import RUNS_FOLDER, SGDRTrainer
@@ -362,20 +362,11 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         "stages": [asdict(stage) for stage in stages],
         "model": config.get("architecture") or type(trainer.model).__name__,
         # in a trainer that was interrupted, weights are no longer those that it began with
-        "starting weights": trainer.starting_weights or _weights_hash(trainer.model),
+        "starting weights": trainer.starting_weights or module_hash(trainer.model),
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
         "processes": trainer.args.world_size,
         **{name: trainer.content_hash(dataset) for name, dataset in photos.items()},
     }
-
-
-def _weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
 
 
 def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
