@@ -98,7 +98,10 @@ def main(argv: Sequence[str]) -> int:
     if push and training.process_index == 0:
         require_login(hub_name(training))
     if is_demo:
-        print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER.")
+        if training.process_index == 0:
+            print(
+                "This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER."
+            )
         data.data_dir = str(demo_photo_folder())
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     columns = {"image_column_name": training.image_column_name, "label_column_name": training.label_column_name}

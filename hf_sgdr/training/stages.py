@@ -1,6 +1,5 @@
 """`run_stages` runs the stages of a recipe on a trainer and keeps the best weights."""
 
-import hashlib
 import json
 import re
 import time
@@ -10,14 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from hf_sgdr._utils.store import replace_file, tensor_bytes
+from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback
 from hf_sgdr.data.training_images import write_image_hashes
+from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.recipe import LESSON, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
@@ -180,20 +180,11 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         "stages": [asdict(stage) for stage in stages],
         "model": config.get("architecture") or type(trainer.model).__name__,
         # in a trainer that was interrupted, weights are no longer those that it began with
-        "starting weights": trainer.starting_weights or _weights_hash(trainer.model),
+        "starting weights": trainer.starting_weights or module_hash(trainer.model),
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
         "processes": trainer.args.world_size,
         **{name: trainer.content_hash(dataset) for name, dataset in photos.items()},
     }
-
-
-def _weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
 
 
 def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
