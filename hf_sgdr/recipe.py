@@ -1,6 +1,7 @@
 """A recipe and its outcome as plain data: `Stage`s, the lesson among them, and `RunResults`. It knows no trainer."""
 
 import math
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -11,6 +12,14 @@ from hf_sgdr.optim.range_test import LRRangeTest
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
 RESULTS_SCHEMA = 2
+# Below an output folder: what a run keeps for itself, and what an unfinished one left.
+RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"
+# Arguments of training that do not change its result: where it writes, what it shows and to whom, how it is fed and by
+# which machine, what its columns are called.
+NO_EFFECT_ON_RESULT = re.compile(
+    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
+    r"resume|restore|cache_disk|feature_memory|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column"
+)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from hf_sgdr.inference.evaluation import Evaluation
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.inference.report import FORMATS, write_report
-from hf_sgdr.training.trainer import RUNS_FOLDER
+from hf_sgdr.recipe import RUNS_FOLDER
 
 FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
 CLASSES_ON_TERMINAL = 40

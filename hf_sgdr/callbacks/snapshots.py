@@ -16,6 +16,7 @@ from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.callbacks.loop import equal_buffers
 from hf_sgdr.callbacks.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
 from hf_sgdr.optim.schedule import SGDRScheduler
+from hf_sgdr.recipe import RUNS_FOLDER
 
 
 class SnapshotCallback(TrainerCallback):
@@ -50,7 +51,7 @@ class SnapshotCallback(TrainerCallback):
             )
         if self.folder is None:
             place = Path(args.output_dir)  # a fit of an SGDRTrainer has a folder below `_runs` already
-            self.folder = (place.parent if place.parent.name == "_runs" else place / "_runs") / "snapshots"
+            self.folder = (place.parent if place.parent.name == RUNS_FOLDER else place / RUNS_FOLDER) / "snapshots"
         best = self.folder / "best.safetensors"
         if state.global_step == 0 and state.is_world_process_zero:
             for old in (best, self.folder / FIGURES, *self.folder.glob("cycle-*.safetensors")):

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from hf_sgdr._utils.text import printable
 from hf_sgdr.data.audit import OnError, check_on_error, readable
 from hf_sgdr.data.images import undecoded
+from hf_sgdr.recipe import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 
 logger = logging.get_logger(__name__)
 
@@ -26,7 +27,7 @@ UNLABELLED = -1
 # imagefolder would leave telephones' HEIC photos out without a word; here they are named, with the mend.
 ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
 # What the recipes write into an output folder: train.py while it runs and at its end, find_lr.py.
-RUN_SIGNS = ("_runs", "_runs-unfinished", "results.json", "recipe.yaml", "range-test.json")
+RUN_SIGNS = (RUNS_FOLDER, UNFINISHED_RUNS_FOLDER, "results.json", "recipe.yaml", "range-test.json")
 LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 

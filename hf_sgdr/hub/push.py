@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hf_sgdr.callbacks.snapshot_files import best_snapshots, snapshot_files
 from hf_sgdr.hub.card_text import put_model_id
 from hf_sgdr.hub.retry import LOG_IN, HubError, tried_again
+from hf_sgdr.recipe import RUNS_FOLDER
 from hf_sgdr.version import __version__
 
 Wait = Callable[[float], object]
@@ -32,7 +33,7 @@ PLOTS = ("*-range-test.png", "*-learning-rate.png")
 RUN_FILES = ("README.md", "results.json", "recipe.yaml", *PLOTS)
 # Pushed where the card shows them; what an earlier card showed and this one does not, photos above all, is removed.
 CARD_PICTURES = ("confusion-matrix.png", "most-*.png")
-SNAPSHOTS_FOLDER = "_runs/snapshots"
+SNAPSHOTS_FOLDER = f"{RUNS_FOLDER}/snapshots"
 
 _TEXT = (".json", ".md", ".yaml")
 # A picture that the card shows, by its name beside the card.

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from enum import Enum
@@ -14,7 +13,7 @@ from transformers import TrainingArguments
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.hub.record import TrainedRun
-from hf_sgdr.recipe import Stage
+from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, Stage
 from hf_sgdr.version import __version__
 
 RECIPE_FILE = "recipe.yaml"
@@ -23,11 +22,6 @@ RECIPE_FILE = "recipe.yaml"
 _SAID_BY_STAGES = (
     *("learning_rate", "cycle_len", "cycle_mult", "num_cycles", "group_learning_rates", "freeze_to", "precompute"),
     *("freeze_batch_norm", "num_train_epochs"),
-)
-# Where a run writes, what it shows and to whom, how it is fed and by which machine: none of it changes the result.
-_OF_NO_EFFECT = re.compile(
-    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
-    r"resume|restore|cache_|feature_memory|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column"
 )
 
 
@@ -124,7 +118,7 @@ def _of_training(training: TrainingArguments) -> dict[str, Any]:
         )
         is_local = isinstance(value, str) and os.path.isabs(value)
         is_default = value == default or ((value is False or value == []) and not default)
-        if item.name in _SAID_BY_STAGES or _OF_NO_EFFECT.match(item.name) or is_default or is_local or not plain:
+        if item.name in _SAID_BY_STAGES or NO_EFFECT_ON_RESULT.match(item.name) or is_default or is_local or not plain:
             continue
         values[item.name] = value
     return values

@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file, replace_weights
+from hf_sgdr.recipe import UNFINISHED_RUNS_FOLDER
 
 logger = logging.get_logger(__name__)
 
-_UNFINISHED = "_runs-unfinished"
 _LOCK = "lock.json"
 
 
@@ -142,7 +142,7 @@ class RunProgress:
     def set_aside(self) -> None:
         """Make room for a run that begins: what an unfinished one left is kept beside it, and the log says so."""
         if self.exists:
-            kept = self.folder.with_name(_UNFINISHED)
+            kept = self.folder.with_name(UNFINISHED_RUNS_FOLDER)
             logger.warning(
                 f"{self.folder.parent} holds an unfinished run. Resuming goes on with it; this one begins anew, and "
                 f"what that one left is kept in {kept}, in place of an older one."

@@ -1,7 +1,6 @@
 """`run_stages` runs the stages of a recipe on a trainer and keeps the best weights."""
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,10 +18,10 @@ from hf_sgdr.callbacks.snapshots import SnapshotCallback
 from hf_sgdr.data.training_images import write_image_hashes
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
-from hf_sgdr.recipe import LESSON, RunResults, Stage
+from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RUNS_FOLDER, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
-from hf_sgdr.training.trainer import RUNS_FOLDER, SGDRTrainer
+from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -159,15 +158,8 @@ def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> Ru
     return progress
 
 
-# What may be another in a resumed run: where it writes, what it shows, how it is fed.
-_MAY_CHANGE = re.compile(
-    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
-    r"resume|cache_disk|feature_memory|ddp_|do_|use_cpu"
-)
-
-
 def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]:
-    args = {name: value for name, value in trainer.args.to_dict().items() if not _MAY_CHANGE.match(name)}
+    args = {name: value for name, value in trainer.args.to_dict().items() if not NO_EFFECT_ON_RESULT.match(name)}
     config = trainer.model.config.to_dict()
     photos = {"training photos": trainer.train_dataset}
     if isinstance(trainer.eval_dataset, dict):

@@ -33,14 +33,13 @@ from hf_sgdr.features.head import HeadClassifier
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
+from hf_sgdr.recipe import RUNS_FOLDER
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.history import fit_figures
 from hf_sgdr.training.hub_trainer import HubTrainer
 from hf_sgdr.training.precompute_trainer import PrecomputeTrainer
 
 logger = logging.get_logger(__name__)
-
-RUNS_FOLDER = "_runs"
 
 Rates = float | Sequence[float] | slice
 
