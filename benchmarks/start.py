@@ -39,7 +39,8 @@ def start(data_dir: Path, repetitions: int) -> list[str]:
     lines += [f"| {kind} | {seconds:.2f} |" for kind, seconds in medians.items()]
     ours = statistics.median(sum(run[kind] for kind in KINDS if kind not in NOT_OURS) for run in runs)
     lines.append(f"| all but launcher, imports and forward passes | {ours:.2f} |")
-    return [*lines, f"| from command to answer | {statistics.median(sum(run[kind] for kind in KINDS) for run in runs):.2f} |"]
+    whole = statistics.median(sum(run[kind] for kind in KINDS) for run in runs)
+    return [*lines, f"| from command to answer | {whole:.2f} |"]
 
 
 def _run(data_dir: Path) -> dict[str, float]:
