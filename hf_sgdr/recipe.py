@@ -12,8 +12,6 @@ from hf_sgdr.optim.range_test import LRRangeTest
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
 RESULTS_SCHEMA = 2
-# Below an output folder: what a run keeps for itself, and what an unfinished one left.
-RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"
 # Arguments of training that do not change its result: where it writes, what it shows and to whom, how it is fed and by
 # which machine, what its columns are called.
 NO_EFFECT_ON_RESULT = re.compile(

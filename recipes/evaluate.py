@@ -24,6 +24,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
+from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.metrics import class_metrics
 from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.arguments import parse
@@ -44,7 +45,6 @@ from hf_sgdr.inference.evaluation import Evaluation
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.inference.report import FORMATS, write_report
-from hf_sgdr.recipe import RUNS_FOLDER
 
 FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
 CLASSES_ON_TERMINAL = 40

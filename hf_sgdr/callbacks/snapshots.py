@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.callbacks.loop import equal_buffers
 from hf_sgdr.callbacks.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
 from hf_sgdr.optim.schedule import SGDRScheduler
-from hf_sgdr.recipe import RUNS_FOLDER
 
 
 class SnapshotCallback(TrainerCallback):

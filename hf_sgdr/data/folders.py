@@ -14,10 +14,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.text import printable
 from hf_sgdr.data.audit import OnError, check_on_error, readable
 from hf_sgdr.data.images import undecoded
-from hf_sgdr.recipe import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 
 logger = logging.get_logger(__name__)
 

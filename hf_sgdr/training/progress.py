@@ -21,8 +21,8 @@ from safetensors.torch import load_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
-from hf_sgdr.recipe import UNFINISHED_RUNS_FOLDER
 
 logger = logging.get_logger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
@@ -18,7 +19,7 @@ from hf_sgdr.callbacks.snapshots import SnapshotCallback
 from hf_sgdr.data.training_images import write_image_hashes
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
-from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RUNS_FOLDER, RunResults, Stage
+from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
 from hf_sgdr.training.trainer import SGDRTrainer

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.plots import plot_rates
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
@@ -33,7 +34,6 @@ from hf_sgdr.features.head import HeadClassifier
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
-from hf_sgdr.recipe import RUNS_FOLDER
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.history import fit_figures
 from hf_sgdr.training.hub_trainer import HubTrainer
