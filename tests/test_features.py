@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_sgdr import FeatureStore
 from hf_sgdr._utils import store as shards
+from hf_sgdr._utils.files import file_identity
 from hf_sgdr.features.__main__ import main, stores
 from hf_sgdr.features.store import cache_folder, module_hash
 
@@ -150,7 +151,7 @@ def test_rows_on_disk_are_indexed_as_a_tensor_is(tmp_path, shape):
 def test_many_threads_may_read_a_file_that_is_not_mapped_yet(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)))
-    identity = shards.file_identity(path)
+    identity = file_identity(path)
 
     def byte(i: int) -> int:
         return int(shards.mapped(identity)[i])

@@ -26,6 +26,15 @@ TRAINER = (
     'model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)\n'
     'SGDRTrainer(model, SGDRTrainingArguments("out", use_cpu=True, eval_strategy="no"))',
 )
+EXTRACTION = (
+    "LayerGroups, create_image_classifier, image_transforms",
+    "import numpy\nfrom hf_sgdr.data.images import PhotoDataset\n"
+    "from hf_sgdr.features.extract import extract_features\n"
+    'model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)\n'
+    "images = [{'image': numpy.zeros((32, 32, 3), numpy.uint8)}]\n"
+    "images = PhotoDataset(images, image_transforms(model, image_size=32)[1])\n"
+    "extract_features(model, LayerGroups.from_model(model).head, images, dtype=torch.float32)",
+)
 PIPELINE = (
     "create_image_classifier, pipeline",
     'pipeline(create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False))',
@@ -57,11 +66,17 @@ def test_the_launcher_leaves_one_thread_and_the_trainer_takes_all(tmp_path):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("what", [TRAINER, PIPELINE], ids=["trainer", "pipeline"])
+@pytest.mark.parametrize("what", [TRAINER, PIPELINE, EXTRACTION], ids=["trainer", "pipeline", "extraction"])
 def test_two_processes_share_the_processors(tmp_path, what):
     lines, _ = launched(tmp_path, ["--multi_gpu", "--num_processes", "2"], what)
     share = max(1, usable_processors() // 2)
     assert [line.split()[4:] for line in lines] == [[str(share), str(share)]] * 2
+
+
+@pytest.mark.ranks
+def test_extraction_alone_takes_all_under_the_launcher(tmp_path):
+    lines, _ = launched(tmp_path, [], EXTRACTION, HF_SGDR_CACHE=str(tmp_path / "cache"))
+    assert lines == [f"rank 0 threads 1 {usable_processors()} {usable_processors()}"]
 
 
 @pytest.mark.ranks

@@ -28,6 +28,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import FileIdentity, file_identity
+
 logger = logging.get_logger(__name__)
 
 FORMAT = 1
@@ -35,7 +37,6 @@ ROWS_PER_SHARD = 512
 # More would be more open files than a process may have; a store of many rows has longer shards instead.
 MOST_SHARDS = 256
 _AN_HOUR = 3600.0
-FileIdentity = tuple[str, int, int]  # path, size, time of modification in nanoseconds
 # Shards that this process wrote or checked, by `file_identity`.
 _VERIFIED: set[FileIdentity] = set()
 
@@ -185,16 +186,6 @@ class ShardStore(ABC):
             length = int.from_bytes(file.read(8), "little")
             start: int = json.loads(file.read(length))[name]["data_offsets"][0]
         return file_identity(path), 8 + length + start
-
-
-def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
-    """What tells a file from one that was changed since.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    status = os.stat(path)
-    return os.fspath(path), status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=2 * MOST_SHARDS)

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_sgdr._utils.store import FileIdentity, ShardStore, mapped
+from hf_sgdr._utils.files import FileIdentity
+from hf_sgdr._utils.store import ShardStore, mapped
 from hf_sgdr.data.images import PhotoDataset, pixel_versions, readers
 from hf_sgdr.data.transforms import PhotoTransform
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import Dataset, get_worker_info
 
+from hf_sgdr._utils.files import FileIdentity, file_identity
 from hf_sgdr._utils.processors import usable_threads
 from hf_sgdr._utils.text import printable
 
@@ -225,11 +226,11 @@ def photo_hash(photo: Any) -> bytes:
     if isinstance(photo, str | os.PathLike):
         try:
             require_regular(photo)
-            state = _file_state(os.fspath(photo))
-            if state not in _hash_of_file:
+            identity = file_identity(photo)
+            if identity not in _hash_of_file:
                 with open(photo, "rb") as file:
-                    _hash_of_file[state] = hashlib.file_digest(file, "sha256").digest()
-            return _hash_of_file[state]
+                    _hash_of_file[identity] = hashlib.file_digest(file, "sha256").digest()
+            return _hash_of_file[identity]
         except OSError as error:
             raise UnreadablePhotoError(os.fspath(photo), _reason(error, photo)) from error
     pixels = np.asarray(read_photo(photo))
@@ -241,20 +242,13 @@ def pixel_versions() -> dict[str, Any]:
     return {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "pixels": PIXELS_VERSION}
 
 
-FileState = tuple[str, int, int]
-# What was hashed by this process; a changed file has another state, so nothing here can be out of date.
-_hash_of_file: dict[FileState, bytes] = {}
-
-
-def _file_state(path: str) -> FileState:
-    """What tells a file and its content from others without reading it: absolute path, bytes, nanoseconds."""
-    found = os.stat(path)
-    return path if path[0] == "/" else os.path.abspath(path), found.st_size, found.st_mtime_ns
+# What was hashed by this process; a changed file has another identity, so nothing here can be out of date.
+_hash_of_file: dict[FileIdentity, bytes] = {}
 
 
 def _known_hash(path: str | None) -> bytes | None:
     try:
-        return _hash_of_file.get(_file_state(path)) if path else None
+        return _hash_of_file.get(file_identity(path)) if path else None
     except OSError:  # whoever reads it says why
         return None
 
