@@ -1,4 +1,4 @@
-"""Check what a recipe left behind: its figures, its files, and that stock transformers labels a photo without us."""
+"""Check what a recipe left behind: its figures, its files, and that stock transformers labels an image without us."""
 
 import argparse
 import json

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr import LayerGroups, create_image_classifier
-from hf_sgdr.models.boundary import Cut
+from hf_sgdr.models.boundary import Boundary
 
 TABLE = Path(__file__).parent / "ARCHITECTURES.md"
 LABELS = ["a", "b", "c"]
@@ -120,10 +120,10 @@ def answer(check: Callable[..., None], model: Any, groups: LayerGroups, size: in
 def cut_at_head(model: Any, groups: LayerGroups, size: int) -> None:
     """What comes after the features must make the model's logits of them."""
     groups.freeze_to(-1)
-    cut = Cut.at_boundary(groups, size)
+    boundary = Boundary.at_boundary(groups, size)
     with torch.inference_mode():
-        features, logits = cut.caught(torch.randn(2, 3, size, size), with_logits=True)
-        alone = cut.logits(features)
+        features, logits = boundary.caught(torch.randn(2, 3, size, size), with_logits=True)
+        alone = boundary.logits(features)
     if alone.shape != logits.shape or not torch.allclose(alone, logits, rtol=1e-3, atol=1e-4):
         raise ValueError("what comes after the features does not give its logits")
 

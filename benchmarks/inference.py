@@ -1,4 +1,4 @@
-"""Prediction: photos a second of hf_sgdr's pipeline and of transformers' own, from a folder of files to answers."""
+"""Prediction: images a second of hf_sgdr's pipeline and of transformers' own, from a folder of files to answers."""
 
 import json
 import subprocess
@@ -14,36 +14,36 @@ from timing import Row, medians
 import hf_sgdr
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 
-STOCK_PHOTOS, LARGE_PHOTOS, LARGE = 64, 8, (4000, 3000)
+STOCK_IMAGES, LARGE_IMAGES, LARGE = 64, 8, (4000, 3000)
 
 
 def inference(files: list[Path], repetitions: int) -> list[Row]:
-    """Photos a second, on the same device; transformers' pipeline runs in a process of its own, as its user has it."""
+    """Images a second, on the same device; transformers' pipeline runs in a process of its own, as its user has it."""
     with tempfile.TemporaryDirectory() as place:
         model = hf_sgdr.create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file())
         model.save_pretrained(Path(place, "model"))
-        large = [_enlarged(file, Path(place, f"{i}.jpg")) for i, file in enumerate(files[:LARGE_PHOTOS])]
-        stock = _stock(place, files[:STOCK_PHOTOS], large, repetitions)
+        large = [_enlarged(file, Path(place, f"{i}.jpg")) for i, file in enumerate(files[:LARGE_IMAGES])]
+        stock = _stock(place, files[:STOCK_IMAGES], large, repetitions)
         pipe = hf_sgdr.pipeline(Path(place, "model"))
         in_part = hf_sgdr.pipeline(Path(place, "model"), exact=False)
         names, large_names = [str(file) for file in files], [str(file) for file in large]
         seconds = medians(
             {
-                "photos": lambda: pipe(names),
-                "photos, tta": lambda: pipe(names[:STOCK_PHOTOS], tta=4),
+                "images": lambda: pipe(names),
+                "images, tta": lambda: pipe(names[:STOCK_IMAGES], tta=4),
                 "large": lambda: pipe(large_names),
                 "large in part": lambda: in_part(large_names),
             },
             repetitions,
         )
-    rate = len(files) / seconds["photos"]
-    views = 5 * STOCK_PHOTOS / seconds["photos, tta"]
+    rate = len(files) / seconds["images"]
+    views = 5 * STOCK_IMAGES / seconds["images, tta"]
     exact, part = (len(large) / seconds[name] for name in ("large", "large in part"))
-    ours, megapixels = "prediction of a folder", f"photos of {LARGE[0] * LARGE[1] // 10**6} megapixels"
+    ours, megapixels = "prediction of a folder", f"images of {LARGE[0] * LARGE[1] // 10**6} megapixels"
     return [
-        (ours, "transformers' pipeline as it comes", rate, stock["photos, 1"]),
-        (ours, "transformers' pipeline, batch_size=32", rate, stock["photos, 32"]),
-        (f"{ours}, tta=4, views", "transformers' pipeline as it comes, photos", views, stock["photos, 1"]),
+        (ours, "transformers' pipeline as it comes", rate, stock["images, 1"]),
+        (ours, "transformers' pipeline, batch_size=32", rate, stock["images, 32"]),
+        (f"{ours}, tta=4, views", "transformers' pipeline as it comes, images", views, stock["images, 1"]),
         (f"{ours}, {megapixels}", "transformers' pipeline as it comes", exact, stock["large, 1"]),
         (f"{ours}, {megapixels}, exact=False", "transformers' pipeline as it comes", part, stock["large, 1"]),
     ]
@@ -65,16 +65,16 @@ def _measure_stock() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     pipe = transformers.pipeline("image-classification", model=str(Path(place, "model")))
-    photos, large = files[: int(number)], files[int(number) :]
+    images, large = files[: int(number)], files[int(number) :]
     seconds = medians(
         {
-            "photos, 1": lambda: pipe(photos),
-            "photos, 32": lambda: pipe(photos, batch_size=32),
+            "images, 1": lambda: pipe(images),
+            "images, 32": lambda: pipe(images, batch_size=32),
             "large, 1": lambda: pipe(large),
         },
         int(repetitions),
     )
-    rates = {name: len(large if name.startswith("large") else photos) / value for name, value in seconds.items()}
+    rates = {name: len(large if name.startswith("large") else images) / value for name, value in seconds.items()}
     print(json.dumps(rates))
 
 

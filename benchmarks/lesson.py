@@ -1,11 +1,11 @@
-"""The lesson's steps 3, 4 and 8 by hf_sgdr and by fastai: the same photos, network, weights, rates, batches and epochs.
+"""The lesson's steps 3, 4 and 8 by hf_sgdr and by fastai: the same images, network, weights, rates, batches and epochs.
 
     pip install -e ".[bench]"
     python benchmarks/lesson.py --data_dir dogscats [--repetitions 1] [--write]
 
 Each system runs in a process of its own, started as its users do it, hf_sgdr through `accelerate launch`, with its own
 defaults for workers, precision and memory layout. Range tests
-and TTA are left out on both sides. Step 3 is two epochs of the head on plain photos (hf_sgdr: on precomputed features,
+and TTA are left out on both sides. Step 3 is two epochs of the head on plain images (hf_sgdr: on precomputed features,
 from an empty cache), step 4 three augmented epochs of the head with a restart each, step 8 all layers, cycles of 1, 2
 and 4 epochs. The batch norms of the last step are still in hf_sgdr and train in fastai, as in each one's recipe.
 """
@@ -83,15 +83,15 @@ def with_hf_sgdr(data_dir: Path) -> Figures:
     with tempfile.TemporaryDirectory() as place:
         os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
         set_seed(42)
-        photos = load_image_folder(data_dir)
-        labels = photos["train"].features["label"].names
+        images = load_image_folder(data_dir)
+        labels = images["train"].features["label"].names
         model = create_image_classifier(DEMO_MODEL, labels=labels, weights_file=demo_weights_file())
         train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
         trainer = SGDRTrainer(
             model,
             SGDRTrainingArguments(place, save_strategy="no", disable_tqdm=True),  # batches of BATCH are its default
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=train,
             eval_transform=evaluation,
         )

@@ -27,7 +27,7 @@ import json, os, sys, time
 import torch
 from hf_sgdr import LayerGroups, create_image_classifier, image_transforms
 from hf_sgdr._utils.memory import keep_freed_memory
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.features.extract import extract_features
 
 folder, count, rank, world, model, size = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5], int(sys.argv[6])
@@ -39,9 +39,9 @@ model = model.to(memory_format=torch.channels_last)
 head = LayerGroups.from_model(model).head
 transform = image_transforms(model, image_size=size)[1].fast()
 files = sorted(os.listdir(folder))
-photos = PhotoDataset([{"image": os.path.join(folder, files[i % len(files)])} for i in range(count)], transform)
+images = ImageDataset([{"image": os.path.join(folder, files[i % len(files)])} for i in range(count)], transform)
 start = time.perf_counter()
-extract_features(model, head, photos, dtype=torch.float32, rank=rank, world_size=world)
+extract_features(model, head, images, dtype=torch.float32, rank=rank, world_size=world)
 print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 HELD = "import sys, time; held = b'1' * (int(sys.argv[1]) << 20); time.sleep(0.5)"

@@ -4,7 +4,7 @@
     python benchmarks/run.py --data_dir dogscats [--only decoding extraction inference head training processes memory
                              start] [--repetitions 5] [--write]
 
-Compared are like with like: the same photos, network, precision and memory layout. `--write` puts the tables, the
+Compared are like with like: the same images, network, precision and memory layout. `--write` puts the tables, the
 machine and the versions into benchmarks/RESULTS.md. `benchmarks/lesson.py` compares the whole lesson with fastai's.
 """
 
@@ -13,9 +13,9 @@ import warnings
 from pathlib import Path
 
 from head import head
+from image_path import decoding, extraction
 from inference import inference
 from memory import memory
-from photo_path import decoding, extraction
 from processes import processes
 from start import start
 from timing import as_table, write_section
@@ -23,15 +23,15 @@ from training import training
 from transformers.utils import logging
 
 from hf_sgdr._utils.memory import keep_freed_memory
-from hf_sgdr.data.folders import photo_files
+from hf_sgdr.data.folders import image_files
 
-PHOTOS, TRAINING_PHOTOS, MANY = 256, 128, 50_000
+IMAGES, TRAINING_IMAGES, MANY = 256, 128, 50_000
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True, help="a folder with at least 256 photos below it")
+    parser.add_argument("--data_dir", type=Path, required=True, help="a folder with at least 256 images below it")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
@@ -39,7 +39,7 @@ def main() -> None:
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")  # of the libraries that ours is compared with
     keep_freed_memory()
-    files = [file for _, file in zip(range(PHOTOS), photo_files(options.data_dir), strict=False)]
+    files = [file for _, file in zip(range(IMAGES), image_files(options.data_dir), strict=False)]
     for name in options.only:
         title, measure = SECTIONS[name]
         lines = measure(files, options.data_dir, options.repetitions)
@@ -53,7 +53,7 @@ SECTIONS = {
     "extraction": ("Extraction", lambda files, data_dir, n: as_table(extraction(files, n))),
     "inference": ("Prediction", lambda files, data_dir, n: as_table(inference(files, n))),
     "head": ("Head epochs", lambda files, data_dir, n: as_table(head(n))),
-    "training": ("Training epochs", lambda files, data_dir, n: as_table(training(files[:TRAINING_PHOTOS], n))),
+    "training": ("Training epochs", lambda files, data_dir, n: as_table(training(files[:TRAINING_IMAGES], n))),
     "processes": ("Two processes", lambda files, data_dir, n: processes(files, n)),
     "memory": ("Memory (one run each)", lambda files, data_dir, n: memory(files, data_dir, MANY)),
     "start": ("Start to first answer", lambda files, data_dir, n: start(data_dir, n)),

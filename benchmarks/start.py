@@ -101,7 +101,7 @@ def _child() -> None:
     from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
     from hf_sgdr.data import folders
-    from hf_sgdr.data.images import PhotoDataset
+    from hf_sgdr.data.images import ImageDataset
     from hf_sgdr.features import extract
     from hf_sgdr.optim import range_test
 
@@ -110,8 +110,8 @@ def _child() -> None:
     images = []
     clock.around(importlib._bootstrap, "_find_and_load", "launcher and imports")  # those of functions, too
     clock.around(folders, "readable", "audit of the images")
-    clock.around(PhotoDataset, "__getitems__", "decoding and resizing")
-    clock.around(PhotoDataset, "content_hash", "keys of stores")
+    clock.around(ImageDataset, "__getitems__", "decoding and resizing")
+    clock.around(ImageDataset, "content_hash", "keys of stores")
     clock.around(extract, "module_hash", "keys of stores")
     clock.around(TimmWrapperForImageClassification, "forward", "forward passes")
     clock.around(range_test.LRRangeTest, "run", "range test")
@@ -131,7 +131,7 @@ def _child() -> None:
         images.append(sum(map(len, splits.values())))
         return splits
 
-    recipe["load_photos"].__globals__["load_image_folder"] = counted
+    recipe["load_images"].__globals__["load_image_folder"] = counted
     status = recipe["main"](sys.argv[1:])
     results.write_text(json.dumps({**clock.stop(), "images": images[0]}))
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""Epochs on photos, frozen and not: SGDRTrainer, fastai, and a stock Trainer with timm's processor."""
+"""Epochs on images, frozen and not: SGDRTrainer, fastai, and a stock Trainer with timm's processor."""
 
 import json
 import os
@@ -24,19 +24,19 @@ QUIET = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "report_t
 
 
 def training(files: list[Path], repetitions: int) -> list[Row]:
-    """Photos a second of a training epoch, evaluation left out."""
-    photos = Dataset.from_dict({"image": [str(file) for file in files], "label": [i % 2 for i in range(len(files))]})
-    photos = photos.cast_column("image", Image())
+    """Images a second of a training epoch, evaluation left out."""
+    images = Dataset.from_dict({"image": [str(file) for file in files], "label": [i % 2 for i in range(len(files))]})
+    images = images.cast_column("image", Image())
     with tempfile.TemporaryDirectory() as place:
         os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
-        ours = _ours(photos, place)
+        ours = _ours(images, place)
         runs: dict[str, Callable[[], Any]] = {
             "frozen, augmented": lambda: ours("frozen"),
             "frozen, augmented, cache_images": lambda: ours("frozen cached"),
             "unfrozen, augmented": lambda: ours("unfrozen"),
             "unfrozen, augmented, cache_images": lambda: ours("unfrozen cached"),
             "extraction": lambda: ours("extraction"),
-            "stock frozen": _stock(photos, place),
+            "stock frozen": _stock(images, place),
         }
         seconds = medians(runs, repetitions)
     if find_spec("fastai"):
@@ -62,14 +62,14 @@ def _model() -> PreTrainedModel:
     return create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file())
 
 
-def _ours(photos: Dataset, place: str) -> Callable[[str], Any]:
+def _ours(images: Dataset, place: str) -> Callable[[str], Any]:
     trainers = {}
     for cached in (False, True):
         model = _model()
         train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
         args = SGDRTrainingArguments(place, eval_strategy="no", cache_images=cached, **QUIET)  # batches of BATCH
         trainers[cached] = SGDRTrainer(
-            model, args, train_dataset=photos, train_transform=train, eval_transform=evaluation
+            model, args, train_dataset=images, train_transform=train, eval_transform=evaluation
         )
 
     def run(what: str) -> None:
@@ -79,7 +79,7 @@ def _ours(photos: Dataset, place: str) -> Callable[[str], Any]:
             with tempfile.TemporaryDirectory() as cache:
                 os.environ["HF_SGDR_CACHE"] = cache
                 trainer.precompute = True
-                trainer._training_features(trainer._cut())
+                trainer._training_features(trainer._boundary())
                 trainer._features._read.clear()
                 trainer.precompute = False
             os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
@@ -92,7 +92,7 @@ def _ours(photos: Dataset, place: str) -> Callable[[str], Any]:
     return run
 
 
-def _stock(photos: Dataset, place: str) -> Callable[[], Any]:
+def _stock(images: Dataset, place: str) -> Callable[[], Any]:
     model = _model()
     model.save_pretrained(place)
     processor = AutoImageProcessor.from_pretrained(place)
@@ -103,7 +103,7 @@ def _stock(photos: Dataset, place: str) -> Callable[[], Any]:
         images = [image.convert("RGB") for image in batch["image"]]
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
 
-    rows = photos.with_transform(processed)
+    rows = images.with_transform(processed)
 
     def run() -> None:
         args = TrainingArguments(

@@ -49,16 +49,16 @@ def main() -> None:
     parser.add_argument("--output_dir", default="picture_out")
     options = parser.parse_args()
     set_seed(42)
-    photos = load_image_folder(options.data_dir)
+    images = load_image_folder(options.data_dir)
     model = create_image_classifier(
-        DEMO_MODEL, labels=photos["train"].features["label"].names, weights_file=demo_weights_file()
+        DEMO_MODEL, labels=images["train"].features["label"].names, weights_file=demo_weights_file()
     )
     train_transform, eval_transform = image_transforms(model, augment="side_on", max_zoom=1.1)
     trainer = SGDRTrainer(
         model,
         SGDRTrainingArguments(options.output_dir, n_groups=3),
-        train_dataset=photos["train"],
-        eval_dataset=photos["validation"],
+        train_dataset=images["train"],
+        eval_dataset=images["validation"],
         train_transform=train_transform,
         eval_transform=eval_transform,
     )

@@ -6,7 +6,7 @@ from .callbacks.snapshots import ensemble_predictions as ensemble_predictions
 from .callbacks.unfreezing import StagedUnfreezing as StagedUnfreezing
 from .data.folders import load_image_dataset as load_image_dataset
 from .data.folders import load_image_folder as load_image_folder
-from .data.transforms import PhotoTransform as PhotoTransform
+from .data.transforms import ImageTransform as ImageTransform
 from .data.transforms import image_transforms as image_transforms
 from .features.store import FeatureStore as FeatureStore
 from .inference.interpretation import ClassifierInterpretation as ClassifierInterpretation

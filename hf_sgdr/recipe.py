@@ -155,7 +155,7 @@ LESSON: tuple[Stage, ...] = (
     # 4. Train the last layer with data augmentation for 2-3 epochs with cycle_len=1.
     Stage("augmented", cycles=3, cycle_len=1),
     # 5. Unfreeze. 6. Earlier layers at 3x-10x lower rates. 7. lr_find(). 8. cycle_mult=2 until over-fitting.
-    # The statistics of batch norm stay: on 600 photos of two classes, validation loss .047 -> .041 with them still,
+    # The statistics of batch norm stay: on 600 images of two classes, validation loss .047 -> .041 with them still,
     # -> .13 with those of the batches.
     Stage(
         "unfrozen",

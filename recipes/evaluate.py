@@ -28,15 +28,15 @@ from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.metrics import class_metrics
 from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.arguments import parse
-from hf_sgdr.cli.errors import one_clear_line
-from hf_sgdr.data.audit import UnreadablePhotosError, readable
+from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.data.audit import UnreadableImagesError, readable
 from hf_sgdr.data.folders import (
     LAYOUT,
     TEST_FOLDERS,
     VALIDATION_FOLDERS,
     check_fraction,
     class_folders,
-    photo_files,
+    image_files,
     stratified_split,
 )
 from hf_sgdr.data.training_images import image_hashes, read_image_hashes
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     classify = pipeline(options.model, tta=options.tta, batch_size=options.batch_size, dtype=torch.float32)
     config = classify.model.config
     names = [config.id2label[i] for i in range(config.num_labels)]
-    rows, unreadable = photos_of_classes(folders, names)
+    rows, unreadable = images_of_classes(folders, names)
     seen = read_image_hashes(Path(options.model, RUNS_FOLDER))
     in_training = np.isin(image_hashes(rows["file"]), list(seen)) if seen is not None else None
     if is_share and options.split is None and in_training is not None and not in_training.any():
@@ -175,7 +175,7 @@ def folders_of_split(root: Path, split: str | None) -> tuple[list[Path], bool]:
     return [root], split != "all"
 
 
-def photos_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
+def images_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
     """The photos below class folders, and the reason for each that cannot be read.
 
     Raises:
@@ -183,7 +183,7 @@ def photos_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Da
     """
     classes = sorted(entry for folder in folders for entry in class_folders(folder))
     place = " and ".join(map(printable, folders))
-    rows = [(str(file), one.name) for one in classes for file in photo_files(one)]
+    rows = [(str(file), one.name) for one in classes for file in image_files(one)]
     unknown = sorted({name for _, name in rows} - set(names))
     if unknown:
         raise ValueError(
@@ -194,7 +194,7 @@ def photos_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Da
     unreadable: dict[str, str] = {}
     try:
         readable(files, files, "raise")
-    except UnreadablePhotosError as error:
+    except UnreadableImagesError as error:
         unreadable = error.reasons
     for file, reason in unreadable.items():
         print(f"{printable(file)}: left out, it cannot be read as a picture ({reason}).", file=sys.stderr)
@@ -267,4 +267,4 @@ def _few(names: Sequence[str], most: int = 8) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(one_clear_line(main))
+    sys.exit(run_cli(main))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments, build_trainer, load_photos, parse
-from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments, build_trainer, load_images, parse
+from hf_sgdr.cli.errors import run_cli
 from hf_sgdr.optim.range_test import LRRangeTest, SuggestionMethod
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     kinds = (DataArguments, ModelArguments, RangeTestArguments, SGDRTrainingArguments)
     data, model_args, test, training = parse(kinds, argv, __doc__)
     LRRangeTest(test.start_lr, test.end_lr, test.num_steps)  # wrong numbers show before any work
-    trainer = build_trainer(load_photos(data, training), model_args, training)
+    trainer = build_trainer(load_images(data, training), model_args, training)
     found = trainer.lr_find(test.start_lr, test.end_lr, test.num_steps)
     if not trainer.is_world_process_zero():
         return 0
@@ -45,4 +45,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(one_clear_line(main))
+    sys.exit(run_cli(main))

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_sgdr._utils.text import csv_cell, printable
-from hf_sgdr.cli.errors import OneLineParser, one_clear_line
-from hf_sgdr.data.folders import photo_files
-from hf_sgdr.data.images import UnreadablePhotoError
+from hf_sgdr.cli.errors import OneLineParser, run_cli
+from hf_sgdr.data.folders import image_files
+from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.optim.schedule import require_whole
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         ]
         try:
             for file, answer in predict(pipe, files):
-                if isinstance(answer, UnreadablePhotoError):
+                if isinstance(answer, UnreadableImageError):
                     unreadable += 1
                     tqdm.write(printable(answer), file=sys.stderr)
                     continue
@@ -172,7 +172,7 @@ def _files(words: Sequence[str]) -> Iterator[Path]:
     for word in words:
         path = Path(word)
         if path.is_dir():
-            found = list(photo_files(path))
+            found = list(image_files(path))
             if not found:
                 raise ValueError(f"{path}: no picture in this folder.")
             yield from found
@@ -197,4 +197,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(one_clear_line(main))
+    sys.exit(run_cli(main))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_sgdr.cli.errors import OneLineParser, one_clear_line
+from hf_sgdr.cli.errors import OneLineParser, run_cli
 from hf_sgdr.hub.push import push_folder, push_snapshots, pushed_files
 
 SPACE = Path(__file__).parent / "space"
@@ -66,4 +66,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(one_clear_line(main))
+    sys.exit(run_cli(main))

@@ -24,11 +24,11 @@ from hf_sgdr.cli.arguments import (
     chosen_stages,
     given_arguments,
     has_config,
-    load_photos,
+    load_images,
     parse,
 )
-from hf_sgdr.cli.errors import nothing_left_on_failure, one_clear_line
-from hf_sgdr.demo import ORIGIN, demo_photo_folder, demo_weights_file
+from hf_sgdr.cli.errors import remove_empty_dir_on_error, run_cli
+from hf_sgdr.demo import ORIGIN, demo_image_folder, demo_weights_file
 from hf_sgdr.hub.card import hub_id, require_license, write_model_card
 from hf_sgdr.hub.card_sentences import local_origin
 from hf_sgdr.hub.push import push_folder, require_login
@@ -102,11 +102,11 @@ def main(argv: Sequence[str]) -> int:
             print(
                 "This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER."
             )
-        data.data_dir = str(demo_photo_folder())
+        data.data_dir = str(demo_image_folder())
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     columns = {"image_column_name": training.image_column_name, "label_column_name": training.label_column_name}
-    photos = load_photos(data, training)
-    with nothing_left_on_failure(training.output_dir):
+    photos = load_images(data, training)
+    with remove_empty_dir_on_error(training.output_dir):
         trainer = build_trainer(photos, model_args, training)
         finished = recipe.resume and is_finished(trainer, stages)
         if push and not finished:
@@ -167,16 +167,16 @@ def said_for_card(
         command.append("--model MODEL")
     facts = {
         "dataset": dataset,
-        "photos_name": dataset or Path(data.data_dir or data.dataset_name).resolve().name,
+        "images_name": dataset or Path(data.data_dir or data.dataset_name).resolve().name,
         "origin": local_origin(name, model_args.weights_file, model_args.pretrained),
         "license": recipe.license,
         "tta_views": recipe.n_aug,
         "command": " ".join(command),
-        "with_photos": recipe.card_photos,
+        "with_images": recipe.card_photos,
     }
     if is_demo:
         facts["license"] = recipe.license or "apache-2.0"  # that of the weights and of this package
-        facts |= {"command": "accelerate launch recipes/train.py", "origin": ORIGIN, "with_photos": True}
+        facts |= {"command": "accelerate launch recipes/train.py", "origin": ORIGIN, "with_images": True}
     return facts
 
 
@@ -234,4 +234,4 @@ def shown(value: float | None, width: int = 12) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(one_clear_line(main))
+    sys.exit(run_cli(main))

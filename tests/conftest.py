@@ -1,4 +1,4 @@
-"""Fixtures of all tests: photos made here, a tiny model, caches of their own, and no network."""
+"""Fixtures of all tests: images made here, a tiny model, caches of their own, and no network."""
 
 import os
 import tempfile
@@ -26,7 +26,7 @@ from PIL import Image  # noqa: E402
 
 from hf_sgdr import create_image_classifier  # noqa: E402
 
-PHOTOS = Path(os.environ.get("HF_SGDR_DATA") or Path(__file__).parents[2] / "shared" / "data")
+IMAGES = Path(os.environ.get("HF_SGDR_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,8 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def make_photo_folder() -> Callable[..., Path]:
-    """`make_photo_folder(root, {"train": {"cats": 8}})` writes seeded JPEGs, each class with a hue of its own."""
+def make_image_folder() -> Callable[..., Path]:
+    """`make_image_folder(root, {"train": {"cats": 8}})` writes seeded JPEGs, each class with a hue of its own."""
 
     def make(root: Path, splits: dict[str, dict[str, int]]) -> Path:
         for split, classes in splits.items():
@@ -84,7 +84,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def shared_photos() -> Path:
-    """The folder of real photos; tests that use it carry the marker `photos`."""
-    if not PHOTOS.is_dir():
-        pytest.skip(f"no real photos at {PHOTOS}; HF_SGDR_DATA may name their folder")
-    return PHOTOS
+    """The folder of real images; tests that use it carry the marker `images`."""
+    if not IMAGES.is_dir():
+        pytest.skip(f"no real images at {IMAGES}; HF_SGDR_DATA may name their folder")
+    return IMAGES

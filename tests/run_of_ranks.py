@@ -1,6 +1,6 @@
 """What tests/test_ranks.py launches: the lesson's calls on a tiny model, or a stock Trainer that unfreezes by stages.
 
-    python run_of_ranks.py PHOTOS PLACE GLOBAL_BATCH KIND:PORT [KIND:PORT ...]
+    python run_of_ranks.py IMAGES PLACE GLOBAL_BATCH KIND:PORT [KIND:PORT ...]
 
 Each rank writes what it saw of each kind. A kind is a forked process of its own, for a process joins one group only;
 what takes long, the imports, is done once.
@@ -107,7 +107,7 @@ def run(folder: str, place: Path, kind: str, batch: int, port: str) -> None:
 
 def lesson(folder: str, place: Path, kind: str, batch: int) -> None:
     """The calls of the lesson: weights and buffers after each fit, losses, predictions."""
-    photos = load_image_folder(folder)
+    images = load_image_folder(folder)
     torch.manual_seed(0)
     if kind == "vit":
         model = make_vit()
@@ -121,7 +121,7 @@ def lesson(folder: str, place: Path, kind: str, batch: int) -> None:
             disable_tqdm=True, save_strategy="no", logging_strategy="steps", logging_steps=1,
             freeze_batch_norm=kind == "still",
         ),
-        train_dataset=photos["train"], eval_dataset=photos["validation"],
+        train_dataset=images["train"], eval_dataset=images["validation"],
         train_transform=train_transform, eval_transform=eval_transform,
     )  # fmt: skip
     seen = {"rank": trainer.args.process_index, "weights": [], "buffers": []}

@@ -108,9 +108,9 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
+def images(tmp_path_factory, make_image_folder):
     classes = dict.fromkeys(LABELS, 2)
-    root = make_photo_folder(tmp_path_factory.mktemp("photos"), {"train": classes, "valid": classes})
+    root = make_image_folder(tmp_path_factory.mktemp("images"), {"train": classes, "valid": classes})
     return load_image_folder(root)
 
 
@@ -123,7 +123,7 @@ def moved(model: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
 
 
 def goes_the_whole_way(
-    model: PreTrainedModel, photos: Any, folder: Any, *, size: int = SIZE, precompute: bool = True
+    model: PreTrainedModel, images: Any, folder: Any, *, size: int = SIZE, precompute: bool = True
 ) -> None:
     groups = LayerGroups.from_model(model)
     names = [set(groups.parameter_names(i)) for i in range(3)]
@@ -134,7 +134,7 @@ def goes_the_whole_way(
         save_strategy="no",
     )  # fmt: skip
     trainer = SGDRTrainer(
-        model, arguments, train_dataset=photos["train"], eval_dataset=photos["validation"],
+        model, arguments, train_dataset=images["train"], eval_dataset=images["validation"],
         train_transform=transform, eval_transform=transform,
     )  # fmt: skip
 
@@ -145,7 +145,7 @@ def goes_the_whole_way(
     assert moved(model, before)
     assert moved(model, before) <= names[2]
 
-    trainer.precompute = False  # the rest gives of features what the whole model gives of photos
+    trainer.precompute = False  # the rest gives of features what the whole model gives of images
     assert trainer.evaluate()["eval_loss"] == pytest.approx(on_features, rel=1e-3)
     trainer.unfreeze()
     before = weights(model)
@@ -165,18 +165,18 @@ def goes_the_whole_way(
 @pytest.mark.parametrize(
     "kind", [kind for kind in CLASSES if kind.__name__ not in REFUSED | {NEEDS_NATTEN}], ids=lambda kind: kind.__name__
 )
-def test_classifiers_of_transformers_train(kind, photos, tmp_path):
+def test_classifiers_of_transformers_train(kind, images, tmp_path):
     torch.manual_seed(0)
     config = small_config(CLASSES[kind])
-    goes_the_whole_way(kind(config), photos, tmp_path, size=32 if config.model_type == "perceiver" else SIZE)
+    goes_the_whole_way(kind(config), images, tmp_path, size=32 if config.model_type == "perceiver" else SIZE)
 
 
-def test_a_saved_siglip_2_answers_square_images_in_a_stock_pipeline_as_here(photos, tmp_path):
+def test_a_saved_siglip_2_answers_square_images_in_a_stock_pipeline_as_here(images, tmp_path):
     torch.manual_seed(0)
     model = Siglip2ForImageClassification(small_config(CLASSES[Siglip2ForImageClassification]))
     _, transform = image_transforms(model, image_size=SIZE)
     arguments = SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True)
-    trainer = SGDRTrainer(model, arguments, eval_dataset=photos["validation"], eval_transform=transform)
+    trainer = SGDRTrainer(model, arguments, eval_dataset=images["validation"], eval_transform=transform)
     trainer.save_model(tmp_path)
     square = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
     answers = [
@@ -248,17 +248,17 @@ SIZES = {"efficientformer_l1": 224}  # it takes no other
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_families_of_timm_train(name, photos, tmp_path):
+def test_families_of_timm_train(name, images, tmp_path):
     torch.manual_seed(0)
     model = create_image_classifier(name, labels=LABELS, pretrained=False, **TIMM[name])
-    goes_the_whole_way(model, photos, tmp_path, size=SIZES.get(name, SIZE))
+    goes_the_whole_way(model, images, tmp_path, size=SIZES.get(name, SIZE))
 
 
-def test_two_heads_on_two_tokens_train_without_precompute(photos, tmp_path):
+def test_two_heads_on_two_tokens_train_without_precompute(images, tmp_path):
     torch.manual_seed(0)
     model = create_image_classifier(
         "deit_tiny_distilled_patch16_224", labels=LABELS, pretrained=False, img_size=SIZE, depth=3
     )
     with pytest.raises(ValueError, match=r"cannot be precomputed: .* Train with precompute=False\.$"):
-        goes_the_whole_way(model, photos, tmp_path)
-    goes_the_whole_way(model, photos, tmp_path, precompute=False)
+        goes_the_whole_way(model, images, tmp_path)
+    goes_the_whole_way(model, images, tmp_path, precompute=False)

@@ -23,21 +23,21 @@ NAN, INF = math.nan, math.inf
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
-    root = tmp_path_factory.mktemp("photos")
+def images(tmp_path_factory, make_image_folder):
+    root = tmp_path_factory.mktemp("images")
     splits = {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 2, "dogs": 2}}
-    return load_image_folder(make_photo_folder(root, splits))
+    return load_image_folder(make_image_folder(root, splits))
 
 
 @pytest.fixture
-def make_trainer(tmp_path, tiny_model, photos):
+def make_trainer(tmp_path, tiny_model, images):
     def make(augment=None, **arguments) -> SGDRTrainer:
         train_transform, eval_transform = image_transforms(tiny_model, image_size=32, augment=augment)
         return SGDRTrainer(
             tiny_model,
             SGDRTrainingArguments(str(tmp_path / "out"), disable_tqdm=True, **arguments),
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=train_transform,
             eval_transform=eval_transform,
         )
@@ -47,13 +47,13 @@ def make_trainer(tmp_path, tiny_model, photos):
 
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch):
-    """Whatever reads a photo's pixels, or steps an optimizer, fails the test."""
+    """Whatever reads an image's pixels, or steps an optimizer, fails the test."""
 
     def work(*args, **kwargs):
         raise AssertionError("work was begun before the arguments were refused")
 
-    monkeypatch.setattr("hf_sgdr.data.images.PhotoDataset.__getitems__", work)
-    monkeypatch.setattr("hf_sgdr.data.images.photo_hash", work)
+    monkeypatch.setattr("hf_sgdr.data.images.ImageDataset.__getitems__", work)
+    monkeypatch.setattr("hf_sgdr.data.images.image_hash", work)
     monkeypatch.setattr("torch.optim.SGD.step", work)
 
 
@@ -161,8 +161,8 @@ CALLS = [
     (lambda t: t.lr_find(group_learning_rates=[1.0]), "1 learning rates for 3 layer groups"),
     (lambda t: t.tta(4), "tta(n_aug=4) needs a training transform that augments"),
     (lambda t: t.tta(-1), "n_aug=-1: give a whole number of at least 0"),
-    (lambda t: t.tta(4, beta=1.5), "beta=1.5: give the plain photo's weight, from 0 to 1"),
-    (lambda t: t.tta(4, beta=NAN), "beta=nan: give the plain photo's weight"),
+    (lambda t: t.tta(4, beta=1.5), "beta=1.5: give the plain image's weight, from 0 to 1"),
+    (lambda t: t.tta(4, beta=NAN), "beta=nan: give the plain image's weight"),
     (lambda t: t.plot_lr(), "plot_lr() shows the rates of the last fit: call fit() or train() first"),
 ]
 

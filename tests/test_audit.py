@@ -1,4 +1,4 @@
-"""Photos that cannot be read, and photos that only look as if they could not."""
+"""Images that cannot be read, and images that only look as if they could not."""
 
 import io
 import os
@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from hf_sgdr import load_image_folder
-from hf_sgdr.data.audit import UnreadablePhotosError, readable
-from hf_sgdr.data.folders import photo_files
-from hf_sgdr.data.images import UnreadablePhotoError, photo_hash, read_photo
+from hf_sgdr.data.audit import UnreadableImagesError, readable
+from hf_sgdr.data.folders import image_files
+from hf_sgdr.data.images import UnreadableImageError, image_hash, read_image
 from hf_sgdr.data.transforms import image_transforms
 
 
@@ -81,7 +81,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two classes of photos; in each all that can be read, and in one all that cannot."""
+    """Two classes of images; in each all that can be read, and in one all that cannot."""
     root = tmp_path_factory.mktemp("hostile")
     for split in ("train", "valid"):
         for name in ("cats", "dogs"):
@@ -113,7 +113,7 @@ SPECIAL = {
 
 
 def test_all_that_cannot_be_read_is_named_with_its_reason(folder):
-    with pytest.raises(UnreadablePhotosError, match="photos cannot be read") as error:
+    with pytest.raises(UnreadableImagesError, match="images cannot be read") as error:
         load_image_folder(folder)
     reasons = {os.path.basename(file): reason for file, reason in error.value.reasons.items()}
     expected = {**{file: reason for file, (_, reason) in BAD.items()}, **SPECIAL}
@@ -127,21 +127,21 @@ def test_all_that_cannot_be_read_is_named_with_its_reason(folder):
 
 
 def test_what_cannot_be_read_is_left_out_if_asked(folder, caplog):
-    photos = load_image_folder(folder, on_error="skip")
-    assert {split: len(rows) for split, rows in photos.items()} == {"train": 2 * len(GOOD), "validation": 2 * len(GOOD)}
-    assert photos["train"].features["label"].names == ["cats", "dogs"]
+    images = load_image_folder(folder, on_error="skip")
+    assert {split: len(rows) for split, rows in images.items()} == {"train": 2 * len(GOOD), "validation": 2 * len(GOOD)}
+    assert images["train"].features["label"].names == ["cats", "dogs"]
     assert sum("left out, it cannot be read" in line for line in caplog.messages) == len(BAD) + len(SPECIAL)
     assert "\x1b" not in "".join(caplog.messages)
 
 
-def test_without_an_audit_photos_are_only_listed(folder):
+def test_without_an_audit_images_are_only_listed(folder):
     assert len(load_image_folder(folder, on_error=None)["train"]) == 2 * len(GOOD) + len(BAD) + len(SPECIAL)
 
 
 def test_what_is_left_trains(folder, tiny_model):
-    photos = load_image_folder(folder, on_error="skip")
+    images = load_image_folder(folder, on_error="skip")
     train, evaluation = image_transforms(tiny_model, image_size=32, augment="top_down", max_zoom=1.5)
-    rows = photos["train"].cast_column("image", photos["train"].features["image"].__class__(decode=False))
+    rows = images["train"].cast_column("image", images["train"].features["image"].__class__(decode=False))
     for row in rows:
         for transform in (train, evaluation):
             assert transform.pixels(row["image"], (1,)).shape == (3, 32, 32)
@@ -152,24 +152,24 @@ def test_on_error_is_one_of_three(folder):
         load_image_folder(folder, on_error="ignore")
 
 
-def test_a_class_of_which_nothing_can_be_read_is_said(tmp_path, make_photo_folder, caplog):
-    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1, "c": 1}})
+def test_a_class_of_which_nothing_can_be_read_is_said(tmp_path, make_image_folder, caplog):
+    root = make_image_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1, "c": 1}})
     (root / "train" / "c").mkdir()
     (root / "train" / "c" / "x.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="'c' not among the classes of train"):
         load_image_folder(root, on_error="skip")
-    assert any("no photo of 'c' can be read" in line for line in caplog.messages)
+    assert any("no image of 'c' can be read" in line for line in caplog.messages)
     for file in (root / "train").rglob("*.jpg"):
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no photo in class folders.*PATH/CLASS"):
+    with pytest.raises(ValueError, match=r"no image in class folders.*PATH/CLASS"):
         load_image_folder(root, on_error="skip")
 
 
-def test_names_that_are_not_utf8(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1}})
+def test_names_that_are_not_utf8(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1}})
     with open(os.fsencode(root / "train" / "a") + b"/\xff.jpg", "wb") as file:
         file.write(JPEG)
-    with pytest.raises(UnreadablePhotosError, match="its name is not UTF-8; rename it"):
+    with pytest.raises(UnreadableImagesError, match="its name is not UTF-8; rename it"):
         load_image_folder(root)
     assert len(load_image_folder(root, on_error="skip")["train"]) == 4
     os.mkdir(os.fsencode(root / "train") + b"/\xfe")
@@ -182,46 +182,46 @@ def test_names_that_are_not_utf8(tmp_path, make_photo_folder):
 READ_AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from hf_sgdr.data.audit import UnreadablePhotosError, readable
-from hf_sgdr.data.folders import photo_files
+from hf_sgdr.data.audit import UnreadableImagesError, readable
+from hf_sgdr.data.folders import image_files
 readable([b"x"], ["x"], "skip")  # whatever is imported late, now
 if os.getuid() == 0:
     os.setuid(65534)
-files = list(map(str, photo_files(Path(sys.argv[1]))))
+files = list(map(str, image_files(Path(sys.argv[1]))))
 try:
     readable(files, files, "raise")
-except UnreadablePhotosError as error:
+except UnreadableImagesError as error:
     print(error)
 """
 
 
-def test_what_may_not_be_read_is_named(make_photo_folder):
+def test_what_may_not_be_read_is_named(make_image_folder):
     with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
         os.chmod(place, 0o755)
-        root = make_photo_folder(Path(place), {"": {"a": 2, "b": 2, "b/locked": 1}})
-        photo, folder = root / "a" / "000.jpg", root / "b" / "locked"
-        photo.chmod(0)
+        root = make_image_folder(Path(place), {"": {"a": 2, "b": 2, "b/locked": 1}})
+        image, folder = root / "a" / "000.jpg", root / "b" / "locked"
+        image.chmod(0)
         folder.chmod(0)
         command = [sys.executable, "-c", READ_AS_NOBODY, place]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         folder.chmod(0o755)
-    assert f"{photo}: Permission denied" in done.stdout, done.stderr
+    assert f"{image}: Permission denied" in done.stdout, done.stderr
     assert f"{folder}: Permission denied" in done.stdout
-    assert done.stdout.startswith("2 of 5 photos cannot be read")
+    assert done.stdout.startswith("2 of 5 images cannot be read")
 
 
 def test_a_hash_waits_for_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(UnreadablePhotoError, match=r"pipe.jpg: cannot be read as a picture \(a pipe or a device"):
-        photo_hash(str(tmp_path / "pipe.jpg"))
+    with pytest.raises(UnreadableImageError, match=r"pipe.jpg: cannot be read as a picture \(a pipe or a device"):
+        image_hash(str(tmp_path / "pipe.jpg"))
 
 
 def test_a_picture_of_400_million_pixels_takes_no_memory(tmp_path):
     (tmp_path / "huge.png").write_bytes(BAD["huge.png"][0])
     code = (
-        "import resource, sys; from hf_sgdr.data.images import read_photo\n"
+        "import resource, sys; from hf_sgdr.data.images import read_image\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: read_photo(sys.argv[1])\n"
+        "try: read_image(sys.argv[1])\n"
         "except ValueError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
@@ -239,10 +239,10 @@ def test_a_decoder_that_fails_in_any_way_is_reported(tmp_path, monkeypatch):
             raise error
 
         monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", fail)
-        with pytest.raises(UnreadablePhotoError):
-            read_photo(JPEG)
+        with pytest.raises(UnreadableImageError):
+            read_image(JPEG)
     assert readable([JPEG], ["one"], "skip") == []
 
 
-def test_photo_files_of_nothing(tmp_path):
-    assert list(photo_files(tmp_path)) == []
+def test_image_files_of_nothing(tmp_path):
+    assert list(image_files(tmp_path)) == []

@@ -4,17 +4,17 @@ import sys
 
 import pytest
 
-from hf_sgdr.demo import demo_photo_folder
+from hf_sgdr.demo import demo_image_folder
 
 pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
 
 WHEN_TOLD = """
 import sys
 import sklearn.datasets
-from hf_sgdr.demo import demo_photo_folder
+from hf_sgdr.demo import demo_image_folder
 print("ready", flush=True)
 sys.stdin.readline()
-print(demo_photo_folder(), len(list(demo_photo_folder().glob("*/*.png"))))
+print(demo_image_folder(), len(list(demo_image_folder().glob("*/*.png"))))
 """
 
 
@@ -32,4 +32,4 @@ def test_processes_that_start_together_on_an_empty_cache_all_get_the_digits(tmp_
         assert process.returncode == 0, err
         assert out == f"{tmp_path / 'demo' / 'digits'} 1797\n"
     assert os.listdir(tmp_path / "demo") == ["digits"]  # and nothing half made
-    assert demo_photo_folder() == tmp_path / "demo" / "digits"
+    assert demo_image_folder() == tmp_path / "demo" / "digits"

@@ -19,7 +19,7 @@ from sklearn import metrics
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.cli.arguments import DataArguments
-from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.cli.errors import run_cli
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import Stage
@@ -33,24 +33,24 @@ SCRIPT, TABLE, FORMULA = "<script>alert(1)</script>".replace("/", "∕"), "| a |
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, make_photo_folder):
-    """A model of cats, dogs and birds, in that order, and photos in folders that sort otherwise."""
+def place(tmp_path_factory, make_image_folder):
+    """A model of cats, dogs and birds, in that order, and images in folders that sort otherwise."""
     place = tmp_path_factory.mktemp("evaluate")
-    make_photo_folder(
-        place / "photos",
+    make_image_folder(
+        place / "images",
         {"train": {"birds": 3, "cats": 3, "dogs": 3}, "valid": {"birds": 4, "cats": 5, "dogs": 6}, "test": {"dogs": 3}},
     )
-    make_photo_folder(place, {"flat": {"birds": 10, "cats": 10, "dogs": 10}})
+    make_image_folder(place, {"flat": {"birds": 10, "cats": 10, "dogs": 10}})
     torch.manual_seed(0)
     model = create_image_classifier("test_resnet", labels=["cats", "dogs", "birds"], pretrained=False)
     train_tf, eval_tf = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)
-    photos = load_image_folder(place / "photos")["train"]
-    ids = [["cats", "dogs", "birds"].index(photos.features["label"].names[label]) for label in photos["label"]]
+    images = load_image_folder(place / "images")["train"]
+    ids = [["cats", "dogs", "birds"].index(images.features["label"].names[label]) for label in images["label"]]
     args = SGDRTrainingArguments(str(place / "out"), report_to="none", eval_strategy="no", use_cpu=True, freeze_to=0)
     trainer = SGDRTrainer(
         model,
         args,
-        train_dataset=photos.remove_columns("label").add_column("label", ids),
+        train_dataset=images.remove_columns("label").add_column("label", ids),
         train_transform=train_tf,
         eval_transform=eval_tf,
     )
@@ -67,7 +67,7 @@ def evaluate(place, monkeypatch, capsys):
 
     def run(*words, model="out", expect=0):
         monkeypatch.setattr(sys, "argv", [str(RECIPE), "--model", model, *map(str, words)])
-        assert one_clear_line(main) == expect
+        assert run_cli(main) == expect
         return capsys.readouterr()
 
     return run
@@ -95,13 +95,13 @@ def own_predictions(place, folder):
 
 
 def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_order_of_folders(place, evaluate):
-    done = evaluate("--data_dir", "photos", "--output", "one.json")
+    done = evaluate("--data_dir", "images", "--output", "one.json")
     content, matrix = figures(place / "one.json")
-    truth, probabilities = own_predictions(place, "photos/valid")
+    truth, probabilities = own_predictions(place, "images/valid")
     predicted = probabilities.argmax(axis=1)
     np.testing.assert_array_equal(matrix, metrics.confusion_matrix(truth, predicted, labels=[0, 1, 2]))
     assert [one["name"] for one in content["classes"]] == ["cats", "dogs", "birds"]
-    assert [one["photos"] for one in content["classes"]] == [5, 6, 4]
+    assert [one["images"] for one in content["classes"]] == [5, 6, 4]
     macro = metrics.precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
     assert content["metrics"] == pytest.approx(
         {
@@ -118,21 +118,21 @@ def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_or
 
 
 @pytest.mark.parametrize(
-    ("words", "photos", "said"),
+    ("words", "images", "said"),
     [
-        (["--data_dir", "photos", "--split", "train"], 9, "photos/train"),
-        (["--data_dir", "photos", "--split", "test"], 3, "photos/test"),
-        (["--data_dir", "photos", "--split", "all"], 27, "all of photos"),
+        (["--data_dir", "images", "--split", "train"], 9, "images/train"),
+        (["--data_dir", "images", "--split", "test"], 3, "images/test"),
+        (["--data_dir", "images", "--split", "all"], 27, "all of images"),
         (["--data_dir", "flat", "--split", "all"], 30, "all of flat"),
         (["--data_dir", "flat"], 6, "the validation share of flat (validation is 0.2 of each class, seed 42)"),
         (["--data_dir", "flat", "--split", "train", "--validation_fraction", "0.5"], 15, "the train share of flat"),
-        (["--data_dir", "photos/test", "--split", "all"], 3, "all of test"),  # a single class
+        (["--data_dir", "images/test", "--split", "all"], 3, "all of test"),  # a single class
     ],
 )
-def test_each_split_is_the_photos_it_names(place, evaluate, words, photos, said):
+def test_each_split_is_the_images_it_names(place, evaluate, words, images, said):
     done = evaluate(*words, "--output", "split.json")
     content, matrix = figures(place / "split.json")
-    assert content["photos"] == matrix.sum() == photos
+    assert content["images"] == matrix.sum() == images
     assert said in content["of"]
     assert said in done.out
 
@@ -151,8 +151,8 @@ def test_the_share_split_off_is_the_one_of_training(place, evaluate):
 
 
 def test_tta_is_said_and_counts(place, evaluate):
-    evaluate("--data_dir", "photos", "--tta", 2, "--output", "tta.json", "tta.md")
-    evaluate("--data_dir", "photos", "--output", "plain.json")
+    evaluate("--data_dir", "images", "--tta", 2, "--output", "tta.json", "tta.md")
+    evaluate("--data_dir", "images", "--output", "plain.json")
     (tta, _), (plain, _) = figures(place / "tta.json"), figures(place / "plain.json")
     assert (tta["tta"], plain["tta"]) == (2, 0)
     assert tta["metrics"]["loss"] != plain["metrics"]["loss"]
@@ -162,8 +162,8 @@ def test_tta_is_said_and_counts(place, evaluate):
 def test_a_model_saved_in_half_precision_is_evaluated_in_single(place, evaluate):
     model = create_image_classifier(place / "out", labels=["cats", "dogs", "birds"])
     model.half().save_pretrained(place / "half")
-    evaluate("--data_dir", "photos", "--output", "half.json", model="half")
-    evaluate("--data_dir", "photos", "--output", "plain.json")
+    evaluate("--data_dir", "images", "--output", "half.json", model="half")
+    evaluate("--data_dir", "images", "--output", "plain.json")
     (half, _), (plain, _) = figures(place / "half.json"), figures(place / "plain.json")
     assert half["model"] == "half"
     assert half["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=1e-2)
@@ -191,7 +191,7 @@ class Page(HTMLParser):
 
 
 def test_the_html_is_one_file_that_fetches_nothing_and_can_be_read_aloud(place, evaluate):
-    evaluate("--data_dir", "photos", "--output", "report.html")
+    evaluate("--data_dir", "images", "--output", "report.html")
     text = (place / "report.html").read_text()
     page = Page(text)
     assert page.all("html") == [{"lang": "en"}]
@@ -211,9 +211,9 @@ def test_the_html_is_one_file_that_fetches_nothing_and_can_be_read_aloud(place, 
     assert str(place) not in text
 
 
-def test_photos_are_shown_only_where_asked_for(place, evaluate):
-    evaluate("--data_dir", "photos", "--output", "with.html", "with.md", "--photos")
-    evaluate("--data_dir", "photos", "--output", "without.html", "without.md")
+def test_images_are_shown_only_where_asked_for(place, evaluate):
+    evaluate("--data_dir", "images", "--output", "with.html", "with.md", "--photos")
+    evaluate("--data_dir", "images", "--output", "without.html", "without.md")
     assert {path.name for path in place.glob("without*.png")} == {
         "without-confusion-matrix.png",
         "without-classes.png",
@@ -225,7 +225,7 @@ def test_photos_are_shown_only_where_asked_for(place, evaluate):
 
 
 def test_the_markdown_shows_its_pictures_and_tables(place, evaluate):
-    evaluate("--data_dir", "photos", "--output", "my report.md")
+    evaluate("--data_dir", "images", "--output", "my report.md")
     text = (place / "my report.md").read_text()
     page = Page(markdown_it.MarkdownIt("commonmark").enable("table").render(text))
     for image in page.all("img"):
@@ -236,15 +236,15 @@ def test_the_markdown_shows_its_pictures_and_tables(place, evaluate):
     assert str(place) not in text
 
 
-def test_any_class_name_is_text_and_nothing_else(tmp_path, monkeypatch, make_photo_folder, evaluate, recwarn):
+def test_any_class_name_is_text_and_nothing_else(tmp_path, monkeypatch, make_image_folder, evaluate, recwarn):
     names = [SCRIPT, TABLE, FORMULA]
     monkeypatch.chdir(tmp_path)
-    make_photo_folder(tmp_path, {"photos": dict.fromkeys(names, 2)})
+    make_image_folder(tmp_path, {"images": dict.fromkeys(names, 2)})
     model = create_image_classifier("test_resnet", labels=names, pretrained=False)
     model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 32, 32]}
     model.save_pretrained("nasty")
     done = evaluate(
-        "--data_dir", "photos", "--split", "all", "--photos", "--output", "r.html", "r.md", "r.json", model="nasty"
+        "--data_dir", "images", "--split", "all", "--photos", "--output", "r.html", "r.md", "r.json", model="nasty"
     )
     page = Page((tmp_path / "r.html").read_text())
     assert "script" not in [tag for tag, _ in page.tags]
@@ -258,12 +258,12 @@ def test_any_class_name_is_text_and_nothing_else(tmp_path, monkeypatch, make_pho
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
-def test_what_cannot_be_read_is_named_left_out_and_reported(tmp_path, monkeypatch, make_photo_folder, evaluate, place):
+def test_what_cannot_be_read_is_named_left_out_and_reported(tmp_path, monkeypatch, make_image_folder, evaluate, place):
     monkeypatch.chdir(tmp_path)
-    make_photo_folder(tmp_path / "photos", {"valid": {"cats": 2, "dogs": 2}})
-    (tmp_path / "photos/valid/cats/bad.jpg").write_bytes(b"<html>not found</html>")
-    done = evaluate("--data_dir", "photos", "--output", "r.html", "r.json", model=str(place / "out"), expect=1)
-    assert "photos/valid/cats/bad.jpg: left out, it cannot be read as a picture (an HTML page" in done.err
+    make_image_folder(tmp_path / "images", {"valid": {"cats": 2, "dogs": 2}})
+    (tmp_path / "images/valid/cats/bad.jpg").write_bytes(b"<html>not found</html>")
+    done = evaluate("--data_dir", "images", "--output", "r.html", "r.json", model=str(place / "out"), expect=1)
+    assert "images/valid/cats/bad.jpg: left out, it cannot be read as a picture (an HTML page" in done.err
     content, matrix = figures("r.json")
     assert matrix.sum() == 4
     assert list(content["unreadable"]) == ["cats/bad.jpg"]
@@ -280,32 +280,32 @@ def test_what_cannot_be_read_is_named_left_out_and_reported(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data_dir", "nowhere"], "nowhere: no such folder. Lay the photos out as"),
+        (["--data_dir", "nowhere"], "nowhere: no such folder. Lay the images out as"),
         (["--data_dir", "out/config.json"], "out/config.json: a file, not a folder."),
         (["--data_dir", "half", "--split", "test"], "half is divided into --split train; it has no test."),
-        (["--data_dir", "flat", "--split", "test"], "flat has no folder test; --split all takes every photo."),
-        (["--data_dir", "photos", "--split", "dev"], "--split: invalid choice: 'dev'"),
+        (["--data_dir", "flat", "--split", "test"], "flat has no folder test; --split all takes every image."),
+        (["--data_dir", "images", "--split", "dev"], "--split: invalid choice: 'dev'"),
         (
             ["--data_dir", "unknown", "--split", "all"],
             "'fish', 'wolves' not among the model's classes, which are 'cats'",
         ),
-        (["--data_dir", "empty", "--split", "all"], "empty: no photo in class folders that can be read."),
-        (["--data_dir", "few"], "few: too few photos to split off any; --split all takes every one."),
+        (["--data_dir", "empty", "--split", "all"], "empty: no image in class folders that can be read."),
+        (["--data_dir", "few"], "few: too few images to split off any; --split all takes every one."),
         (["--data_dir", "flat", "--validation_fraction", "1"], "validation_fraction=1.0"),
         (["--data_dir", "flat", "--output", "r.pdf"], "--output r.pdf: give names that end in .html, .md or .json."),
         (["--data_dir", "flat", "--output", "no/r.md"], "--output no/r.md: there is no folder no."),
-        (["--data_dir", "flat", "--photos"], "--photos shows photos in a report: give --output report.html"),
+        (["--data_dir", "flat", "--photos"], "--photos shows images in a report: give --output report.html"),
         (["--data_dir", "flat", "--tta", "-1"], "tta=-1"),
         (["--data_dir", "flat", "--batch_size", "0"], "batch_size=0"),
         ([], "the following arguments are required: --data_dir"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_before_anything_is_written(
-    place, evaluate, make_photo_folder, words, message
+    place, evaluate, make_image_folder, words, message
 ):
     if not (place / "unknown").exists():
-        make_photo_folder(place, {"unknown": {"cats": 1, "fish": 1, "wolves": 1}, "few": {"cats": 1, "dogs": 1}})
-        make_photo_folder(place / "half", {"train": {"cats": 1}})
+        make_image_folder(place, {"unknown": {"cats": 1, "fish": 1, "wolves": 1}, "few": {"cats": 1, "dogs": 1}})
+        make_image_folder(place / "half", {"train": {"cats": 1}})
         (place / "empty" / "cats").mkdir(parents=True)
     before = sorted(place.rglob("*"))
     done = evaluate(*words, expect=2)
@@ -321,7 +321,7 @@ def test_a_model_that_is_not_there_is_said(evaluate):
 
 def test_in_a_process_of_its_own_it_does_not_hide_the_library_of_its_name(place):
     done = subprocess.run(
-        [sys.executable, str(RECIPE), "--model", "out", "--data_dir", "photos", "--output", "process.json"],
+        [sys.executable, str(RECIPE), "--model", "out", "--data_dir", "images", "--output", "process.json"],
         cwd=place,
         capture_output=True,
         text=True,
@@ -335,7 +335,7 @@ def test_in_a_process_of_its_own_it_does_not_hide_the_library_of_its_name(place)
 
 
 @pytest.mark.photos
-def test_on_real_photos_it_agrees_with_the_trainer(shared_photos, tmp_path, monkeypatch, evaluate):
+def test_on_real_images_it_agrees_with_the_trainer(shared_photos, tmp_path, monkeypatch, evaluate):
     """An untrained head on ImageNet features: what counts is that the two ways agree."""
     monkeypatch.chdir(tmp_path)
     from hf_sgdr.demo import demo_weights_file
@@ -343,28 +343,28 @@ def test_on_real_photos_it_agrees_with_the_trainer(shared_photos, tmp_path, monk
     torch.manual_seed(0)
     model = create_image_classifier("tf_efficientnet_lite0", labels=["cats", "dogs"], weights_file=demo_weights_file())
     for kind in ("cats", "dogs"):
-        (tmp_path / "photos/train" / kind).mkdir(parents=True)
-        (tmp_path / "photos/valid" / kind).mkdir(parents=True)
+        (tmp_path / "images/train" / kind).mkdir(parents=True)
+        (tmp_path / "images/valid" / kind).mkdir(parents=True)
         for number, file in enumerate(sorted((shared_photos / "dogscats/valid" / kind).iterdir())[:12]):
-            (tmp_path / "photos" / ("valid" if number < 10 else "train") / kind / file.name).symlink_to(file)
-    photos = load_image_folder(tmp_path / "photos")
-    trainer = SGDRTrainer(model, SGDRTrainingArguments("out", use_cpu=True), eval_dataset=photos["validation"])
+            (tmp_path / "images" / ("valid" if number < 10 else "train") / kind / file.name).symlink_to(file)
+    images = load_image_folder(tmp_path / "images")
+    trainer = SGDRTrainer(model, SGDRTrainingArguments("out", use_cpu=True), eval_dataset=images["validation"])
     expected = trainer.evaluate()
     trainer.save_model()
-    evaluate("--data_dir", "photos", "--output", "r.json")
+    evaluate("--data_dir", "images", "--output", "r.json")
     found = figures("r.json")[0]["metrics"]
     assert found["accuracy"] == expected["eval_accuracy"]
     assert found["loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
     assert ClassifierInterpretation.from_trainer(trainer).loss == pytest.approx(expected["eval_loss"], rel=1e-6)
 
 
-# ---- Which photos a saved run was trained on ----
+# ---- Which images a saved run was trained on ----
 
 
 @pytest.fixture(scope="module")
 def saved_run(place):
     """A recipe's run on the folder without splits, with a seed of its own; what its evaluation gives."""
-    photos = load_image_folder(place / "flat", seed=1, validation_fraction=0.3)
+    images = load_image_folder(place / "flat", seed=1, validation_fraction=0.3)
     torch.manual_seed(0)
     model = create_image_classifier("test_resnet", labels=["birds", "cats", "dogs"], pretrained=False)
     train_tf, eval_tf = image_transforms(model, image_size=32)
@@ -372,8 +372,8 @@ def saved_run(place):
     trainer = SGDRTrainer(
         model,
         args,
-        train_dataset=photos["train"],
-        eval_dataset=photos["validation"],
+        train_dataset=images["train"],
+        eval_dataset=images["validation"],
         train_transform=train_tf,
         eval_transform=eval_tf,
     )
@@ -387,40 +387,40 @@ def saved_run(place):
 def test_a_folder_that_training_split_is_split_as_the_saved_run_did(place, evaluate, saved_run):
     done = evaluate("--data_dir", "flat", "--output", "run.json", model="run")
     content, _ = figures(place / "run.json")
-    assert content["photos"] == 9
+    assert content["images"] == 9
     assert content["of"] == "the validation share of flat (validation is 0.3 of each class, seed 1)"
     assert content["in_training"] == 0
     assert content["metrics"]["loss"] == pytest.approx(saved_run["eval_loss"], abs=1e-4)
-    assert "None of these photos was among those that the model was trained on." in done.out
+    assert "None of these images was among those that the model was trained on." in done.out
 
 
 @pytest.mark.parametrize(
-    ("words", "photos", "in_training"),
+    ("words", "images", "in_training"),
     [(["--split", "all"], 30, 21), (["--split", "train"], 21, 21), (["--seed", "42"], 9, None)],
 )
-def test_photos_of_training_among_those_evaluated_are_counted_and_said(
-    place, evaluate, saved_run, words, photos, in_training
+def test_images_of_training_among_those_evaluated_are_counted_and_said(
+    place, evaluate, saved_run, words, images, in_training
 ):
     done = evaluate("--data_dir", "flat", *words, "--output", "seen.json", "seen.md", model="run")
     content, _ = figures(place / "seen.json")
-    assert content["photos"] == photos
+    assert content["images"] == images
     assert content["in_training"] == in_training if in_training is not None else content["in_training"] > 0
-    said = f"{content['in_training']} of these {photos} photos are among those that the model was trained on"
+    said = f"{content['in_training']} of these {images} images are among those that the model was trained on"
     assert said in done.out
     assert said in (place / "seen.md").read_text()
 
 
-def test_all_photos_of_a_folder_that_is_not_that_of_training_are_evaluated(
-    place, evaluate, saved_run, make_photo_folder
+def test_all_images_of_a_folder_that_is_not_that_of_training_are_evaluated(
+    place, evaluate, saved_run, make_image_folder
 ):
-    make_photo_folder(place, {"foreign": {"birds": 4, "cats": 4}})
+    make_image_folder(place, {"foreign": {"birds": 4, "cats": 4}})
     done = evaluate("--data_dir", "foreign", "--output", "foreign.json", model="run")
     content, _ = figures(place / "foreign.json")
-    assert (content["photos"], content["of"], content["in_training"]) == (8, "all of foreign", 0)
-    assert "None of these photos" in done.out
+    assert (content["images"], content["of"], content["in_training"]) == (8, "all of foreign", 0)
+    assert "None of these images" in done.out
 
 
 def test_where_training_is_not_known_that_is_said(place, evaluate):
     done = evaluate("--data_dir", "flat", "--output", "unknown.json")
     assert figures(place / "unknown.json")[0]["in_training"] is None
-    assert "It is not known whether the model was trained on some of these photos." in done.out
+    assert "It is not known whether the model was trained on some of these images." in done.out

@@ -1,4 +1,4 @@
-"""Photos changed at random: each is read or reported, the process never dies and no worker hangs."""
+"""Images changed at random: each is read or reported, the process never dies and no worker hangs."""
 
 import io
 import json
@@ -14,16 +14,16 @@ CODE = """
 import json, sys, torch
 from torch.utils.data import DataLoader
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import PhotoDataset, read_photo
-photos = load_image_folder(sys.argv[1], on_error="skip")
+from hf_sgdr.data.images import ImageDataset, read_image
+images = load_image_folder(sys.argv[1], on_error="skip")
 torch.manual_seed(0)
 model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)
 train, evaluation = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)
-rows = photos["train"]
+rows = images["train"]
 read = set()
 for workers in (0, 2):
     for transform in (train, evaluation, evaluation.fast()):
-        dataset = PhotoDataset(rows, transform)
+        dataset = ImageDataset(rows, transform)
         loader = DataLoader(dataset, 32, num_workers=workers, timeout=60 if workers else 0)
         assert sum(len(batch["labels"]) for batch in loader) == len(rows)
 print(json.dumps([row["image"]["path"] for row in dataset.rows]))
@@ -31,17 +31,17 @@ print(json.dumps([row["image"]["path"] for row in dataset.rows]))
 
 
 def originals(folder) -> list[bytes]:
-    """Real photos, and the same in other formats."""
-    photos = [path.read_bytes() for path in sorted(folder.glob("train/cats/*.jpg"))[:12]]
+    """Real images, and the same in other formats."""
+    images = [path.read_bytes() for path in sorted(folder.glob("train/cats/*.jpg"))[:12]]
     others = []
     for number, (kind, mode) in enumerate(
         [("PNG", "RGB"), ("PNG", "P"), ("GIF", "P"), ("WEBP", "RGB"), ("TIFF", "CMYK"), ("BMP", "RGB"), ("JPEG", "L")]
     ):
-        image = Image.open(io.BytesIO(photos[number])).convert("RGB").resize((160, 120)).convert(mode)
+        image = Image.open(io.BytesIO(images[number])).convert("RGB").resize((160, 120)).convert(mode)
         file = io.BytesIO()
         image.save(file, kind)
         others.append(file.getvalue())
-    return photos + others
+    return images + others
 
 
 def mutated(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:
@@ -61,8 +61,8 @@ def mutated(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:
         start = int(rng.integers(0, end))
         data[start:start] = data[start : start + int(rng.integers(1, 4000))]
     elif kind == 4:
-        cut = int(rng.integers(0, end))
-        data = data[:cut] + other[int(rng.integers(0, len(other))) :]
+        boundary = int(rng.integers(0, end))
+        data = data[:boundary] + other[int(rng.integers(0, len(other))) :]
     else:
         start = int(rng.integers(0, end))
         data[start : start + int(rng.integers(1, 64))] = rng.bytes(int(rng.integers(1, 64)))
@@ -71,7 +71,7 @@ def mutated(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:
 
 @pytest.mark.fuzz
 @pytest.mark.photos
-def test_mutated_photos_are_read_or_reported(tmp_path, shared_photos):
+def test_mutated_images_are_read_or_reported(tmp_path, shared_photos):
     rng = np.random.default_rng(0)
     sources = originals(shared_photos / "dogscats")
     for split, classes in {"train": ("a", "b"), "valid": ("a", "b")}.items():

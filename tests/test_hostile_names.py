@@ -31,17 +31,17 @@ pytestmark = pytest.mark.recipe
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, make_photo_folder):
-    """A recipe run, a prediction and an evaluation on photos of such classes; `.out` files hold what was printed."""
+def place(tmp_path_factory, make_image_folder):
+    """A recipe run, a prediction and an evaluation on images of such classes; `.out` files hold what was printed."""
     place = tmp_path_factory.mktemp("names")
-    photos = make_photo_folder(place / "photos", {"train": dict.fromkeys(NAMES, 3), "valid": dict.fromkeys(NAMES, 1)})
+    images = make_image_folder(place / "images", {"train": dict.fromkeys(NAMES, 3), "valid": dict.fromkeys(NAMES, 1)})
     train = ["--model", "test_resnet", "--pretrained", "false", "--image_size", "32", "--learning_rate", "0.01"]
     train += ["--stages", "precomputed", "--n_aug", "1", "--card_photos", "true"]
     reports = place / "report.html", place / "report.md"
     for recipe, words in {
-        "train": ["--data_dir", photos, "--output_dir", place / "out", *train],
-        "predict": ["--model", place / "out", photos, "--output", place / "p.csv", place / "p.json"],
-        "evaluate": ["--model", place / "out", "--data_dir", photos, "--photos", "true", "--output", *reports],
+        "train": ["--data_dir", images, "--output_dir", place / "out", *train],
+        "predict": ["--model", place / "out", images, "--output", place / "p.csv", place / "p.json"],
+        "evaluate": ["--model", place / "out", "--data_dir", images, "--photos", "true", "--output", *reports],
     }.items():
         done = subprocess.run(
             [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, words)],

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants
 from loopback_hub import READ_TOKEN, TOKEN
 
 from hf_sgdr.hub.push import prepare_repository, push_command, push_folder, pushed_files, require_login
-from hf_sgdr.hub.retry import HubError, asked_pause, tried_again
+from hf_sgdr.hub.retry import HubError, asked_pause, retry
 
 CARD = "---\npipeline_tag: image-classification\n---\n# Cats\n![matrix](confusion-matrix.png)\n"
 RUN = {
@@ -84,14 +84,14 @@ def test_pictures_go_along_where_the_card_shows_them(out):
 def test_what_an_earlier_push_left_is_removed_and_what_somebody_added_stays(hub, api, out):
     (out / "preprocessor_config.json").write_text("{}")
     (out / "README.md").write_text(CARD + "![](most-incorrect.png)")
-    (out / "most-incorrect.png").write_bytes(b"a photo")
+    (out / "most-incorrect.png").write_bytes(b"an image")
     push_folder(out, "ann/cats", api=api)
     assert "most-incorrect.png" in hub.repos["ann/cats"].files()
     repo = hub.repos["ann/cats"]
     repo.commit("main", {**repo.files(), "notebook.ipynb": b"{}"}, "by hand")
     for name in ("preprocessor_config.json", "head-range-test.png"):
         (out / name).unlink()
-    (out / "README.md").write_text(CARD)  # without that picture of photos
+    (out / "README.md").write_text(CARD)  # without that picture of images
     push_folder(out, "ann/cats", api=api)
     assert repo.files().keys() == RUN - {"head-range-test.png"} | {".gitattributes", "notebook.ipynb"}
 
@@ -117,7 +117,7 @@ def test_no_text_tells_a_token_or_a_place_of_this_machine(hub, api, out, monkeyp
     before = (out / name).read_text()
     for secret, message in (
         (TOKEN, "looks like an access token"),
-        (f"data_dir: {Path.home()}/photos", "names a folder of this machine"),
+        (f"data_dir: {Path.home()}/images", "names a folder of this machine"),
         (f'"{Path.cwd()}"', "names a folder of this machine"),
         (str(out), "names a folder of this machine"),
     ):
@@ -127,12 +127,12 @@ def test_no_text_tells_a_token_or_a_place_of_this_machine(hub, api, out, monkeyp
     assert hub.requests == []
     home = Path("/home/ann")
     monkeypatch.setattr(Path, "home", lambda: home)
-    (out / name).write_text(before + f"https://a.example{home}/photos {home}-and-more my{home}")
+    (out / name).write_text(before + f"https://a.example{home}/images {home}-and-more my{home}")
     assert out / name in pushed_files(out)
 
 
 def test_the_card_names_the_model_by_its_id(hub, api, out):
-    text = CARD + 'pipeline("image-classification", model="user/name")("photo.jpg")\n'
+    text = CARD + 'pipeline("image-classification", model="user/name")("image.jpg")\n'
     (out / "README.md").write_text(text)
     push_folder(out, "ann/cats", api=api)
     assert 'model="ann/cats")' in hub.repos["ann/cats"].files()["README.md"].decode()
@@ -315,7 +315,7 @@ def test_a_card_that_the_hub_refuses_is_said_with_its_reason(hub, api, out):
 
 def test_a_mistake_in_the_program_is_not_tried_again(waits):
     with pytest.raises(TypeError):
-        tried_again(lambda: len(3), "Counting", waits.append)
+        retry(lambda: len(3), "Counting", waits.append)
     assert waits == []
 
 

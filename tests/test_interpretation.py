@@ -7,7 +7,7 @@ from sklearn import metrics
 from transformers import Trainer, TrainingArguments
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
 
 NAMES = ["cats", "dogs", "birds"]
@@ -23,7 +23,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def random_case():
-    """2,000 photos of seven classes; nobody predicts the sixth, and no photo is of the seventh."""
+    """2,000 images of seven classes; nobody predicts the sixth, and no image is of the seventh."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 6, 2000)
     logits = rng.normal(size=(2000, 7)) + 2.0 * np.eye(7)[labels]
@@ -33,17 +33,17 @@ def random_case():
 
 
 @pytest.fixture
-def trainer(tmp_path, make_photo_folder, tiny_model):
-    photos = load_image_folder(
-        make_photo_folder(tmp_path / "p", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 7, "dogs": 6}})
+def trainer(tmp_path, make_image_folder, tiny_model):
+    images = load_image_folder(
+        make_image_folder(tmp_path / "p", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 7, "dogs": 6}})
     )
     train_tf, eval_tf = image_transforms(tiny_model, image_size=32, augment="side_on", max_zoom=1.1)
     args = SGDRTrainingArguments(str(tmp_path / "out"), per_device_eval_batch_size=4, report_to="none", use_cpu=True)
     return SGDRTrainer(
         tiny_model,
         args,
-        train_dataset=photos["train"],
-        eval_dataset=photos["validation"],
+        train_dataset=images["train"],
+        eval_dataset=images["validation"],
         train_transform=train_tf,
         eval_transform=eval_tf,
     )
@@ -68,7 +68,7 @@ def test_sums_equal_those_of_scikit_learn(random_case):
     )
     for report in random_case.per_class():
         theirs = expected[report.name]
-        assert report.photos == theirs["support"]
+        assert report.images == theirs["support"]
         for ours, name in ((report.precision, "precision"), (report.recall, "recall"), (report.f1, "f1-score")):
             np.testing.assert_allclose(np.nan if ours is None else ours, theirs[name], err_msg=f"{report.name} {name}")
 
@@ -98,7 +98,7 @@ def test_most_confused_is_a_list_of_mistakes_by_frequency():
         found.most_confused(0)
 
 
-# ---- Single photos, as the lesson defines them ----
+# ---- Single images, as the lesson defines them ----
 
 
 def test_most_correct_incorrect_and_uncertain(small):
@@ -115,7 +115,7 @@ def test_most_correct_incorrect_and_uncertain(small):
     assert worst.loss == pytest.approx(-np.log(0.03))
 
 
-def test_by_class_means_photos_of_that_class(small):
+def test_by_class_means_images_of_that_class(small):
     assert [one.index for one in small.most_correct(of_class="dogs")] == [4]
     assert [one.index for one in small.most_incorrect(of_class="dogs")] == [3]
     assert [one.index for one in small.most_incorrect(of_class=0)] == [1]
@@ -137,7 +137,7 @@ def test_with_two_classes_they_are_those_of_the_lesson():
     assert [one.index for one in found.most_uncertain()] == np.argsort(np.abs(dog - 0.5))[:4].tolist()
 
 
-def test_ties_stay_in_the_order_of_the_photos():
+def test_ties_stay_in_the_order_of_the_images():
     found = ClassifierInterpretation([[0.5, 0.5]] * 6, [0] * 6, ["a", "b"])
     assert [one.index for one in found.most_uncertain(3)] == [0, 1, 2]
     assert [one.index for one in found.most_correct(9)] == [0, 1, 2, 3, 4, 5]
@@ -159,19 +159,19 @@ def test_a_wrong_class_or_number_is_said(small, words, message):
             method(**words)
 
 
-def test_photos_are_read_only_when_looked_at(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"p": {"cats": 1}})
+def test_images_are_read_only_when_looked_at(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"p": {"cats": 1}})
     file = root / "p" / "cats" / "000.jpg"
     found = ClassifierInterpretation([[0.9, 0.1], [0.2, 0.8]], [0, 0], ["a", "b"], [file, tmp_path / "gone.jpg"])
     right, wrong = found.most_correct(1)[0], found.most_incorrect(1)[0]
-    assert right.photo.size == (56, 84)
+    assert right.image.size == (56, 84)
     assert right.file == str(file)
     with pytest.raises(ValueError, match=r"gone\.jpg: cannot be read"):
-        wrong.photo  # noqa: B018
+        wrong.image  # noqa: B018
     without = ClassifierInterpretation([[0.9, 0.1]], [0], ["a", "b"]).most_correct()[0]
     assert without.file is None
-    with pytest.raises(ValueError, match="no photos to show: give ClassifierInterpretation its photos="):
-        without.photo  # noqa: B018
+    with pytest.raises(ValueError, match="no images to show: give ClassifierInterpretation its images="):
+        without.image  # noqa: B018
 
 
 # ---- Wrong input ----
@@ -183,7 +183,7 @@ def test_photos_are_read_only_when_looked_at(tmp_path, make_photo_folder):
         ([[2.0, -1.0], [0.1, 0.9]], [0, 1], ["a", "b"], "Row 0 is no probabilities.*its lowest is -1.*softmax"),
         ([[0.5, 0.5], [0.5, np.nan]], [0, 1], ["a", "b"], "Row 1 is no probabilities: it sums to nan"),
         ([[0.0, -0.7]], [0], ["a", "b"], "Row 0 is no probabilities"),  # log-probabilities
-        ([0.5, 0.5], [0], ["a", "b"], r"shape \(2,\): give \(photos, classes\)"),
+        ([0.5, 0.5], [0], ["a", "b"], r"shape \(2,\): give \(images, classes\)"),
         (np.zeros((0, 2)), [], ["a", "b"], r"shape \(0, 2\)"),
         ([[1.0]], [0], ["a"], r"shape \(1, 1\)"),
         ([[0.5, 0.5]], [0, 1], ["a", "b"], r"labels of shape \(2,\) for 1 rows"),
@@ -198,8 +198,8 @@ def test_what_does_not_fit_is_refused(probabilities, labels, names, message):
         ClassifierInterpretation(probabilities, labels, names)
 
 
-def test_photos_are_one_a_row():
-    with pytest.raises(ValueError, match="2 photos for 1 rows"):
+def test_images_are_one_a_row():
+    with pytest.raises(ValueError, match="2 images for 1 rows"):
         ClassifierInterpretation([[0.5, 0.5]], [0], ["a", "b"], ["x.jpg", "y.jpg"])
 
 
@@ -233,10 +233,10 @@ def test_also_where_the_loss_is_far_beyond_what_single_precision_holds(trainer):
     assert ClassifierInterpretation.from_trainer(trainer).loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_its_photos_are_those_of_the_data_set(trainer):
+def test_its_images_are_those_of_the_data_set(trainer):
     found = ClassifierInterpretation.from_trainer(trainer)
     one = (found.most_correct() + found.most_incorrect())[0]
-    np.testing.assert_array_equal(np.asarray(one.photo), np.asarray(trainer.eval_dataset[one.index]["image"]))
+    np.testing.assert_array_equal(np.asarray(one.image), np.asarray(trainer.eval_dataset[one.index]["image"]))
     assert one.truth in one.file
 
 
@@ -246,17 +246,17 @@ def test_another_data_set_tta_and_precompute(trainer):
     trainer.precompute = True
     found = ClassifierInterpretation.from_trainer(trainer, tta=2)
     np.testing.assert_array_equal(found.probabilities, trainer.tta(2))
-    assert found.photos is not None
+    assert found.images is not None
     transform = trainer.eval_transform
-    again = ClassifierInterpretation.from_trainer(trainer, PhotoDataset(trainer.eval_dataset, transform))
+    again = ClassifierInterpretation.from_trainer(trainer, ImageDataset(trainer.eval_dataset, transform))
     np.testing.assert_array_equal(again.probabilities, ClassifierInterpretation.from_trainer(trainer).probabilities)
 
 
 def test_a_stock_trainer_serves_as_well(tmp_path, trainer):
-    photos = trainer.eval_dataset
+    images = trainer.eval_dataset
     view = trainer.eval_transform
-    shown = photos.with_transform(
-        lambda rows: {"pixel_values": [view(photo) for photo in rows["image"]], "labels": rows["label"]}
+    shown = images.with_transform(
+        lambda rows: {"pixel_values": [view(image) for image in rows["image"]], "labels": rows["label"]}
     )
     args = TrainingArguments(str(tmp_path / "stock"), remove_unused_columns=False, use_cpu=True)
     stock = Trainer(trainer.model, args, eval_dataset=shown)
@@ -265,16 +265,16 @@ def test_a_stock_trainer_serves_as_well(tmp_path, trainer):
     np.testing.assert_allclose(
         found.probabilities, ClassifierInterpretation.from_trainer(trainer).probabilities, atol=1e-6
     )
-    assert found.most_correct(1)[0].photo.mode == "RGB"
+    assert found.most_correct(1)[0].image.mode == "RGB"
     with pytest.raises(TypeError, match="tta= needs an SGDRTrainer"):
         ClassifierInterpretation.from_trainer(stock, tta=1)
 
 
-def test_rows_that_are_no_photos_have_none(tmp_path, trainer):
+def test_rows_that_are_no_images_have_none(tmp_path, trainer):
     rows = [{"pixel_values": torch.rand(3, 32, 32), "labels": i % 2} for i in range(5)]
     stock = Trainer(trainer.model, TrainingArguments(str(tmp_path / "stock"), use_cpu=True), eval_dataset=rows)
     found = ClassifierInterpretation.from_trainer(stock)
-    assert found.photos is None
+    assert found.images is None
     assert found.names == ["cats", "dogs"]
 
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_interpreted_is_said_before_any_prediction(trainer, monke
 
     monkeypatch.setattr(SGDRTrainer, "predict", never)
     unlabelled = trainer.eval_dataset.remove_columns("label").add_column("label", [-1, None] + [0] * 11)
-    with pytest.raises(ValueError, match="2 of 13 photos have no label"):
+    with pytest.raises(ValueError, match="2 of 13 images have no label"):
         ClassifierInterpretation.from_trainer(trainer, unlabelled)
     turned = trainer.eval_dataset.cast_column("label", ClassLabel(names=["dogs", "cats"]))
     with pytest.raises(ValueError, match="counts the classes dogs, cats and the model cats, dogs"):
@@ -322,8 +322,8 @@ def test_a_module_without_a_configuration_serves_too(tmp_path):
 # ---- Plots ----
 
 
-def test_every_plot_takes_and_returns_an_axes(random_case, tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"p": {"cats": 5}})
+def test_every_plot_takes_and_returns_an_axes(random_case, tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"p": {"cats": 5}})
     small = ClassifierInterpretation(PROBABILITIES, LABELS, NAMES, sorted((root / "p" / "cats").iterdir()))
     for plot in (
         small.plot_confusion_matrix,
@@ -346,17 +346,17 @@ def test_the_class_that_is_recognised_worst_is_at_the_top(small):
     assert ax.yaxis_inverted()
 
 
-def test_captions_say_prediction_probability_and_truth(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"p": {"cats": 5}})
+def test_captions_say_prediction_probability_and_truth(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"p": {"cats": 5}})
     found = ClassifierInterpretation(PROBABILITIES, LABELS, NAMES, sorted((root / "p" / "cats").iterdir()))
     assert [text.get_text() for text in found.plot_most_incorrect().texts] == [
         "cats 95.0%\ntruth: dogs",
         "dogs 50.0%\ntruth: cats",
     ]
     assert [text.get_text() for text in found.plot_most_correct(1).texts] == ["cats 90.0%"]
-    assert [text.get_text() for text in found.plot_most_incorrect(of_class="birds").texts] == ["no such photo"]
+    assert [text.get_text() for text in found.plot_most_incorrect(of_class="birds").texts] == ["no such image"]
 
 
 def test_its_repr_is_one_short_line():
     found = ClassifierInterpretation([[0.75, 0.25], [0.75, 0.25]], [0, 1], ["cats", "dogs"])
-    assert repr(found) == "ClassifierInterpretation(2 photos of 2 classes, accuracy=0.5000, loss=0.8370)"
+    assert repr(found) == "ClassifierInterpretation(2 images of 2 classes, accuracy=0.5000, loss=0.8370)"

@@ -40,7 +40,7 @@ def recipe(place: str, output_dir: str, words: list[str]) -> None:
         os.dup2(log.fileno(), 2)
     sys.argv[0] = "train.py"
     os._exit(train.main([
-        "--data_dir", "photos", "--model", "body", "--image_size", "32", "--output_dir", output_dir, "--n_aug", "1",
+        "--data_dir", "images", "--model", "body", "--image_size", "32", "--output_dir", output_dir, "--n_aug", "1",
         "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "steps", "--save_steps", "3", "--stages", *STAGES, *words,
     ]))  # fmt: skip
@@ -56,9 +56,9 @@ def context():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, make_photo_folder):
+def place(tmp_path_factory, make_image_folder):
     place = tmp_path_factory.mktemp("kills")
-    make_photo_folder(place / "photos", {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}})
+    make_image_folder(place / "images", {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}})
     create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
     return place
 

@@ -18,15 +18,15 @@ SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
-    root = make_photo_folder(
-        tmp_path_factory.mktemp("photos"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
+def images(tmp_path_factory, make_image_folder):
+    root = make_image_folder(
+        tmp_path_factory.mktemp("images"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
     )
     return load_image_folder(root)
 
 
 @pytest.fixture
-def make_trainer(photos, tmp_path):
+def make_trainer(images, tmp_path):
     """Four steps an epoch."""
 
     def make(folder="out", callbacks=None, **kwargs):
@@ -38,8 +38,8 @@ def make_trainer(photos, tmp_path):
         return SGDRTrainer(
             model,
             SGDRTrainingArguments(str(tmp_path / folder), **{**values, **kwargs}),
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=train_transform,
             eval_transform=eval_transform,
             callbacks=callbacks,

@@ -8,8 +8,8 @@ from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier,
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
-    folder = make_photo_folder(tmp_path_factory.mktemp("photos"), {"train": {"cats": 13, "dogs": 13}})
+def images(tmp_path_factory, make_image_folder):
+    folder = make_image_folder(tmp_path_factory.mktemp("images"), {"train": {"cats": 13, "dogs": 13}})
     return load_image_folder(folder / "train")
 
 
@@ -23,7 +23,7 @@ class Gradients(TrainerCallback):
         self.steps.append(torch.cat([parameter.grad.flatten().clone() for parameter in model.parameters()]))
 
 
-def trained(photos, tmp_path, **kwargs):
+def trained(images, tmp_path, **kwargs):
     """Gradients of each step, losses, and the sizes of the forward passes, of one unfrozen epoch of 20 images."""
     trainer_kwargs = {name: kwargs.pop(name) for name in ("compute_loss_func",) if name in kwargs}
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def trained(photos, tmp_path, **kwargs):
     )  # fmt: skip
     gradients = Gradients()
     trainer = SGDRTrainer(
-        model, args, train_dataset=photos["train"], train_transform=train, eval_transform=evaluation,
+        model, args, train_dataset=images["train"], train_transform=train, eval_transform=evaluation,
         callbacks=[gradients], **trainer_kwargs,
     )  # fmt: skip
     trainer.unfreeze()
@@ -66,9 +66,9 @@ def mean_whatever_the_items(outputs, labels, num_items_in_batch=None):
         {"compute_loss_func": mean_whatever_the_items},
     ],
 )
-def test_micro_batches_give_the_gradients_and_losses_of_the_batch(photos, tmp_path, kwargs):
-    whole = trained(photos, tmp_path, per_device_train_batch_size=8, **kwargs)
-    parts = trained(photos, tmp_path, per_device_train_batch_size=8, micro_batch_size=3, **kwargs)
+def test_micro_batches_give_the_gradients_and_losses_of_the_batch(images, tmp_path, kwargs):
+    whole = trained(images, tmp_path, per_device_train_batch_size=8, **kwargs)
+    parts = trained(images, tmp_path, per_device_train_batch_size=8, micro_batch_size=3, **kwargs)
     assert whole[2] == [8, 8, 4]  # of 20 images
     assert parts[2] == [3, 3, 2, 3, 3, 2, 3, 1]
     assert len(whole[0]) == len(parts[0]) == (2 if "gradient_accumulation_steps" in kwargs else 3)
@@ -77,23 +77,23 @@ def test_micro_batches_give_the_gradients_and_losses_of_the_batch(photos, tmp_pa
     assert parts[1] == pytest.approx(whole[1], abs=1e-4)
 
 
-def test_a_batch_size_that_is_given_is_kept_and_the_default_is_divided_on_a_cpu(photos, tmp_path):
+def test_a_batch_size_that_is_given_is_kept_and_the_default_is_divided_on_a_cpu(images, tmp_path):
     arguments = SGDRTrainingArguments(str(tmp_path), use_cpu=True)
     assert (arguments.per_device_train_batch_size, arguments.micro_batch_size) == (64, 32)
     again = dataclasses.replace(arguments, num_cycles=2)
     assert (again.per_device_train_batch_size, again.micro_batch_size) == (64, 32)
     given = SGDRTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=64)
     assert (given.per_device_train_batch_size, given.micro_batch_size) == (64, None)
-    assert trained(photos, tmp_path, per_device_train_batch_size=20)[2] == [20]
+    assert trained(images, tmp_path, per_device_train_batch_size=20)[2] == [20]
 
 
-def test_batches_of_features_are_not_divided(photos, tmp_path):
+def test_batches_of_features_are_not_divided(images, tmp_path):
     model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
     args = SGDRTrainingArguments(
         str(tmp_path), eval_strategy="no", save_strategy="no", disable_tqdm=True, use_cpu=True, micro_batch_size=3,
         precompute=True,
     )  # fmt: skip
-    trainer = SGDRTrainer(model, args, train_dataset=photos["train"])
+    trainer = SGDRTrainer(model, args, train_dataset=images["train"])
     sizes = []
     model.timm_model.fc.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
     trainer.lr_find(num_steps=3)

@@ -34,8 +34,8 @@ STAGES = (
 )
 
 
-def make_trainer(place: Path, photos: Path, **arguments) -> SGDRTrainer:
-    splits = load_image_folder(photos)
+def make_trainer(place: Path, images: Path, **arguments) -> SGDRTrainer:
+    splits = load_image_folder(images)
     torch.manual_seed(0)
     model = create_image_classifier("test_resnet", labels=splits["train"].features["label"].names, pretrained=False)
     train_transform, eval_transform = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)
@@ -51,11 +51,11 @@ def make_trainer(place: Path, photos: Path, **arguments) -> SGDRTrainer:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_photo_folder):
+def run(tmp_path_factory, make_image_folder):
     """A short recipe, and the trainer with the weights that it kept."""
     place = tmp_path_factory.mktemp("card")
-    make_photo_folder(place / "photos", {"train": {"cats": 24, "dogs": 12}, "valid": {"cats": 8, "dogs": 5}})
-    trainer = make_trainer(place / "out", place / "photos")
+    make_image_folder(place / "images", {"train": {"cats": 24, "dogs": 12}, "valid": {"cats": 8, "dogs": 5}})
+    trainer = make_trainer(place / "out", place / "images")
     results = run_stages(trainer, STAGES)
     results.tta = {"loss": 0.25, "accuracy": 12 / 13}
     return trainer, results
@@ -67,7 +67,7 @@ def table(text: str, head: str) -> list[list[str]]:
 
 def test_the_metadata_say_what_was_measured_and_read_back(run, tmp_path):
     trainer, results = run
-    path = write_model_card(trainer, results, tmp_path, photos_name="pets", tta_views=2, license="cc-by-4.0")
+    path = write_model_card(trainer, results, tmp_path, images_name="pets", tta_views=2, license="cc-by-4.0")
     assert path == tmp_path / "README.md"
     data = ModelCard.load(path).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "cc-by-4.0")
@@ -102,7 +102,7 @@ def test_nothing_is_claimed_that_nobody_said(run, tmp_path):
 def test_base_model_and_datasets_are_ids_of_the_hub_where_they_are_true(run, tmp_path, monkeypatch):
     trainer, results = run
     monkeypatch.setattr(trainer.model, "name_or_path", "timm/resnet34.a1_in1k")
-    card = ModelCard.load(write_model_card(trainer, results, tmp_path, dataset="user/pets", photos_name="user/pets"))
+    card = ModelCard.load(write_model_card(trainer, results, tmp_path, dataset="user/pets", images_name="user/pets"))
     assert card.data.base_model == "timm/resnet34.a1_in1k"
     assert card.data.datasets == ["user/pets"]
     assert "https://huggingface.co/timm/resnet34.a1_in1k" in card.text
@@ -182,18 +182,18 @@ def test_the_table_of_classes_is_scikit_learns_report(run, tmp_path):
 def test_the_settings_are_those_of_the_run(run, tmp_path):
     trainer, results = run
     rows = dict(table(write_model_card(trainer, results, tmp_path).read_text(encoding="utf-8"), "setting"))
-    assert rows["photos"] == "36 for training, 13 for validation"
+    assert rows["images"] == "36 for training, 13 for validation"
     assert rows["input"].startswith("32 px (shorter side resized to ")
     assert rows["augmentation"].endswith("left and right exchanged; zoom up to 1.1")
     assert rows["layer groups"] == "early, middle, head"
     assert rows["optimizer"] == "sgd, momentum 0.9, weight decay 0"
-    assert (rows["photos a step"], rows["processes"], rows["seed"]) == ("8", "1", "42")
+    assert (rows["images a step"], rows["processes"], rows["seed"]) == ("8", "1", "42")
     assert rows["precision of training features"] == trainer.feature_dtype
 
 
 def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
     trainer, results = run
-    text = write_model_card(trainer, results, tmp_path, with_photos=True).read_text(encoding="utf-8")
+    text = write_model_card(trainer, results, tmp_path, with_images=True).read_text(encoding="utf-8")
     shown = [one or other for one, other in re.findall(r'!\[[^\]]+\]\(([^)]+)\)|<img src="([^"]+)" alt="[^"]+"', text)]
     assert set(shown) == {path.name for path in tmp_path.glob("*.png")}
     assert {"head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png"} < set(
@@ -205,12 +205,12 @@ def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
             assert np.asarray(picture.convert("RGBA"))[..., 3].min() == 255
 
 
-def test_photos_are_shown_only_on_request_and_go_when_it_is_taken_back(run, tmp_path):
+def test_images_are_shown_only_on_request_and_go_when_it_is_taken_back(run, tmp_path):
     trainer, results = run
     text = write_model_card(trainer, results, tmp_path).read_text(encoding="utf-8")
     assert not list(tmp_path.glob("most-*"))
     assert "Most correct" not in text
-    text = write_model_card(trainer, results, tmp_path, with_photos=True).read_text(encoding="utf-8")
+    text = write_model_card(trainer, results, tmp_path, with_images=True).read_text(encoding="utf-8")
     assert (tmp_path / "most-uncertain.png").exists()
     assert text.index("Most correct") < text.index("Most incorrect") < text.index("Most uncertain")
     write_model_card(trainer, results, tmp_path)
@@ -219,7 +219,7 @@ def test_photos_are_shown_only_on_request_and_go_when_it_is_taken_back(run, tmp_
 
 def test_nothing_of_the_machine_but_its_kind(run, tmp_path):
     trainer, results = run
-    text = write_model_card(trainer, results, tmp_path, photos_name="pets").read_text(encoding="utf-8")
+    text = write_model_card(trainer, results, tmp_path, images_name="pets").read_text(encoding="utf-8")
     rows = dict(table(text, "what"))
     assert rows["torch"] == version("torch")
     assert rows["machine"].endswith(" processors")
@@ -230,13 +230,13 @@ def test_nothing_of_the_machine_but_its_kind(run, tmp_path):
     assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
 
 
-def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_photo_folder):
-    photos = make_photo_folder(
-        tmp_path / "photos", {"train": dict.fromkeys(HOSTILE, 4), "valid": dict.fromkeys(HOSTILE, 2)}
+def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folder):
+    images = make_image_folder(
+        tmp_path / "images", {"train": dict.fromkeys(HOSTILE, 4), "valid": dict.fromkeys(HOSTILE, 2)}
     )
-    trainer = make_trainer(tmp_path / "out", photos)
+    trainer = make_trainer(tmp_path / "out", images)
     trainer.fit(0.01, 1)
-    path = write_model_card(trainer, photos_name="{{ 6 * 7 }}: <b>\n---\nlicense: mit", with_photos=True)
+    path = write_model_card(trainer, images_name="{{ 6 * 7 }}: <b>\n---\nlicense: mit", with_images=True)
     card = ModelCard.load(path)
     assert card.data.license == "unknown"
     assert card.data.eval_results[0].dataset_name == "{{ 6 * 7 }}: <b>\\n---\\nlicense: mit"
@@ -254,22 +254,22 @@ def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_photo_folde
     assert "\x1b" not in card.content
 
 
-def test_many_classes_fold_away(tmp_path, make_photo_folder):
+def test_many_classes_fold_away(tmp_path, make_image_folder):
     names = [f"class {number:02d}" for number in range(24)]
-    photos = make_photo_folder(
-        tmp_path / "photos", {"train": dict.fromkeys(names, 1), "valid": dict.fromkeys(names, 1)}
+    images = make_image_folder(
+        tmp_path / "images", {"train": dict.fromkeys(names, 1), "valid": dict.fromkeys(names, 1)}
     )
-    trainer = make_trainer(tmp_path / "out", photos)
+    trainer = make_trainer(tmp_path / "out", images)
     card = ModelCard.load(write_model_card(trainer))
     assert "class 11 and 12 more" in card.text
     assert "<details><summary>Figures of all 24 classes</summary>" in card.text
     assert len(table(card.text, "class")) == 24
-    assert "Fewer than 20 validation photos: class 00" in card.text
+    assert "Fewer than 20 validation images: class 00" in card.text
 
 
-def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_photo_folder):
-    photos = make_photo_folder(tmp_path / "photos", {"train": {"a": 8, "b": 8}, "valid": {"a": 3, "b": 3}})
-    trainer = make_trainer(tmp_path / "out", photos)
+def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_image_folder):
+    images = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 3, "b": 3}})
+    trainer = make_trainer(tmp_path / "out", images)
     trainer.precompute = True
     trainer.lr_find(num_steps=20)
     trainer.fit(1e-2, 2)
@@ -312,18 +312,18 @@ def test_a_model_id_goes_into_the_lines_that_load_it(run, tmp_path):
     assert f"`{PLACEHOLDER}` stands for" in text
     for model_id in ("me/pets", "you/pets"):
         text = put_model_id(text, model_id)
-        assert f'pipeline("image-classification", model="{model_id}")("photo.jpg")' in text
-        assert f'hf_sgdr.pipeline("{model_id}", tta=3)("photo.jpg")' in text
+        assert f'pipeline("image-classification", model="{model_id}")("image.jpg")' in text
+        assert f'hf_sgdr.pipeline("{model_id}", tta=3)("image.jpg")' in text
         assert PLACEHOLDER not in text
     assert put_model_id("# Somebody's own card\n", "me/pets") == "# Somebody's own card\n"
 
 
-def test_the_plot_of_the_range_test_of_an_earlier_run_does_not_get_into_the_card(tmp_path, make_photo_folder):
-    photos = make_photo_folder(tmp_path / "photos", {"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}})
-    trainer = make_trainer(tmp_path / "out", photos)
+def test_the_plot_of_the_range_test_of_an_earlier_run_does_not_get_into_the_card(tmp_path, make_image_folder):
+    images = make_image_folder(tmp_path / "images", {"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}})
+    trainer = make_trainer(tmp_path / "out", images)
     (tmp_path / "out").mkdir(exist_ok=True)
     for name in ("head-range-test.png", "head-learning-rate.png"):
-        shutil.copyfile(next(photos.rglob("*.jpg")), tmp_path / "out" / name)
+        shutil.copyfile(next(images.rglob("*.jpg")), tmp_path / "out" / name)
     results = run_stages(trainer, [Stage("head", lr=0.01)])
     text = write_model_card(trainer, results).read_text(encoding="utf-8")
     assert "head-range-test.png" not in text

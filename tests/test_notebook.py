@@ -88,7 +88,7 @@ def test_what_is_committed_is_what_it_gives(executed, committed):
     figures = [re.findall(r"\d\.\d{4}", printed_by(code_cells(one)[8])) for one in (committed, executed)]
     plain, with_tta = (float(figure) for figure in figures[1])
     assert min(plain, with_tta) > 0.9
-    # another processor rounds otherwise, which the unfrozen epochs magnify: ten of 359 photos
+    # another processor rounds otherwise, which the unfrozen epochs magnify: ten of 359 images
     assert [float(figure) for figure in figures[0]] == pytest.approx([plain, with_tta], abs=0.03)
 
 

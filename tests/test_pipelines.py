@@ -19,7 +19,7 @@ from transformers import ConvNextConfig, EfficientNetImageProcessor, MobileViTIm
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import UnreadablePhotoError, read_photo
+from hf_sgdr.data.images import UnreadableImageError, read_image
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
@@ -43,7 +43,7 @@ def assert_same(ours, theirs, atol=1e-5):
 
 
 def decided(model):
-    """The same model with logits of mean 0 and spread 1.5 over photos; those of a random one are all alike."""
+    """The same model with logits of mean 0 and spread 1.5 over images; those of a random one are all alike."""
     head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     colours = torch.rand(32, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 4 - 2
     size = model.config.to_dict().get("image_size") or 224
@@ -119,7 +119,7 @@ def test_without_augmentation_the_answers_are_the_stock_pipelines(saved, picture
 
 
 @pytest.mark.photos
-def test_on_real_photos_the_answers_are_the_stock_pipelines(shared_photos, tmp_path):
+def test_on_real_images_the_answers_are_the_stock_pipelines(shared_photos, tmp_path):
     torch.manual_seed(0)
     model = create_image_classifier(DEMO_MODEL, labels=["cats", "dogs"], weights_file=demo_weights_file())
     decided(model).save_pretrained(tmp_path)
@@ -174,7 +174,7 @@ def web(pictures):
     server.server_close()
 
 
-def test_a_photo_may_come_in_any_form(pipe, pictures, web):
+def test_a_image_may_come_in_any_form(pipe, pictures, web):
     path = next(name for name in pictures if name.endswith("g-alpha.png"))
     content = Path(path).read_bytes()
     pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -191,19 +191,19 @@ def test_a_photo_may_come_in_any_form(pipe, pictures, web):
     assert_same(pipe(forms, tta=2), [expected] * len(forms))
 
 
-def test_many_photos_may_come_in_any_form(pipe, pictures):
-    rows = datasets.Dataset.from_dict({"number": range(len(pictures)), "photo": pictures})
-    rows = rows.cast_column("photo", datasets.Image())
+def test_many_images_may_come_in_any_form(pipe, pictures):
+    rows = datasets.Dataset.from_dict({"number": range(len(pictures)), "image": pictures})
+    rows = rows.cast_column("image", datasets.Image())
     expected = pipe(pictures)
     assert isinstance(expected, list)
     assert pipe(tuple(pictures)) == expected
     streams = [
-        rows, rows["photo"], rows.to_iterable_dataset(), KeyDataset(rows, "photo"),
-        rows.with_transform(lambda batch: {"photo": batch["photo"]}),
+        rows, rows["image"], rows.to_iterable_dataset(), KeyDataset(rows, "image"),
+        rows.with_transform(lambda batch: {"image": batch["image"]}),
         (name for name in pictures), iter(pictures), map(Path, pictures),
     ]  # fmt: skip
-    for photos in streams:
-        answers = pipe(photos)
+    for images in streams:
+        answers = pipe(images)
         assert iter(answers) is answers
         assert_same(list(answers), expected)
 
@@ -239,14 +239,14 @@ def test_which_column_and_which_split_must_be_clear(pipe, pictures):
         ValueError, match=r"Which column holds the pictures\? The data set has \['one', 'two'\]: give K"
     ):
         pipe(rows)
-    with pytest.raises(ValueError, match=r"several splits: give one of \['train'\], such as photos\['train'\]"):
+    with pytest.raises(ValueError, match=r"several splits: give one of \['train'\], such as images\['train'\]"):
         pipe(datasets.DatasetDict(train=rows))
 
 
 # ---- Test-time augmentation ----
 
 
-def test_a_photos_scores_depend_neither_on_its_batch_nor_on_its_place(pipe, pictures):
+def test_a_images_scores_depend_neither_on_its_batch_nor_on_its_place(pipe, pictures):
     expected = [pipe(name, tta=3) for name in pictures]
     assert_same(pipe(pictures, tta=3, batch_size=5), expected)
     assert_same(pipe(pictures[::-1], tta=3), expected[::-1])
@@ -255,7 +255,7 @@ def test_a_photos_scores_depend_neither_on_its_batch_nor_on_its_place(pipe, pict
 
 
 def test_the_scores_are_the_mean_of_the_views_probabilities(pipe, pictures):
-    views = pipe.views(read_photo(pictures[0]), 3)["pixel_values"][0]
+    views = pipe.views(read_image(pictures[0]), 3)["pixel_values"][0]
     assert len({view.numpy().tobytes() for view in views}) == 4
     with torch.inference_mode():
         each = pipe.model(pipe.views.plain.normalize(views)).logits.softmax(dim=-1)
@@ -265,23 +265,23 @@ def test_the_scores_are_the_mean_of_the_views_probabilities(pipe, pictures):
     assert each.std(dim=0).max() > 1e-3  # the views do differ
 
 
-def test_the_views_are_drawn_as_the_trainers(saved, tmp_path, make_photo_folder):
-    """Many views of one photo: the means of both ways agree far better than two views do."""
+def test_the_views_are_drawn_as_the_trainers(saved, tmp_path, make_image_folder):
+    """Many views of one image: the means of both ways agree far better than two views do."""
     counts = {split: dict.fromkeys(LABELS, number) for split, number in (("train", 2), ("valid", 1))}
-    photos = load_image_folder(make_photo_folder(tmp_path / "photos", counts))
+    images = load_image_folder(make_image_folder(tmp_path / "images", counts))
     model = transformers.AutoModelForImageClassification.from_pretrained(saved / "timm")
     train, _ = image_transforms(model, augment="side_on", max_zoom=1.1)
     args = SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, report_to="none")
     trainer = SGDRTrainer(
-        model, args, train_dataset=photos["train"], eval_dataset=photos["validation"], train_transform=train
+        model, args, train_dataset=images["train"], eval_dataset=images["validation"], train_transform=train
     )
     expected = trainer.tta(n_aug=48, beta=0.0)
     pipe = pipeline(trainer.model, device="cpu", beta=0.0)
-    found = np.array([[one[name] for name in LABELS] for one in scores(pipe(photos["validation"], tta=48))])
-    single = np.array([[one[name] for name in LABELS] for one in scores(pipe(photos["validation"], tta=1))])
+    found = np.array([[one[name] for name in LABELS] for one in scores(pipe(images["validation"], tta=48))])
+    single = np.array([[one[name] for name in LABELS] for one in scores(pipe(images["validation"], tta=1))])
     assert np.abs(found - expected).max() < 0.02
     assert np.abs(single - expected).max() > 2 * np.abs(found - expected).max()
-    plain = np.array([[one[name] for name in LABELS] for one in scores(pipe(photos["validation"]))])
+    plain = np.array([[one[name] for name in LABELS] for one in scores(pipe(images["validation"]))])
     np.testing.assert_allclose(plain, np.exp(trainer.log_predictions()), atol=1e-4)
 
 
@@ -341,16 +341,16 @@ def test_what_cannot_be_read_is_named_and_what_comes_before_it_is_answered(pipe,
     rows = datasets.Dataset.from_dict({"image": [*pictures[:2], str(bad), pictures[2]]})
     answers = pipe(rows)
     assert_same([next(answers), next(answers)], pipe(pictures[:2]))
-    with pytest.raises(UnreadablePhotoError, match=r"bad\.jpg: cannot be read as a picture \(an HTML page"):
+    with pytest.raises(UnreadableImageError, match=r"bad\.jpg: cannot be read as a picture \(an HTML page"):
         next(answers)
     found = pipe([*pictures[:2], str(bad), pictures[2]], return_exceptions=True, tta=1)
-    assert [type(one) for one in found] == [list, list, UnreadablePhotoError, list]
+    assert [type(one) for one in found] == [list, list, UnreadableImageError, list]
     assert_same(found[3:], [pipe(pictures[2], tta=1)])
     assert [str(one) for one in pipe([bad], return_exceptions=True)] == [str(found[2])]
 
 
 @pytest.mark.parametrize(
-    ("photo", "message"),
+    ("image", "message"),
     [
         (
             "nowhere.jpg",
@@ -364,11 +364,11 @@ def test_what_cannot_be_read_is_named_and_what_comes_before_it_is_answered(pipe,
         (np.zeros((2, 2)), r"ndarray \(2, 2\): cannot be read as a picture"),
     ],
 )
-def test_a_photo_that_is_not_there_is_named(pipe, web, photo, message):
-    if isinstance(photo, str):
-        photo = photo.replace("{web}", web)
+def test_a_image_that_is_not_there_is_named(pipe, web, image, message):
+    if isinstance(image, str):
+        image = image.replace("{web}", web)
     with pytest.raises(ValueError, match=message):
-        pipe(photo)
+        pipe(image)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_a_photo_that_is_not_there_is_named(pipe, web, photo, message):
     [
         ({"batch_size": 0}, ValueError, "batch_size=0: give a whole number of at least 1"),
         ({"tta": -1}, ValueError, "tta=-1: give a whole number of at least 0"),
-        ({"beta": 2.0}, ValueError, "beta=2.0: give the plain photo's weight, from 0 to 1"),
+        ({"beta": 2.0}, ValueError, "beta=2.0: give the plain image's weight, from 0 to 1"),
         ({"top_k": 0}, ValueError, "top_k=0: give a whole number of at least 1"),
         ({"function_to_apply": "tanh"}, ValueError, "tanh"),
         ({"device": "gpu"}, ValueError, 'device=\'gpu\': .* Give "cpu", "cuda:0" or the like'),
@@ -389,7 +389,7 @@ def test_a_wrong_argument_is_named(saved, words, error, message):
         pipeline(saved / "timm", **{"device": "cpu", **words})
 
 
-def test_neither_a_wrong_model_nor_a_wrong_photo_is_taken(pipe):
+def test_neither_a_wrong_model_nor_a_wrong_image_is_taken(pipe):
     with pytest.raises(TypeError, match="model is int: give a folder, a model id of the Hub, or a PreTrainedModel"):
         pipeline(3)
     with pytest.raises(OSError, match=r"model 'nobody/x': no such folder, and not loaded from the Hub \(.*Give a"):
@@ -441,7 +441,7 @@ def test_what_it_saves_is_stock(saved, pictures, tmp_path):
         assert_same(stock(tmp_path / kind)(pictures), pipe(pictures), atol=1e-4)
 
 
-def large_photo() -> bytes:
+def large_image() -> bytes:
     rng = np.random.default_rng(1)
     coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
     file = io.BytesIO()
@@ -449,12 +449,12 @@ def large_photo() -> bytes:
     return file.getvalue()
 
 
-def test_large_photos_are_decoded_in_part_where_that_is_asked_for(saved, monkeypatch):
-    photo, decoded = large_photo(), []
+def test_large_images_are_decoded_in_part_where_that_is_asked_for(saved, monkeypatch):
+    image, decoded = large_image(), []
     draft = JpegImageFile.draft
     monkeypatch.setattr(JpegImageFile, "draft", lambda *words: decoded.append(draft(*words)))
-    exact = pipeline(saved / "timm", device="cpu")(photo, tta=1)
+    exact = pipeline(saved / "timm", device="cpu")(image, tta=1)
     assert not any(decoded)
-    fast = pipeline(saved / "timm", device="cpu", exact=False)(photo, tta=1)
+    fast = pipeline(saved / "timm", device="cpu", exact=False)(image, tta=1)
     assert any(decoded)
     assert_same([fast], [exact], atol=0.05)

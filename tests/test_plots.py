@@ -13,8 +13,8 @@ from hf_sgdr._utils.fonts import families, picture_labels, picture_text
 from hf_sgdr._utils.plots import (
     new_axes,
     plot_confusion_matrix,
+    plot_images,
     plot_per_class,
-    plot_photos,
     plot_range_test,
     plot_rates,
 )
@@ -42,12 +42,12 @@ def draw(ax):
 
 def draw_all(names, size):
     rng = np.random.default_rng(0)
-    photos = [Image.fromarray(rng.integers(0, 256, (30 + 5 * i, 60, 3), dtype=np.uint8)) for i in range(5)]
+    images = [Image.fromarray(rng.integers(0, 256, (30 + 5 * i, 60, 3), dtype=np.uint8)) for i in range(5)]
     shares = rng.random((2, len(names))).tolist()
     yield plot_confusion_matrix(counts(len(names)), names, axes(size))
     yield plot_confusion_matrix(counts(len(names)), names, axes(size), normalize=True)
     yield plot_per_class(names, *shares, axes(size))
-    yield plot_photos(photos, [[names[i % len(names)], f"truth: {names[0]}"] for i in range(5)], axes(size))
+    yield plot_images(images, [[names[i % len(names)], f"truth: {names[0]}"] for i in range(5)], axes(size))
 
 
 @pytest.mark.parametrize("size", [None, (4, 3), (12, 12)])
@@ -71,8 +71,8 @@ def test_each_takes_and_returns_an_axes():
     for drawn in (
         plot_confusion_matrix(counts(2), ["a", "b"], ax),
         plot_per_class(["a", "b"], [1.0, None], [None, 0.5], ax),
-        plot_photos([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], ax),
-        plot_photos([], [], ax),
+        plot_images([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], ax),
+        plot_images([], [], ax),
         plot_range_test([1e-3, 1e-2], [1.0, 0.5], None, ax),
         plot_rates({"head": [0.1, 0.2]}, ax),
     ):
@@ -82,7 +82,7 @@ def test_each_takes_and_returns_an_axes():
 def test_axes_in_a_subfigure_serve_too():
     left, right = Figure(figsize=(8, 4), layout="constrained").subfigures(1, 2)
     plot_confusion_matrix(counts(3), ["a", "b", "c"], left.add_subplot())
-    plot_photos([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], right.add_subplot())
+    plot_images([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], right.add_subplot())
     left.figure.savefig(io.BytesIO())
 
 
@@ -130,21 +130,21 @@ def luminance(colour):
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def test_photos_are_shown_whole_and_keep_their_shape():
+def test_images_are_shown_whole_and_keep_their_shape():
     wide, tall = Image.new("RGB", (200, 50), "red"), Image.new("RGB", (30, 90), "blue")
-    ax = plot_photos([wide, tall], [["a"], ["b"]])
-    for image, photo in zip(ax.images, (wide, tall), strict=True):
-        left, right, bottom, top = image.get_extent()
-        assert (right - left) / (bottom - top) == pytest.approx(photo.width / photo.height)
+    ax = plot_images([wide, tall], [["a"], ["b"]])
+    for shown, image in zip(ax.images, (wide, tall), strict=True):
+        left, right, bottom, top = shown.get_extent()
+        assert (right - left) / (bottom - top) == pytest.approx(image.width / image.height)
         assert max(right - left, bottom - top) == pytest.approx(0.94)
     assert ax.get_aspect() == 1.0
 
 
-def test_a_large_photo_is_made_smaller_and_left_alone_itself():
-    photo = Image.new("RGB", (4000, 3000))
-    ax = plot_photos([photo], [["a"]])
+def test_a_large_image_is_made_smaller_and_left_alone_itself():
+    image = Image.new("RGB", (4000, 3000))
+    ax = plot_images([image], [["a"]])
     assert ax.images[0].get_size() == (300, 400)
-    assert photo.size == (4000, 3000)
+    assert image.size == (4000, 3000)
 
 
 # ---- Names in pictures ----

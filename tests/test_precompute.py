@@ -13,20 +13,20 @@ from PIL import Image
 from timm.layers import SelectAdaptivePool2d
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import FeatureDataset, HeadClassifier, whole_batch
 from hf_sgdr.features.store import FeatureStore
-from hf_sgdr.models.boundary import Cut
+from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.optim.layer_groups import LayerGroups
 
 SIZE = 32
 
 
 @pytest.fixture
-def folder(tmp_path, make_photo_folder):
-    return make_photo_folder(tmp_path / "photos", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 2, "dogs": 2}})
+def folder(tmp_path, make_image_folder):
+    return make_image_folder(tmp_path / "images", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 2, "dogs": 2}})
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,12 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def extract(model, folder, size=SIZE, dtype=torch.float32, order=None, **kwargs):
-    photos = load_image_folder(folder)["train"]
+    images = load_image_folder(folder)["train"]
     if order is not None:
-        photos = photos.select(order)
+        images = images.select(order)
     _, transform = image_transforms(model, image_size=size)
     head = LayerGroups.from_model(model).head
-    return extract_features(model, head, PhotoDataset(photos, transform), dtype=dtype, **kwargs)
+    return extract_features(model, head, ImageDataset(images, transform), dtype=dtype, **kwargs)
 
 
 def count_forwards(model):
@@ -55,14 +55,14 @@ def count_forwards(model):
     return calls
 
 
-def test_features_are_the_heads_input_in_the_photos_order(tiny_model, folder):
+def test_features_are_the_heads_input_in_the_images_order(tiny_model, folder):
     features = extract(tiny_model, folder, batch_size=5).read()
-    photos = load_image_folder(folder)["train"]
+    images = load_image_folder(folder)["train"]
     _, transform = image_transforms(tiny_model, image_size=SIZE)
     with torch.inference_mode():
         network = tiny_model.eval().timm_model
-        for row, photo in zip(features, photos["image"], strict=True):
-            body = network.forward_features(transform(photo)[None])
+        for row, image in zip(features, images["image"], strict=True):
+            body = network.forward_features(transform(image)[None])
             torch.testing.assert_close(row, network.forward_head(body, pre_logits=True)[0], atol=1e-5, rtol=1e-4)
 
 
@@ -167,20 +167,20 @@ import sys, time, torch
 import hf_sgdr._utils.store
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.optim.layer_groups import LayerGroups
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.features.extract import extract_features
 
 hf_sgdr._utils.store.ROWS_PER_SHARD = 2
 torch.manual_seed(0)
 model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
-photos = load_image_folder(sys.argv[1])["train"]
+images = load_image_folder(sys.argv[1])["train"]
 model.timm_model.conv1.register_forward_pre_hook(lambda *args: time.sleep(float(sys.argv[2])))
 forwards = []
 model.register_forward_pre_hook(lambda module, args: forwards.append(len(args[0])) if args[0].any() else None)
 _, transform = image_transforms(model, image_size=32)
 print("ready", flush=True)
 head = LayerGroups.from_model(model).head
-extract_features(model, head, PhotoDataset(photos, transform), dtype=torch.float32, batch_size=2)
+extract_features(model, head, ImageDataset(images, transform), dtype=torch.float32, batch_size=2)
 print(sum(forwards), flush=True)
 """
 
@@ -235,24 +235,24 @@ def test_processes_share_the_work(tiny_model, folder, monkeypatch):
 
 
 def test_an_augmented_view_is_stored_by_its_seed(tiny_model, folder):
-    photos = load_image_folder(folder)["train"]
+    images = load_image_folder(folder)["train"]
     train_transform, _ = image_transforms(tiny_model, image_size=SIZE, augment="side_on")
     head = LayerGroups.from_model(tiny_model).head
     first, again, other = (
-        extract_features(tiny_model, head, PhotoDataset(photos, train_transform, seed=seed), dtype=torch.float32)
+        extract_features(tiny_model, head, ImageDataset(images, train_transform, seed=seed), dtype=torch.float32)
         for seed in (1, 1, 2)
     )
     assert first.key == again.key != other.key
     assert not torch.equal(first.read(), other.read())
     with pytest.raises(TypeError, match="The transform is int: give one of image_transforms"):
-        extract_features(tiny_model, head, PhotoDataset(photos, 3), dtype=torch.float32)
+        extract_features(tiny_model, head, ImageDataset(images, 3), dtype=torch.float32)
 
 
 def test_a_head_that_does_not_give_the_logits_is_refused_and_nothing_is_stored(tiny_model, folder, tmp_path):
     wrong = tiny_model.timm_model.layer4
-    photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
+    images = ImageDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
     with pytest.raises(ValueError, match="cannot be precomputed: its head alone does not give its logits"):
-        extract_features(tiny_model, wrong, photos, dtype=torch.float32)
+        extract_features(tiny_model, wrong, images, dtype=torch.float32)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
@@ -340,19 +340,19 @@ def test_bfloat16_features_cost_little(tiny_model, folder):
 def test_activations_at_a_cut_are_stored_in_16_bits(tiny_model, folder, dtype):
     groups = LayerGroups.from_model(tiny_model)
     groups.freeze_to(1)
-    photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
-    cut = Cut.at_boundary(groups, SIZE)
-    store = extract_features(tiny_model, cut, photos, dtype=dtype)
+    images = ImageDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
+    boundary = Boundary.at_boundary(groups, SIZE)
+    store = extract_features(tiny_model, boundary, images, dtype=dtype)
     rows = store.read()
     assert rows.dtype == (torch.float16 if dtype == torch.float32 else torch.bfloat16)
     assert store.manifest["depends_on"]["cut"] == "timm_model.layer3"
     before = store.key
     with torch.no_grad():  # what comes after the cut does not count, what comes before does
         tiny_model.timm_model.layer4[0].conv1.weight.add_(1)
-    assert extract_features(tiny_model, cut, photos, dtype=dtype).key == before
+    assert extract_features(tiny_model, boundary, images, dtype=dtype).key == before
     with torch.no_grad():
         tiny_model.timm_model.layer2[0].conv1.weight.mul_(2)
-    assert extract_features(tiny_model, cut, photos, dtype=dtype).key != before
+    assert extract_features(tiny_model, boundary, images, dtype=dtype).key != before
 
 
 def test_an_activation_beyond_float16_is_said(tiny_model, folder):
@@ -360,9 +360,9 @@ def test_an_activation_beyond_float16_is_said(tiny_model, folder):
     groups.freeze_to(1)
     with torch.no_grad():
         tiny_model.timm_model.layer2[-1].bn2.weight.fill_(1e7)
-    photos = PhotoDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
+    images = ImageDataset(load_image_folder(folder)["train"], image_transforms(tiny_model, image_size=SIZE)[1])
     with pytest.raises(OverflowError, match="more than float16 holds: give feature_dtype=bfloat16"):
-        extract_features(tiny_model, Cut.at_boundary(groups, SIZE), photos, dtype=torch.float32)
+        extract_features(tiny_model, Boundary.at_boundary(groups, SIZE), images, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -371,14 +371,14 @@ def lite0():
 
 
 @pytest.mark.photos
-def test_the_precision_of_features_on_real_photos(lite0, shared_photos):
+def test_the_precision_of_features_on_real_images(lite0, shared_photos):
     files = sorted((shared_photos / "dogscats" / "valid").rglob("*.jpg"))[::12]
     _, transform = image_transforms(lite0)
     head = LayerGroups.from_model(lite0).head
 
     def features(some, view, dtype=torch.float32):
-        photos = PhotoDataset([{"image": str(file)} for file in some], view)
-        return extract_features(lite0, head, photos, dtype=dtype).read()
+        images = ImageDataset([{"image": str(file)} for file in some], view)
+        return extract_features(lite0, head, images, dtype=dtype).read()
 
     exact, fast = features(files, transform), features(files, transform.fast())
     rounded = features(files[::4], transform.fast(), torch.bfloat16)  # few: slow on processors without it
@@ -387,7 +387,7 @@ def test_the_precision_of_features_on_real_photos(lite0, shared_photos):
 
 
 @pytest.mark.photos
-def test_scaled_decoding_of_a_large_photo_costs_little(lite0, shared_photos, tmp_path):
+def test_scaled_decoding_of_a_large_image_costs_little(lite0, shared_photos, tmp_path):
     files = sorted((shared_photos / "dogscats" / "valid").rglob("*.jpg"))[::25]
     large = []
     for file in files:  # as a telephone takes them
@@ -401,7 +401,7 @@ def test_scaled_decoding_of_a_large_photo_costs_little(lite0, shared_photos, tmp
     head = LayerGroups.from_model(lite0).head
     exact, fast = (
         extract_features(
-            lite0, head, PhotoDataset([{"image": file} for file in large], one), dtype=torch.float32
+            lite0, head, ImageDataset([{"image": file} for file in large], one), dtype=torch.float32
         ).read()
         for one in (transform, transform.fast())
     )

@@ -28,11 +28,11 @@ TRAINER = (
 )
 EXTRACTION = (
     "LayerGroups, create_image_classifier, image_transforms",
-    "import numpy\nfrom hf_sgdr.data.images import PhotoDataset\n"
+    "import numpy\nfrom hf_sgdr.data.images import ImageDataset\n"
     "from hf_sgdr.features.extract import extract_features\n"
     'model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)\n'
     "images = [{'image': numpy.zeros((32, 32, 3), numpy.uint8)}]\n"
-    "images = PhotoDataset(images, image_transforms(model, image_size=32)[1])\n"
+    "images = ImageDataset(images, image_transforms(model, image_size=32)[1])\n"
     "extract_features(model, LayerGroups.from_model(model).head, images, dtype=torch.float32)",
 )
 PIPELINE = (

@@ -42,9 +42,9 @@ def launched(world: int, *words: object, **kwargs) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, make_photo_folder):
-    return make_photo_folder(
-        tmp_path_factory.mktemp("photos"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 5}}
+def folder(tmp_path_factory, make_image_folder):
+    return make_image_folder(
+        tmp_path_factory.mktemp("images"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 5}}
     )
 
 

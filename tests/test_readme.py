@@ -22,8 +22,8 @@ def test_there_are_code_blocks_to_run():
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=range(len(blocks("python"))))
-def test_every_python_block_of_readme_runs(block, tmp_path, monkeypatch, make_photo_folder, capsys):
-    make_photo_folder(tmp_path / "dogscats", {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}})
+def test_every_python_block_of_readme_runs(block, tmp_path, monkeypatch, make_image_folder, capsys):
+    make_image_folder(tmp_path / "dogscats", {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}})
     # A folder of this name wins over the model id of the Hub, so the block's own words are run.
     model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)
     model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 32, 32]}
@@ -41,10 +41,10 @@ def test_every_yaml_block_of_readme_has_stages(block):
 # ---- Figures ----
 
 RATIOS = {  # a row of README, and the rows of benchmarks/RESULTS.md that it stands for
-    "features of photos on disk, the bare forward pass on tensors in memory": [
+    "features of images on disk, the bare forward pass on tensors in memory": [
         "extraction, float32 | the bare forward"
     ],
-    "features of photos on disk, a frozen epoch of fastai 2.8": ["extraction, one pass | fastai, frozen epoch"],
+    "features of images on disk, a frozen epoch of fastai 2.8": ["extraction, one pass | fastai, frozen epoch"],
     "decoding and transform, one core, timm's evaluation transform": [
         "decode and transform, as features are computed |"
     ],
@@ -59,8 +59,8 @@ RATIOS = {  # a row of README, and the rows of benchmarks/RESULTS.md that it sta
     "steps 3, 4 and 8 of the lesson, twelve epochs (benchmarks/lesson.py), fastai": ["all |"],
     "an augmented epoch, frozen body, fastai": ["epoch, frozen, augmented | fastai"],
     "an augmented epoch, unfrozen, fastai": ["epoch, unfrozen, augmented | fastai"],
-    "prediction of a folder of 12-megapixel photos, exact=False, transformers' pipeline": [
-        "prediction of a folder, photos of 12 megapixels, exact=False |"
+    "prediction of a folder of 12-megapixel images, exact=False, transformers' pipeline": [
+        "prediction of a folder, images of 12 megapixels, exact=False |"
     ],
 }
 

@@ -1,4 +1,4 @@
-"""README's commands, as they stand there, on made-up photos, a tiny model of the named id and a Hub of the tests."""
+"""README's commands, as they stand there, on made-up images, a tiny model of the named id and a Hub of the tests."""
 
 import os
 import re
@@ -28,16 +28,16 @@ def test_there_are_two_commands_that_install():
     assert len(COMMANDS) > 12
 
 
-def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_photo_folder):
-    make_photo_folder(tmp_path / "photos", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 2, "dogs": 2}})
-    make_photo_folder(tmp_path / "dogscats", {"train": {"cats": 2, "dogs": 2}, "valid": {"cats": 1, "dogs": 1}})
-    make_photo_folder(tmp_path / "more_photos", {"": {"": 3}})
-    (tmp_path / "cat.jpg").write_bytes((tmp_path / "more_photos" / "000.jpg").read_bytes())
+def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_image_folder):
+    make_image_folder(tmp_path / "images", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 2, "dogs": 2}})
+    make_image_folder(tmp_path / "dogscats", {"train": {"cats": 2, "dogs": 2}, "valid": {"cats": 1, "dogs": 1}})
+    make_image_folder(tmp_path / "more_images", {"": {"": 3}})
+    (tmp_path / "cat.jpg").write_bytes((tmp_path / "more_images" / "000.jpg").read_bytes())
     # A folder of this name wins over the model id of the Hub, so the command's own words are run.
     model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)
     model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 32, 32]}
     model.save_pretrained(tmp_path / "timm" / "resnet34.a1_in1k")
-    for split, rows in load_image_folder(tmp_path / "photos").items():
+    for split, rows in load_image_folder(tmp_path / "images").items():
         (tmp_path / "ann" / "data").mkdir(parents=True, exist_ok=True)
         rows = rows.rename_columns({"image": "img", "label": "kind"})
         rows.to_parquet(str(tmp_path / "ann" / "data" / f"{split}-00000-of-00001.parquet"))

@@ -18,8 +18,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_sgdr import SGDRTrainingArguments, create_image_classifier, pipeline
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments, chosen_stages, given_arguments, load_photos, parse
-from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments, chosen_stages, given_arguments, load_images, parse
+from hf_sgdr.cli.errors import run_cli
 from hf_sgdr.recipe import LESSON, RunResults, Stage
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -39,7 +39,7 @@ SHORT = [
 
 
 COMMAND = [
-    "--data_dir", "photos", "--model", "body", "--image_size", 32, "--output_dir", "out",
+    "--data_dir", "images", "--model", "body", "--image_size", 32, "--output_dir", "out",
     "--per_device_train_batch_size", 8, "--n_aug", 1, "--stages", *SHORT, "--report_to", "none",
 ]  # fmt: skip
 
@@ -59,22 +59,22 @@ def run(recipe: str, *words: object, cwd: Path, expect: int = 0) -> subprocess.C
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, make_photo_folder):
-    """A short recipe run on made-up photos, in a process of its own."""
+def trained(tmp_path_factory, make_image_folder):
+    """A short recipe run on made-up images, in a process of its own."""
     place = tmp_path_factory.mktemp("recipe")
-    make_photo_folder(place / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+    make_image_folder(place / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
     create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
     return place, run("train.py", *COMMAND, cwd=place)
 
 
 @pytest.fixture
 def here(trained, monkeypatch, capsys):
-    """`here(recipe, *words, expect=0)` runs one beside the photos, in this process; gives what it printed."""
+    """`here(recipe, *words, expect=0)` runs one beside the images, in this process; gives what it printed."""
 
     def run_here(recipe, *words, expect=0):
         monkeypatch.chdir(trained[0])
         monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, words)])
-        assert one_clear_line(runpy.run_path(str(RECIPES / recipe))["main"]) == expect
+        assert run_cli(runpy.run_path(str(RECIPES / recipe))["main"]) == expect
         return capsys.readouterr()
 
     return run_here
@@ -102,12 +102,12 @@ def test_what_train_saved_is_stock_without_our_package(trained, here):
         "import sys; sys.modules['hf_sgdr'] = None\n"
         "from transformers import pipeline\n"
         "import json, glob\n"
-        "answer = pipeline('image-classification', model='out', device='cpu')(sorted(glob.glob('photos/valid/*/*')))\n"
+        "answer = pipeline('image-classification', model='out', device='cpu')(sorted(glob.glob('images/valid/*/*')))\n"
         "print(json.dumps(answer))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
     stock = [{entry["label"]: entry["score"] for entry in row} for row in json.loads(done.stdout.splitlines()[-1])]
-    here("predict.py", "--model", "out", "photos/valid", "--output", "p.json", "p.csv")
+    here("predict.py", "--model", "out", "images/valid", "--output", "p.json", "p.csv")
     ours = json.loads((place / "p.json").read_text())
     assert [Path(row["file"]).parent.name for row in ours] == ["cats"] * 4 + ["dogs"] * 4
     for row, scores in zip(ours, stock, strict=True):
@@ -128,9 +128,9 @@ def test_train_writes_a_card_that_claims_only_what_is_true(trained):
         results["tta"]["loss"], abs=1e-6
     )
     assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
-    assert card.data.model_name == "test_resnet on photos"
+    assert card.data.model_name == "test_resnet on images"
     assert "It started from a model in a local folder" in card.text.replace("\\", "")
-    assert "accelerate launch recipes/train.py recipe.yaml --data_dir PHOTOS --model MODEL\n" in card.text
+    assert "accelerate launch recipes/train.py recipe.yaml --data_dir IMAGES --model MODEL\n" in card.text
     assert str(place) not in card.content
 
 
@@ -144,11 +144,11 @@ def test_a_finished_run_is_left_alone_by_resume(trained, here):
 
 def test_predict_names_what_it_cannot_read_and_goes_on(trained, here, tmp_path):
     place, _ = trained
-    good = next((place / "photos" / "valid" / "cats").iterdir())
+    good = next((place / "images" / "valid" / "cats").iterdir())
     (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
     done = here("predict.py", "--model", place / "out", good, tmp_path / "bad.jpg", good, expect=1)
     assert "bad.jpg: cannot be read as a picture" in done.err
-    assert "photo/s" in done.err  # the progress bar
+    assert "image/s" in done.err  # the progress bar
     assert [line.split("\t")[0] for line in done.out.splitlines()] == [str(good)] * 2
 
 
@@ -158,7 +158,7 @@ def predict_here(*words: object) -> int:
 
 def test_predict_takes_views_and_the_number_of_classes(trained, tmp_path, capsys):
     place, _ = trained
-    folder = place / "photos" / "valid"
+    folder = place / "images" / "valid"
     outputs = [tmp_path / name for name in ("p.csv", "p.json", "p.jsonl")]
     words = ["--model", place / "out", "--tta", 3, "--top_k", 1, "--batch_size", 3, "--device", "cpu"]
     assert predict_here(folder, *words, "--output", *outputs) == 0
@@ -199,7 +199,7 @@ def test_predict_leaves_the_rows_done_so_far_whenever_it_is_stopped(trained, tmp
 
     monkeypatch.setitem(recipe["main"].__globals__, "predict", stopped)
     outputs = [str(tmp_path / name) for name in ("p.csv", "p.json", "p.jsonl")]
-    words = [str(place / "photos" / "valid"), "--model", str(place / "out"), "--output", *outputs, "--device", "cpu"]
+    words = [str(place / "images" / "valid"), "--model", str(place / "out"), "--output", *outputs, "--device", "cpu"]
     assert recipe["main"](words) == 130
     assert seen == [[number] * 3 for number in range(1, 6)]
     assert "interrupted; the rows so far are written" in capsys.readouterr().err
@@ -209,12 +209,12 @@ def test_predict_writes_text_from_outside_so_that_it_is_only_text(trained, tmp_p
     place, _ = trained
     model = create_image_classifier("test_resnet", labels=["=1+1", "\x1b[31mred"], pretrained=False)
     model.save_pretrained(tmp_path / "model")
-    photo = next((place / "photos").rglob("*.jpg")).read_bytes()
+    image = next((place / "images").rglob("*.jpg")).read_bytes()
     names = ["=cmd.jpg", "two\nlines.jpg", "\x1b[2Jclear.jpg", os.fsdecode(b"latin-\xe4.jpg"), 'café, "q".jpg']
-    folder = tmp_path / "=photos"
+    folder = tmp_path / "=images"
     folder.mkdir()
     for name in names:
-        (folder / name).write_bytes(photo)
+        (folder / name).write_bytes(image)
     outputs = [tmp_path / name for name in ("p.csv", "p.json", "p.jsonl")]
     assert predict_here(folder, "--model", tmp_path / "model", "--device", "cpu", "--output", *outputs) == 0
     table, rows, lines = read_outputs(tmp_path)
@@ -235,7 +235,7 @@ def test_predict_ends_quietly_when_nobody_reads_on(trained):
     place, _ = trained
     read, write = os.pipe()
     os.close(read)  # as `| head` does when it has enough
-    command = [sys.executable, str(RECIPES / "predict.py"), "--model", "out", "photos", "--device", "cpu"]
+    command = [sys.executable, str(RECIPES / "predict.py"), "--model", "out", "images", "--device", "cpu"]
     done = subprocess.run(command, cwd=place, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     os.close(write)
     assert done.returncode == 141, done.stderr
@@ -246,7 +246,7 @@ def test_a_broken_pipe_of_something_else_is_an_error(capsys):
     def main(argv):
         raise BrokenPipeError(32, "Broken pipe of a worker")
 
-    assert one_clear_line(main) == 2
+    assert run_cli(main) == 2
     assert "error: [Errno 32] Broken pipe of a worker" in capsys.readouterr().err
 
 
@@ -263,7 +263,7 @@ def test_classes_that_share_a_name_are_told_apart(trained, tmp_path, names, show
     model.config.id2label = dict(enumerate(names))
     model.save_pretrained(tmp_path / "model")
     output = tmp_path / "p.json"
-    assert predict_here(place / "photos", "--model", tmp_path / "model", "--device", "cpu", "--output", output) == 0
+    assert predict_here(place / "images", "--model", tmp_path / "model", "--device", "cpu", "--output", output) == 0
     for row in json.loads(output.read_text()):
         assert list(row["probabilities"]) == shown
         assert sum(row["probabilities"].values()) == pytest.approx(1)
@@ -272,7 +272,7 @@ def test_classes_that_share_a_name_are_told_apart(trained, tmp_path, names, show
 def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
     place, _ = trained
     done = here(
-        "find_lr.py", "--data_dir", "photos", "--model", "body", "--image_size", 32, "--precompute",
+        "find_lr.py", "--data_dir", "images", "--model", "body", "--image_size", 32, "--precompute",
         "--num_steps", 30, "--output_dir", "found", "--per_device_train_batch_size", 8,
     )  # fmt: skip
     for method in ("lesson", "valley", "steep", "minimum"):
@@ -285,55 +285,55 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
     ("recipe", "words", "message"),
     [
         ("train.py", ["--data_dir", "nowhere"], "train.py: error: nowhere: no such folder."),
-        ("train.py", ["--data_dir", "photos", "--model", "resnt34"], "train.py: error: 'resnt34' is neither a folder"),
-        ("train.py", ["--data_dir", "photos", "--augment", "upside"], "augment='upside': give None or one of basic"),
-        ("train.py", ["--data_dir", "photos", "--num_cycles", "2"], "--num_cycles: the stages say that"),
+        ("train.py", ["--data_dir", "images", "--model", "resnt34"], "train.py: error: 'resnt34' is neither a folder"),
+        ("train.py", ["--data_dir", "images", "--augment", "upside"], "augment='upside': give None or one of basic"),
+        ("train.py", ["--data_dir", "images", "--num_cycles", "2"], "--num_cycles: the stages say that"),
         (
             "train.py",
-            ["--data_dir", "photos", "--num_train_epochs", "5"],
+            ["--data_dir", "images", "--num_train_epochs", "5"],
             "--num_train_epochs: the stages say how long",
         ),
-        ("train.py", ["--data_dir", "photos", "--num-train-epochs=5"], "--num_train_epochs: the stages say how long"),
+        ("train.py", ["--data_dir", "images", "--num-train-epochs=5"], "--num_train_epochs: the stages say how long"),
         ("train.py", ["--data-dir", "nowhere"], "train.py: error: nowhere: no such folder."),
         ("train.py", ["--data-dir=nowhere"], "train.py: error: nowhere: no such folder."),
-        ("train.py", ["--data", "photos"], "unrecognized arguments: --data photos"),
-        ("train.py", ["--data_dri", "photos"], "--data_dri photos; did you mean --data_dir?"),
-        ("train.py", ["photos"], "unrecognized arguments: photos."),
-        ("train.py", ["--data_dir", "photos", "--n_aug", "-3"], "n_aug=-3"),
-        ("train.py", ["--data_dir", "photos", "--max_train_samples", "0"], "max_train_samples=0"),
-        ("train.py", ["--data_dir", "photos", "--max-eval-samples", "-1"], "max_eval_samples=-1"),
-        ("train.py", ["--data_dir", "photos", "--max_train_samples", "few"], "invalid int value: 'few'"),
-        ("train.py", ["--data_dir", "photos", "--stages", "{name: x"], "--stages {name: x: not valid JSON"),
-        ("train.py", ["--data_dir", "photos", "--stages", "all"], "--stages all: give lesson, or any of precomputed"),
-        ("train.py", ["--data_dir", "photos", "--no_such_flag"], "--no_such_flag"),
-        ("train.py", ["--data_dir", "photos", "--license", "My own"], "license='My own': give an identifier of"),
-        ("train.py", ["--data_dir", "photos", "--learning_rate", "fast"], "invalid float value: 'fast'"),
-        ("train.py", ["--data_dir", "photos", "--dataset_name", "x"], "give one of the two"),
-        ("train.py", ["--data_dir", "photos", "--image_size", "2"], "image_size=2: give the side of the square input"),
-        ("train.py", ["--data_dir", "photos", "--hub_token", "x"], "hub_token is not taken as an argument"),
+        ("train.py", ["--data", "images"], "unrecognized arguments: --data images"),
+        ("train.py", ["--data_dri", "images"], "--data_dri images; did you mean --data_dir?"),
+        ("train.py", ["images"], "unrecognized arguments: images."),
+        ("train.py", ["--data_dir", "images", "--n_aug", "-3"], "n_aug=-3"),
+        ("train.py", ["--data_dir", "images", "--max_train_samples", "0"], "max_train_samples=0"),
+        ("train.py", ["--data_dir", "images", "--max-eval-samples", "-1"], "max_eval_samples=-1"),
+        ("train.py", ["--data_dir", "images", "--max_train_samples", "few"], "invalid int value: 'few'"),
+        ("train.py", ["--data_dir", "images", "--stages", "{name: x"], "--stages {name: x: not valid JSON"),
+        ("train.py", ["--data_dir", "images", "--stages", "all"], "--stages all: give lesson, or any of precomputed"),
+        ("train.py", ["--data_dir", "images", "--no_such_flag"], "--no_such_flag"),
+        ("train.py", ["--data_dir", "images", "--license", "My own"], "license='My own': give an identifier of"),
+        ("train.py", ["--data_dir", "images", "--learning_rate", "fast"], "invalid float value: 'fast'"),
+        ("train.py", ["--data_dir", "images", "--dataset_name", "x"], "give one of the two"),
+        ("train.py", ["--data_dir", "images", "--image_size", "2"], "image_size=2: give the side of the square input"),
+        ("train.py", ["--data_dir", "images", "--hub_token", "x"], "hub_token is not taken as an argument"),
         (
             "train.py",
-            ["--data_dir", "photos", "--per_device_train_batch_size", "0"],
+            ["--data_dir", "images", "--per_device_train_batch_size", "0"],
             "give a whole number of at least 1",
         ),
-        ("train.py", ["--data_dir", "photos", "--image_size", "32", "--push_to_hub"], "train.py: error: "),
+        ("train.py", ["--data_dir", "images", "--image_size", "32", "--push_to_hub"], "train.py: error: "),
         ("train.py", ["missing.yaml"], "missing.yaml: no such file."),
-        ("find_lr.py", ["--data_dir", "photos", "--start_lr", "5", "--end_lr", "1"], "give 0 < start_lr < end_lr"),
-        ("find_lr.py", ["--image_size", "32"], "No photos: give --data_dir FOLDER"),
+        ("find_lr.py", ["--data_dir", "images", "--start_lr", "5", "--end_lr", "1"], "give 0 < start_lr < end_lr"),
+        ("find_lr.py", ["--image_size", "32"], "No images: give --data_dir FOLDER"),
         ("predict.py", ["--model", "body", "nowhere.jpg"], "nowhere.jpg: no such file or folder."),
-        ("predict.py", ["--model", "body", "photos", "--output", "p.xls"], "name that ends in .csv, .json, .jsonl"),
-        ("predict.py", ["--model", "body", "photos", "--output", "no/p.csv"], "--output no/p.csv: no folder no."),
-        ("predict.py", ["--model", "nobody", "photos", "--output", "p.csv"], "model 'nobody': no such folder"),
+        ("predict.py", ["--model", "body", "images", "--output", "p.xls"], "name that ends in .csv, .json, .jsonl"),
+        ("predict.py", ["--model", "body", "images", "--output", "no/p.csv"], "--output no/p.csv: no folder no."),
+        ("predict.py", ["--model", "nobody", "images", "--output", "p.csv"], "model 'nobody': no such folder"),
         (
             "predict.py",
-            ["--model", "body", "photos", "--output", "p.csv", "--tta", "-1"],
+            ["--model", "body", "images", "--output", "p.csv", "--tta", "-1"],
             "tta=-1: give a whole number",
         ),
-        ("predict.py", ["--model", "body", "photos", "--top_k", "0"], "--top_k=0: give a whole number of at least 1"),
-        ("predict.py", ["--model", "body", "photos", "--device", "gpu", "--output", "p.csv"], "device='gpu'"),
-        ("predict.py", ["--model", "body", "photos", "--no_such_flag"], "--no_such_flag"),
-        ("predict.py", ["--model", "body", "photos", "--top", "1"], "unrecognized arguments: --top 1"),
-        ("predict.py", ["--model", "body", "photos", "--top-k=0"], "--top_k=0: give a whole number of at least 1"),
+        ("predict.py", ["--model", "body", "images", "--top_k", "0"], "--top_k=0: give a whole number of at least 1"),
+        ("predict.py", ["--model", "body", "images", "--device", "gpu", "--output", "p.csv"], "device='gpu'"),
+        ("predict.py", ["--model", "body", "images", "--no_such_flag"], "--no_such_flag"),
+        ("predict.py", ["--model", "body", "images", "--top", "1"], "unrecognized arguments: --top 1"),
+        ("predict.py", ["--model", "body", "images", "--top-k=0"], "--top_k=0: give a whole number of at least 1"),
         ("find_lr.py", ["--data-dir", "nowhere"], "find_lr.py: error: nowhere: no such folder."),
         ("push.py", ["out"], "push.py: error: the following arguments are required: model_id"),
         ("push.py", ["out", "ann/cats", "--privat"], "unrecognized arguments: --privat"),
@@ -347,7 +347,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(trained, monkeypatch, capsys
         words = [*words, *([] if "--model" in words else ["--model", "body"]), "--output_dir", "new"]
     monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *words])
     before = sorted(place.rglob("*"))
-    assert one_clear_line(runpy.run_path(str(RECIPES / recipe))["main"]) == 2
+    assert run_cli(runpy.run_path(str(RECIPES / recipe))["main"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
     assert message in lines[0]
@@ -392,7 +392,7 @@ def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_def
     stages_of_recipe = main.__globals__["stages_of"]
     monkeypatch.setitem(main.__globals__, "stages_of", stop)
     with pytest.raises(ValueError, match="seen"):
-        main(["--data_dir", "photos", "--output_dir", str(tmp_path / "out"), *words])
+        main(["--data_dir", "images", "--output_dir", str(tmp_path / "out"), *words])
     assert [stage.lr for stage in seen] == [0.01, None, 0.01]
 
 
@@ -409,10 +409,10 @@ def test_stages_by_name():
     [
         ([], True),
         (["--output_dir", "out"], True),
-        (["--data_dir", "photos"], False),
-        (["--data-dir", "photos"], False),
-        (["--data-dir=photos"], False),
-        (["--dataset-name", "ann/photos"], False),
+        (["--data_dir", "images"], False),
+        (["--data-dir", "images"], False),
+        (["--data-dir=images"], False),
+        (["--dataset-name", "ann/images"], False),
         (["--run_name", "--data_dir"], None),
     ],
 )
@@ -424,8 +424,8 @@ def test_the_demo_runs_only_where_no_images_are_named(words, is_demo, tmp_path, 
         seen.append(data)
         raise ValueError("seen")
 
-    monkeypatch.setitem(main.__globals__, "load_photos", stop)
-    monkeypatch.setitem(main.__globals__, "demo_photo_folder", lambda: Path("digits"))
+    monkeypatch.setitem(main.__globals__, "load_images", stop)
+    monkeypatch.setitem(main.__globals__, "demo_image_folder", lambda: Path("digits"))
     monkeypatch.setitem(main.__globals__, "demo_weights_file", lambda: Path("weights"))
     if is_demo is None:
         with pytest.raises(ValueError, match="--run-name: expected one argument"):
@@ -479,7 +479,7 @@ def test_a_value_that_does_not_fit_its_argument_is_one_line(text, message, tmp_p
 
 
 def test_a_text_that_looks_like_a_flag_is_a_value(tmp_path):
-    assert parse(KINDS, [config(tmp_path, 'data_dir: "-photos"\npretrained: false\n')], "")[0].data_dir == "-photos"
+    assert parse(KINDS, [config(tmp_path, 'data_dir: "-images"\npretrained: false\n')], "")[0].data_dir == "-images"
 
 
 # ---- Fewer images ----
@@ -491,9 +491,9 @@ class Training:
 
 
 @pytest.fixture
-def many(tmp_path, make_photo_folder):
+def many(tmp_path, make_image_folder):
     classes = {"bee": 20, "cat": 8, "dog": 3, "eel": 1}
-    make_photo_folder(tmp_path / "many", {"train": classes, "valid": dict.fromkeys(classes, 4)})
+    make_image_folder(tmp_path / "many", {"train": classes, "valid": dict.fromkeys(classes, 4)})
     return str(tmp_path / "many")
 
 
@@ -506,32 +506,32 @@ def paths(dataset):
 
 
 def test_fewer_samples_keep_the_share_of_each_class_and_lose_none(many):
-    loaded = load_photos(DataArguments(data_dir=many, max_train_samples=16, max_eval_samples=8), Training())
+    loaded = load_images(DataArguments(data_dir=many, max_train_samples=16, max_eval_samples=8), Training())
     assert counts(loaded["train"]) == [10, 4, 1, 1]
     assert counts(loaded["validation"]) == [2, 2, 2, 2]
-    whole = load_photos(DataArguments(data_dir=many), Training())
+    whole = load_images(DataArguments(data_dir=many), Training())
     assert set(paths(loaded["train"])) < set(paths(whole["train"]))
     assert paths(loaded["train"]) == sorted(paths(loaded["train"]))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(4, [1, 1, 1, 1]), (32, [20, 8, 3, 1]), (1000, [20, 8, 3, 1])])
 def test_every_class_has_a_sample_and_more_than_there_are_is_all_of_them(many, count, expected):
-    loaded = load_photos(DataArguments(data_dir=many, max_train_samples=count), Training())
+    loaded = load_images(DataArguments(data_dir=many, max_train_samples=count), Training())
     assert counts(loaded["train"]) == expected
     assert counts(loaded["validation"]) == [4, 4, 4, 4]
 
 
 def test_the_seed_decides_which_samples(many):
     def drawn(seed):
-        return paths(load_photos(DataArguments(data_dir=many, max_train_samples=8), Training(seed))["train"])
+        return paths(load_images(DataArguments(data_dir=many, max_train_samples=8), Training(seed))["train"])
 
     assert drawn(1) == drawn(1) != drawn(2)
-    assert len(load_photos(DataArguments(data_dir=many, max_train_samples=2), Training())["train"]) == 2
+    assert len(load_images(DataArguments(data_dir=many, max_train_samples=2), Training())["train"]) == 2
 
 
 def test_fewer_samples_of_a_data_set_likewise(many):
     training = SGDRTrainingArguments("unused", use_cpu=True, report_to="none")
-    loaded = load_photos(DataArguments(dataset_name=f"{many}/train", max_train_samples=10), training)
+    loaded = load_images(DataArguments(dataset_name=f"{many}/train", max_train_samples=10), training)
     assert len(loaded["train"]) == 10
     assert counts(loaded["train"])[0] == max(counts(loaded["train"]))
 
@@ -539,11 +539,11 @@ def test_fewer_samples_of_a_data_set_likewise(many):
 # ---- Runs that go on ----
 
 
-def test_resume_with_other_images_begins_anew_and_says_so(trained, make_photo_folder, tmp_path):
+def test_resume_with_other_images_begins_anew_and_says_so(trained, make_image_folder, tmp_path):
     place, _ = trained
-    make_photo_folder(tmp_path / "others", {"train": {"owls": 4, "rats": 4}, "valid": {"owls": 2, "rats": 2}})
+    make_image_folder(tmp_path / "others", {"train": {"owls": 4, "rats": 4}, "valid": {"owls": 2, "rats": 2}})
     shutil.copytree(place / "out", tmp_path / "out")
-    command = [word if word != "photos" else "others" for word in COMMAND]
+    command = [word if word != "images" else "others" for word in COMMAND]
     command[command.index("body")] = place / "body"
     done = run("train.py", *command, "--max_train_samples", 6, "--n_aug", 0, "--resume", cwd=tmp_path)
     assert "is finished" not in done.stdout
@@ -563,8 +563,8 @@ def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, h
     (line,) = [line for line in done.stdout.splitlines() if "Try it:" in line]
     recipe, *words = shlex.split(line.split("Try it: python ")[1])
     assert Path(recipe) == RECIPES / "predict.py"
-    assert words[-1] == "PHOTO.jpg"
-    assert here("predict.py", *words[:-1], next((place / "photos").rglob("*.jpg"))).out.count("\t") == 2
+    assert words[-1] == "IMAGE.jpg"
+    assert here("predict.py", *words[:-1], next((place / "images").rglob("*.jpg"))).out.count("\t") == 2
     assert "Augmentation has no effect" not in done.stderr
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_sgdr._utils.plots import new_axes, plot_photos
+from hf_sgdr._utils.plots import new_axes, plot_images
 from hf_sgdr.inference.report import Heading, Paragraph, Picture, Table, write_report
 
 NASTY = '<img src=x onerror=alert(1)> "quoted" | **bold** [a](javascript:b)\n$x$'
@@ -60,7 +60,7 @@ def test_pictures_lie_beside_the_markdown_and_inside_the_html(tmp_path):
 
 
 def test_a_table_without_rows_and_a_plot_in_a_larger_figure(tmp_path):
-    ax = plot_photos([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]])
+    ax = plot_images([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]])
     write_report(tmp_path / "r.html", "t", [Table("c", ["name"], []), Picture(ax, "p", "d")])
     assert "<tbody>\n\n</tbody>" in (tmp_path / "r.html").read_text()
 

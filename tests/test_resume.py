@@ -23,15 +23,15 @@ TIMES = ("runtime", "_per_second", "total_flos")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
-    root = make_photo_folder(
-        tmp_path_factory.mktemp("photos"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}}
+def images(tmp_path_factory, make_image_folder):
+    root = make_image_folder(
+        tmp_path_factory.mktemp("images"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}}
     )
     return load_image_folder(root)
 
 
 @pytest.fixture
-def make_trainer(photos, tmp_path):
+def make_trainer(images, tmp_path):
     def make(folder="out", **kwargs):
         torch.manual_seed(0)
         model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
@@ -41,8 +41,8 @@ def make_trainer(photos, tmp_path):
         return SGDRTrainer(
             model,
             SGDRTrainingArguments(str(tmp_path / folder), **{**values, **kwargs}),
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=train_transform,
             eval_transform=eval_transform,
         )
@@ -268,7 +268,7 @@ def test_with_nothing_to_go_on_with_a_recipe_starts(make_trainer):
     assert [stage["name"] for stage in run_stages(trainer, STAGES[:1], resume=True).stages] == ["head"]
 
 
-def test_another_run_is_not_gone_on_with(make_trainer, photos, tmp_path):
+def test_another_run_is_not_gone_on_with(make_trainer, images, tmp_path):
     broken = make_trainer()
     broken.add_callback(Interrupt("on_train_end", 1))
     with pytest.raises(KeyboardInterrupt):
@@ -281,8 +281,8 @@ def test_another_run_is_not_gone_on_with(make_trainer, photos, tmp_path):
         with pytest.raises(ValueError, match=message):
             run_stages(make_trainer(**change), STAGES, resume=True)
     other = make_trainer()
-    other.train_dataset = photos["train"].select(range(20))
-    with pytest.raises(ValueError, match="training photos was"):
+    other.train_dataset = images["train"].select(range(20))
+    with pytest.raises(ValueError, match="training images was"):
         run_stages(other, STAGES, resume=True)
     with pytest.raises(ValueError, match="stages was"):
         run_stages(make_trainer(), STAGES[:2], resume=True)
@@ -361,7 +361,7 @@ def test_the_trainer_that_was_interrupted_goes_on_itself(make_trainer, uninterru
     )
 
 
-def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, photos, tmp_path, caplog):
+def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, images, tmp_path, caplog):
     stages = STAGES[:1]
     results_file = tmp_path / "out" / "results.json"
     trainer = make_trainer()
@@ -375,7 +375,7 @@ def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, photos, 
     try:
         others = [(make_trainer(seed=7), stages), (make_trainer(), STAGES[:2])]
         fewer = make_trainer()
-        fewer.train_dataset = photos["train"].select(range(20))
+        fewer.train_dataset = images["train"].select(range(20))
         for other in [*others, (fewer, stages)]:
             caplog.clear()
             assert not is_finished(*other)

@@ -15,13 +15,13 @@ import pytest
 from loopback_hub import TOKEN
 
 from hf_sgdr import create_image_classifier
-from hf_sgdr.cli.errors import one_clear_line
+from hf_sgdr.cli.errors import run_cli
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe
 STAGE = '{"name": "head", "lr": 0.05, "cycles": 2, "precompute": true}'
 TRAIN = [
-    RECIPES / "train.py", "--data_dir", "photos", "--model", "body", "--image_size", 32, "--output_dir", "out",
+    RECIPES / "train.py", "--data_dir", "images", "--model", "body", "--image_size", 32, "--output_dir", "out",
     "--per_device_train_batch_size", 8, "--n_aug", 1, "--report_to", "none", "--stages", STAGE,
 ]  # fmt: skip
 # A package that is None in sys.modules cannot be imported.
@@ -29,14 +29,14 @@ READ = """
 import glob, json, sys
 sys.modules["hf_sgdr"] = None
 from transformers import pipeline
-answers = pipeline("image-classification", model="ann/cats", device="cpu")(sorted(glob.glob("photos/valid/*/*")))
+answers = pipeline("image-classification", model="ann/cats", device="cpu")(sorted(glob.glob("images/valid/*/*")))
 print(json.dumps(answers))
 """
 GO_ON = """
 import glob, json, sys, torch
 import hf_sgdr
 from safetensors.torch import load_file
-answers = hf_sgdr.pipeline("ann/cats", tta=0, device="cpu")(sorted(glob.glob("photos/valid/*/*")))
+answers = hf_sgdr.pipeline("ann/cats", tta=0, device="cpu")(sorted(glob.glob("images/valid/*/*")))
 model = hf_sgdr.create_image_classifier("ann/cats", labels=["cats", "dogs"])
 saved = load_file("out/model.safetensors")
 kept = {name: torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items() if name in saved}
@@ -47,15 +47,15 @@ assert not torch.equal(other.timm_model.fc.weight, model.timm_model.fc.weight)
 
 import train
 assert train.main(sys.argv[1:]) == 0  # goes on from the pushed model
-assert train.main(["out/recipe.yaml", "--data_dir", "photos", "--output_dir", "again", "--report_to", "none"]) == 0
+assert train.main(["out/recipe.yaml", "--data_dir", "images", "--output_dir", "again", "--report_to", "none"]) == 0
 print(json.dumps(answers))
 """
 BY_HAND = """
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, load_image_folder
-photos = load_image_folder("photos")
+images = load_image_folder("images")
 model = create_image_classifier("body", labels=["cats", "dogs"])
 args = SGDRTrainingArguments("by-hand", use_cpu=True, per_device_train_batch_size=4, report_to="none")
-trainer = SGDRTrainer(model, args, train_dataset=photos["train"], eval_dataset=photos["validation"])
+trainer = SGDRTrainer(model, args, train_dataset=images["train"], eval_dataset=images["validation"])
 trainer.precompute = True
 trainer.fit(1e-2, 1)
 trainer.push_to_hub()
@@ -64,8 +64,8 @@ trainer.end()
 
 
 @pytest.fixture
-def place(tmp_path, make_photo_folder):
-    make_photo_folder(tmp_path / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+def place(tmp_path, make_image_folder):
+    make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
     create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
     return tmp_path
 
@@ -97,7 +97,7 @@ def recipe(place, monkeypatch, capsys):
 
     def run(path, *words):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
-        status = one_clear_line(runpy.run_path(str(path))["main"])
+        status = run_cli(runpy.run_path(str(path))["main"])
         return status, *capsys.readouterr()
 
     return run

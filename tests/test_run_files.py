@@ -40,16 +40,16 @@ class Stages:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
+def images(tmp_path_factory, make_image_folder):
     return load_image_folder(
-        make_photo_folder(
-            tmp_path_factory.mktemp("photos"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
+        make_image_folder(
+            tmp_path_factory.mktemp("images"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
         )
     )
 
 
 @pytest.fixture
-def make_trainer(photos, tiny_model, tmp_path):
+def make_trainer(images, tiny_model, tmp_path):
     def make(model=None, with_validation=True, **kwargs):
         model = model if model is not None else tiny_model
         train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
@@ -59,7 +59,7 @@ def make_trainer(photos, tiny_model, tmp_path):
         return SGDRTrainer(
             model,
             SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=8, **values, **kwargs),
-            train_dataset=photos["train"], eval_dataset=photos["validation"] if with_validation else None,
+            train_dataset=images["train"], eval_dataset=images["validation"] if with_validation else None,
             train_transform=train, eval_transform=evaluation,
         )  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_files_of_the_run_before_are_written_anew_and_newer_ones_stay(logged_in,
     assert b"license: apache-2.0" in repo.files()["README.md"]
 
 
-def test_without_validation_photos_there_is_no_card_but_a_push(logged_in, make_trainer, tmp_path):
+def test_without_validation_images_there_is_no_card_but_a_push(logged_in, make_trainer, tmp_path):
     trainer = make_trainer(with_validation=False, hub_model_id="ann/cats")
     trainer.fit(1e-2, 1)
     trainer.push_to_hub()
@@ -288,7 +288,7 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
         trainer,
         [Stage("head", lr="auto", cycles=2, precompute=True)],
         model=asdict(ModelArguments(str(tmp_path / "my body"), weights_file=str(tmp_path / "w.pth"))),
-        data=asdict(DataArguments(data_dir=str(tmp_path / "photos"))),
+        data=asdict(DataArguments(data_dir=str(tmp_path / "images"))),
         more={"n_aug": 2},
     )
     text = path.read_text()
@@ -305,16 +305,16 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
 
 def test_a_recipe_on_a_data_set_of_the_hub_names_it_and_its_columns(make_trainer, tmp_path):
     columns = {"image_column_name": "img", "label_column_name": "kind"}
-    data = DataArguments(dataset_name="ann/photos", train_split_name="all")
+    data = DataArguments(dataset_name="ann/images", train_split_name="all")
     text = write_recipe(make_trainer(), [Stage("head", lr=1e-2)], data=asdict(data), more=columns).read_text()
     values = yaml.safe_load(text)
-    assert values.items() >= {"dataset_name": "ann/photos", "train_split_name": "all", **columns}.items()
+    assert values.items() >= {"dataset_name": "ann/images", "train_split_name": "all", **columns}.items()
     assert values["model_name_or_path"] == "test_resnet"
     assert "--data_dir" not in text
     (tmp_path / "again.yaml").write_text(text)
     kinds = (DataArguments, ModelArguments, Stages, SGDRTrainingArguments)
     parsed, _, _, training = parse(kinds, [str(tmp_path / "again.yaml"), "--use_cpu", "true"], "")
-    assert (parsed.dataset_name, parsed.train_split_name) == ("ann/photos", "all")
+    assert (parsed.dataset_name, parsed.train_split_name) == ("ann/images", "all")
     assert (training.image_column_name, training.label_column_name) == ("img", "kind")
 
 
@@ -339,15 +339,15 @@ def test_what_transformers_example_scripts_say_goes_into_the_card(logged_in, mak
     assert "# Cats and dogs" in card.text
 
 
-def test_what_the_example_script_for_images_says_about_a_model_and_photos_on_disk_is_no_id(
+def test_what_the_example_script_for_images_says_about_a_model_and_images_on_disk_is_no_id(
     logged_in, make_trainer, tmp_path, caplog
 ):
     trainer = make_trainer(hub_model_id="ann/cats")
-    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").mkdir()
     logging.enable_propagation()
     try:
         trainer.create_model_card(
-            finetuned_from=str(tmp_path / "resnet"), tasks=["image-classification"], dataset=str(tmp_path / "photos"),
+            finetuned_from=str(tmp_path / "resnet"), tasks=["image-classification"], dataset=str(tmp_path / "images"),
             tags="pets",
         )  # fmt: skip
     finally:
@@ -355,7 +355,7 @@ def test_what_the_example_script_for_images_says_about_a_model_and_photos_on_dis
     assert f"finetuned_from='{tmp_path}/resnet' is no id of the Hub, so the card does not name it." in caplog.text
     text = (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in text
-    assert "on photos" in text
+    assert "on images" in text
     trainer.create_model_card(finetuned_from=None, tasks="image-classification", dataset=None, tags=["vision"])
 
 
@@ -363,7 +363,7 @@ def test_what_the_example_script_for_images_says_about_a_model_and_photos_on_dis
     ("facts", "message"),
     [
         ({"tasks": "text-generation"}, "tasks=text-generation: the card is that of an image classifier"),
-        ({"dataset": ["a", "b"]}, "dataset=a, b: the card's figures are of one set of photos; give one."),
+        ({"dataset": ["a", "b"]}, "dataset=a, b: the card's figures are of one set of images; give one."),
     ],
 )
 def test_what_a_card_cannot_hold_is_refused_before_anything_is_written(make_trainer, tmp_path, facts, message):

@@ -50,9 +50,9 @@ class Trap:
 
 
 @pytest.fixture
-def make_trainer(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path / "photos", {"train": {"a": 8, "b": 8}, "valid": {"a": 2, "b": 2}})
-    photos = load_image_folder(root)
+def make_trainer(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 2, "b": 2}})
+    images = load_image_folder(root)
 
     def make() -> SGDRTrainer:
         torch.manual_seed(0)
@@ -60,7 +60,7 @@ def make_trainer(tmp_path, make_photo_folder):
         args = SGDRTrainingArguments(
             str(tmp_path / "out"), per_device_train_batch_size=4, save_strategy="epoch", disable_tqdm=True
         )
-        return SGDRTrainer(model, args, train_dataset=photos["train"], eval_dataset=photos["validation"])
+        return SGDRTrainer(model, args, train_dataset=images["train"], eval_dataset=images["validation"])
 
     return make
 
@@ -108,9 +108,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.recipe
 @pytest.mark.parametrize("umask", [0o027, 0o002])
-def test_a_recipe_writes_where_it_should_and_as_the_user_wants(umask, tmp_path, make_photo_folder):
-    photos = make_photo_folder(tmp_path / "photos", {"train": {"a": 8, "b": 8}, "valid": {"a": 2, "b": 2}})
-    before = contents(photos)
+def test_a_recipe_writes_where_it_should_and_as_the_user_wants(umask, tmp_path, make_image_folder):
+    images = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 2, "b": 2}})
+    before = contents(images)
     for name in ("home", "temporary", "here", "cache"):
         (tmp_path / name).mkdir()
     environment = {
@@ -124,7 +124,7 @@ def test_a_recipe_writes_where_it_should_and_as_the_user_wants(umask, tmp_path, 
     }
     words = ["--model", "test_resnet", "--pretrained", "false", "--image_size", "32", "--cache_images", "true"]
     words += ["--per_device_train_batch_size", "8", "--learning_rate", "0.01", "--stages", "precomputed", "augmented"]
-    words += ["--data_dir", str(photos), "--output_dir", str(tmp_path / "out")]
+    words += ["--data_dir", str(images), "--output_dir", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, str(ROOT / "recipes" / "train.py"), *words],
         capture_output=True,
@@ -135,8 +135,8 @@ def test_a_recipe_writes_where_it_should_and_as_the_user_wants(umask, tmp_path, 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", "home", "temporary", "here", "cache", "out"}
-    assert contents(photos) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "home", "temporary", "here", "cache", "out"}
+    assert contents(images) == before
     assert not any((tmp_path / "here").iterdir())
     assert not any((tmp_path / "temporary").iterdir())
     assert contents(tmp_path / "out").keys() >= {"config.json", "model.safetensors", "results.json"}

@@ -18,10 +18,10 @@ SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
+def images(tmp_path_factory, make_image_folder):
     return load_image_folder(
-        make_photo_folder(
-            tmp_path_factory.mktemp("photos"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
+        make_image_folder(
+            tmp_path_factory.mktemp("images"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
         )
     )
 
@@ -43,14 +43,14 @@ class Noted(TrainerCallback):
 
 
 @pytest.fixture
-def make_trainer(photos, tiny_model, tmp_path):
+def make_trainer(images, tiny_model, tmp_path):
     def make(**kwargs):
         train, evaluation = image_transforms(tiny_model, image_size=SIZE, augment="side_on", max_zoom=1.1)
         values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
         return SGDRTrainer(
             tiny_model,
             SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=8, **values, **kwargs),
-            train_dataset=photos["train"], eval_dataset=photos["validation"],
+            train_dataset=images["train"], eval_dataset=images["validation"],
             train_transform=train, eval_transform=evaluation,
         )  # fmt: skip
 

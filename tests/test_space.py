@@ -26,9 +26,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.cli.errors import one_clear_line
-from hf_sgdr.data.images import UnreadablePhotoError
-from hf_sgdr.demo import DEMO_MODEL, demo_photo_folder, demo_weights_file
+from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.data.images import UnreadableImageError
+from hf_sgdr.demo import DEMO_MODEL, demo_image_folder, demo_weights_file
 from hf_sgdr.hub.retry import HubError
 from hf_sgdr.hub.space import make_space, push_space
 
@@ -111,7 +111,7 @@ def test_a_model_trained_without_augmentation_has_no_views_to_choose(app, tiny_m
 def test_without_a_model_the_app_says_so_in_one_line(app, monkeypatch, capsys):
     monkeypatch.delenv("MODEL_ID", raising=False)
     monkeypatch.setattr(sys, "argv", [str(TEMPLATE / "app.py")])
-    assert one_clear_line(app.main) == 2
+    assert run_cli(app.main) == 2
     done = capsys.readouterr()
     assert done.out == ""
     assert done.err.strip() == (
@@ -129,14 +129,14 @@ def test_a_space_asks_for_what_the_package_needs():
 
 
 def test_a_space_is_put_together(tmp_path):
-    photo = tmp_path / "cat.jpg"
+    image = tmp_path / "cat.jpg"
     exif = Image.Exif()
     exif[0x8769] = {0x927C: b"a maker's note"}
-    Image.new("RGB", (2000, 1000)).save(photo, exif=exif)
-    make_space(tmp_path / "space", TEMPLATE, "ann/cats", [photo])
+    Image.new("RGB", (2000, 1000)).save(image, exif=exif)
+    make_space(tmp_path / "space", TEMPLATE, "ann/cats", [image])
     card = SpaceCard.load(tmp_path / "space" / "README.md")
     assert card.data.models == ["ann/cats"]
-    assert card.data.title == "What is in the photo? cats"
+    assert card.data.title == "What is in the image? cats"
     assert card.data.sdk == "gradio"
     assert (card.data.app_file, card.data.license) == ("app.py", "apache-2.0")
     assert len(card.data.get("short_description")) <= 60  # the Hub's limit
@@ -147,7 +147,7 @@ def test_a_space_is_put_together(tmp_path):
     assert example.size == (1024, 512)
     assert not example.getexif()
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(UnreadablePhotoError, match=r"notes\.txt: cannot be read"):
+    with pytest.raises(UnreadableImageError, match=r"notes\.txt: cannot be read"):
         make_space(tmp_path / "other", TEMPLATE, "ann/cats", [tmp_path / "notes.txt"])
 
 
@@ -222,31 +222,31 @@ CLASSES = {"0": "zero", "1": "one", "4": "four"}
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
-    """A folder with photos of three digits, and `space`, where a Space runs with a model trained on them."""
+    """A folder with images of three digits, and `space`, where a Space runs with a model trained on them."""
     place = tmp_path_factory.mktemp("page")
     for digit, name in CLASSES.items():
-        for number, path in enumerate(sorted((demo_photo_folder() / digit).glob("*.png"))[:60]):
-            folder = place / "photos" / ("train" if number < 45 else "valid") / name
+        for number, path in enumerate(sorted((demo_image_folder() / digit).glob("*.png"))[:60]):
+            folder = place / "images" / ("train" if number < 45 else "valid") / name
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / f"{name}-{number:02d}.png")
-    photos = load_image_folder(place / "photos")
+    images = load_image_folder(place / "images")
     model = create_image_classifier(
-        DEMO_MODEL, labels=photos["train"].features["label"].names, weights_file=demo_weights_file()
+        DEMO_MODEL, labels=images["train"].features["label"].names, weights_file=demo_weights_file()
     )
     train_transform, eval_transform = image_transforms(model, image_size=80, augment="basic", max_zoom=1.1)
     arguments = SGDRTrainingArguments(
         str(place / "digits"), precompute=True, per_device_train_batch_size=16, seed=42, save_strategy="no"
     )
     trainer = SGDRTrainer(
-        model, arguments, train_dataset=photos["train"], eval_dataset=photos["validation"],
+        model, arguments, train_dataset=images["train"], eval_dataset=images["validation"],
         train_transform=train_transform, eval_transform=eval_transform,
     )  # fmt: skip
     trainer.lr_find()
     trainer.fit(1e-2, 4)
-    assert (trainer.log_predictions().argmax(1) == photos["validation"]["label"]).mean() > 0.95
+    assert (trainer.log_predictions().argmax(1) == images["validation"]["label"]).mean() > 0.95
     trainer.save_model()
     trainer.create_model_card()
-    examples = [place / "photos" / "valid" / name / f"{name}-50.png" for name in CLASSES.values()]
+    examples = [place / "images" / "valid" / name / f"{name}-50.png" for name in CLASSES.values()]
     make_space(place / "space", TEMPLATE, "ann/digits", examples)
     (place / "notes.txt").write_text("A text, and no picture.\n")
     (place / "notes.jpg").write_text("A text, and no picture.\n")
@@ -313,7 +313,7 @@ def open_page(browser, address):
         page = window.new_page()
         page.on("request", ask)
         page.goto(address)
-        page.get_by_role("heading", name="What is in the photo?").wait_for()
+        page.get_by_role("heading", name="What is in the image?").wait_for()
         return page
 
     yield open_one
@@ -355,7 +355,7 @@ def picture(page: Page, name: str, tmp_path: Path) -> Path:
 @browser_test
 def test_the_page_is_up_and_says_what_it_knows(open_page):
     page = open_page()
-    expect(page).to_have_title("What is in the photo? digits")
+    expect(page).to_have_title("What is in the image? digits")
     expect(page.get_by_text("The model digits tells apart four, one and zero.")).to_be_visible()
     expect(page.get_by_role("checkbox", name="Test-time augmentation")).not_to_be_checked()
     assert page.locator("html").get_attribute("lang") == "en"
@@ -363,9 +363,9 @@ def test_the_page_is_up_and_says_what_it_knows(open_page):
 
 @browser_test
 @pytest.mark.parametrize("name", CLASSES.values())
-def test_a_photo_in_the_right_label_out_by_keyboard_alone(open_page, digits, name):
+def test_a_image_in_the_right_label_out_by_keyboard_alone(open_page, digits, name):
     page = open_page()
-    choose(page, digits / "photos" / "valid" / name / f"{name}-47.png")
+    choose(page, digits / "images" / "valid" / name / f"{name}-47.png")
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
     expect(said(page)).to_have_text(re.compile(rf"^{name}-47\.png: {name}, \d+\.\d %\.$"))
     table = page.get_by_role("table", name=f"Probabilities for {name}-47.png")
@@ -375,14 +375,14 @@ def test_a_photo_in_the_right_label_out_by_keyboard_alone(open_page, digits, nam
     assert sum(probabilities) == pytest.approx(100, abs=0.2)
     bars = [bar.bounding_box()["width"] for bar in table.locator(".bar").all()]
     assert bars == sorted(bars, reverse=True)
-    # the keyboard is where it was, so that the next photo is one key away
+    # the keyboard is where it was, so that the next image is one key away
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Click to upload or drop files"
 
 
 @browser_test
 def test_test_time_augmentation_is_switched_by_the_space_key(open_page, digits):
     page = open_page()
-    choose(page, digits / "photos" / "valid" / "four" / "four-48.png")
+    choose(page, digits / "images" / "valid" / "four" / "four-48.png")
     expect(said(page)).to_contain_text("four-48.png")
     bar = page.locator(".bar").first
     plain = bar.evaluate("bar => bar.style.width"), page.get_by_role("table").inner_text()
@@ -397,21 +397,21 @@ def test_test_time_augmentation_is_switched_by_the_space_key(open_page, digits):
 
 @browser_test
 @pytest.mark.parametrize("name", ["notes.txt", "notes.jpg"])
-def test_a_text_file_gives_a_friendly_error_and_the_photo_beside_it_its_label(open_page, digits, name):
+def test_a_text_file_gives_a_friendly_error_and_the_image_beside_it_its_label(open_page, digits, name):
     page = open_page()
-    choose(page, digits / name, digits / "photos" / "valid" / "zero" / "zero-49.png")
+    choose(page, digits / name, digits / "images" / "valid" / "zero" / "zero-49.png")
     expect(said(page)).to_contain_text(f"{name} is not a picture that can be read. zero-49.png: zero")
     failed = page.locator(".results .failed")
     expect(failed).to_contain_text("This is not a picture that can be read")
-    expect(failed).to_contain_text("Please try a photo, such as a JPEG, PNG or WebP file.")
+    expect(failed).to_contain_text("Please try an image, such as a JPEG, PNG or WebP file.")
     assert "/" not in failed.inner_text()  # no place of the server
     expect(page.get_by_role("heading", name="zero", exact=True)).to_be_visible()
 
 
 @browser_test
-def test_photos_can_be_dropped(open_page, digits):
+def test_images_can_be_dropped(open_page, digits):
     page = open_page()
-    content = (digits / "photos" / "valid" / "one" / "one-50.png").read_bytes()
+    content = (digits / "images" / "valid" / "one" / "one-50.png").read_bytes()
     transfer = page.evaluate_handle(
         """bytes => {
             const transfer = new DataTransfer()
@@ -442,7 +442,7 @@ def test_examples_and_card_open_by_keyboard(open_page):
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_it_reads_well_at_each_size_in_light_and_dark(open_page, digits, tmp_path, scheme, width, height):
     page = open_page(width, height, scheme)
-    valid = digits / "photos" / "valid"
+    valid = digits / "images" / "valid"
     choose(page, valid / "zero" / "zero-49.png", valid / "one" / "one-51.png", digits / "notes.jpg")
     expect(said(page)).to_contain_text("notes.jpg")
     page.get_by_role("button", name="About this model").click()

@@ -32,9 +32,9 @@ SIZE = 32
 
 
 @pytest.fixture
-def trainer(tmp_path, tiny_model, make_photo_folder):
-    root = make_photo_folder(tmp_path / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
-    photos = load_image_folder(root)
+def trainer(tmp_path, tiny_model, make_image_folder):
+    root = make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+    images = load_image_folder(root)
     train_transform, eval_transform = image_transforms(tiny_model, image_size=SIZE, augment="side_on", max_zoom=1.1)
     arguments = SGDRTrainingArguments(
         str(tmp_path / "out"),
@@ -47,8 +47,8 @@ def trainer(tmp_path, tiny_model, make_photo_folder):
     return SGDRTrainer(
         tiny_model,
         arguments,
-        train_dataset=photos["train"],
-        eval_dataset=photos["validation"],
+        train_dataset=images["train"],
+        eval_dataset=images["validation"],
         train_transform=train_transform,
         eval_transform=eval_transform,
     )

@@ -25,7 +25,7 @@ from hf_sgdr import (
     get_sgdr_schedule,
     image_transforms,
 )
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.features.extract import extract_features
 from hf_sgdr.features.head import FeatureDataset, whole_batch
 
@@ -220,22 +220,22 @@ class Head(torch.nn.Module):
 
 
 @pytest.mark.parametrize("make", [timm_model, vit])
-def test_the_feature_store(make, make_photo_folder, tmp_path, monkeypatch):
+def test_the_feature_store(make, make_image_folder, tmp_path, monkeypatch):
     from hf_sgdr import load_image_folder
 
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     model = make()
-    photos = load_image_folder(make_photo_folder(tmp_path / "photos", {"train": {"cats": 8, "dogs": 8}}))["train"]
+    images = load_image_folder(make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}}))["train"]
     transform = image_transforms(model, image_size=32)[1]
     head = LayerGroups.from_model(model).head
-    store = extract_features(model, head, PhotoDataset(photos, transform), dtype=torch.float32)
+    store = extract_features(model, head, ImageDataset(images, transform), dtype=torch.float32)
     assert isinstance(store, FeatureStore)
     args = TrainingArguments(
         str(tmp_path / "out"), num_train_epochs=20, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
         report_to="none", disable_tqdm=True, save_strategy="no", remove_unused_columns=False, logging_strategy="epoch",
     )  # fmt: skip
-    rows = FeatureDataset([store.read()], torch.tensor(photos["label"]))
+    rows = FeatureDataset([store.read()], torch.tensor(images["label"]))
     trainer = Trainer(Head(head), args, train_dataset=rows, data_collator=whole_batch)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -22,9 +22,9 @@ GROUPS = ("early", "middle", "head")
 
 
 @pytest.fixture
-def make_trainer(tmp_path, make_photo_folder, tiny_model):
-    photos = load_image_folder(
-        make_photo_folder(tmp_path / "photos", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}})
+def make_trainer(tmp_path, make_image_folder, tiny_model):
+    images = load_image_folder(
+        make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}})
     )
 
     def make(tracker, **kwargs):
@@ -41,8 +41,8 @@ def make_trainer(tmp_path, make_photo_folder, tiny_model):
         return SGDRTrainer(
             tiny_model,
             arguments,
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=train_transform,
             eval_transform=eval_transform,
         )

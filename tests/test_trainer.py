@@ -40,17 +40,17 @@ SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, make_photo_folder):
-    root = make_photo_folder(
-        tmp_path_factory.mktemp("photos"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
+def images(tmp_path_factory, make_image_folder):
+    root = make_image_folder(
+        tmp_path_factory.mktemp("images"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
     )
     return load_image_folder(root)
 
 
 @pytest.fixture
-def make_trainer(photos, tiny_model, tmp_path):
+def make_trainer(images, tiny_model, tmp_path):
     def make(model=None, augment="side_on", callbacks=None, **kwargs):
-        given = {"train_dataset": photos["train"], "eval_dataset": photos["validation"]}
+        given = {"train_dataset": images["train"], "eval_dataset": images["validation"]}
         others = ("optimizers", "optimizer_cls_and_kwargs", "layer_groups", "compute_metrics")
         given |= {name: kwargs.pop(name) for name in (*given, *others) if name in kwargs}
         model = model if model is not None else tiny_model
@@ -199,8 +199,8 @@ def test_a_given_optimizer_class_trains_at_the_rates_of_the_fit(make_trainer):
 class Batches:
     """As many batches as an epoch has on one of several processes."""
 
-    def __init__(self, photos, batch, processes):
-        self.count = math.ceil(photos / (batch * processes))
+    def __init__(self, images, batch, processes):
+        self.count = math.ceil(images / (batch * processes))
 
     def __len__(self):
         return self.count
@@ -215,16 +215,16 @@ def test_cycles_are_whole_optimizer_steps_for_all_lengths_accumulations_and_proc
     trainer = make_trainer(freeze_to=0)
     rates = [1e-4, 1e-3, 1e-2]
     assert len(SCHEDULES) >= 100
-    for cycle_len, cycle_mult, cycles, (photos, batch), accumulation, processes in SCHEDULES:
+    for cycle_len, cycle_mult, cycles, (images, batch), accumulation, processes in SCHEDULES:
         args = trainer.args
         args.cycle_len, args.cycle_mult, args.num_cycles = cycle_len, cycle_mult, cycles
         args.gradient_accumulation_steps, args.group_learning_rates = accumulation, rates
         args.num_train_epochs = args.total_epochs
-        values = trainer.set_initial_training_values(args, Batches(photos, batch, processes))
+        values = trainer.set_initial_training_values(args, Batches(images, batch, processes))
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.create_optimizer()
         scheduler = trainer.create_scheduler(values[-1])
-        steps_per_epoch = math.ceil(math.ceil(photos / (batch * processes)) / accumulation)
+        steps_per_epoch = math.ceil(math.ceil(images / (batch * processes)) / accumulation)
         epochs = cycle_len * sum(cycle_mult**k for k in range(cycles))
         assert values[-1] == scheduler.schedule.total_steps == epochs * steps_per_epoch
         step, expected = 0, []
@@ -289,7 +289,7 @@ def test_the_whole_model_has_the_trained_head_and_the_same_validation_loss(make_
     assert trainer.evaluate()["eval_loss"] == pytest.approx(while_training, abs=1e-6)
 
 
-def test_training_on_features_is_training_the_head_on_unaugmented_photos(make_trainer):
+def test_training_on_features_is_training_the_head_on_unaugmented_images(make_trainer):
     trained = []
     for precompute in (True, False):
         trainer = make_trainer(augment=None, precompute=precompute, seed=3)
@@ -306,7 +306,7 @@ def test_training_on_features_is_training_the_head_on_unaugmented_photos(make_tr
     assert trained[0][2] == pytest.approx(trained[1][2], abs=1e-3)
 
 
-def test_while_precompute_is_on_the_trainer_still_has_the_whole_model(make_trainer, photos, tmp_path):
+def test_while_precompute_is_on_the_trainer_still_has_the_whole_model(make_trainer, images, tmp_path):
     trainer = make_trainer(precompute=True)
     trainer.fit(1e-2, 1)
     assert trainer.log_predictions().shape == (11, 2)
@@ -345,7 +345,7 @@ def tiny_resnet():
 
 @pytest.mark.parametrize("make_model", [tiny_resnet, tiny_vit])
 @pytest.mark.parametrize("frozen", [1, 2, 3])
-def test_precompute_at_any_depth_trains_what_photos_would(make_trainer, make_model, frozen):
+def test_precompute_at_any_depth_trains_what_images_would(make_trainer, make_model, frozen):
     results = []
     for precompute in (True, False):
         trainer = make_trainer(model=make_model(), augment=None, n_groups=4, seed=3)
@@ -360,8 +360,8 @@ def test_precompute_at_any_depth_trains_what_photos_would(make_trainer, make_mod
         assert not all(torch.equal(before[name], after[name]) for name in moved)
         parameters = dict(trainer.model.named_parameters())
         results.append((losses(trainer, "loss"), losses(trainer, "eval_loss"), parameters))
-    (on_features, *_), (on_photos, *_) = results
-    assert on_features == pytest.approx(on_photos, rel=2e-2)
+    (on_features, *_), (on_images, *_) = results
+    assert on_features == pytest.approx(on_images, rel=2e-2)
     assert results[0][1] == pytest.approx(results[1][1], rel=2e-2)
     for name, value in results[0][2].items():
         torch.testing.assert_close(value, results[1][2][name], rtol=2e-2, atol=2e-2)
@@ -497,7 +497,10 @@ def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch
     monkeypatch.setattr(
         FeatureReader,
         "_features",
-        lambda self, photos, cut, name, dtype: (extracted.append(name), original(self, photos, cut, name, dtype))[1],
+        lambda self, images, boundary, name, dtype: (
+            extracted.append(name),
+            original(self, images, boundary, name, dtype),
+        )[1],
     )
     training_step = trainer.training_step
 
@@ -623,28 +626,28 @@ def test_lr_find_keeps_the_ratios_it_is_given(make_trainer):
 # ---- Predictions ----
 
 
-def test_log_predictions_are_in_the_data_sets_order(make_trainer, photos):
+def test_log_predictions_are_in_the_data_sets_order(make_trainer, images):
     trainer = make_trainer(per_device_eval_batch_size=4)
     log_predictions = trainer.log_predictions()
     assert log_predictions.shape == (11, 2)
     np.testing.assert_allclose(np.exp(log_predictions).sum(axis=1), 1, rtol=1e-5)
     with torch.inference_mode():
         alone = [
-            trainer.model.eval()(trainer.eval_transform(photo)[None]).logits.log_softmax(-1)[0].numpy()
-            for photo in photos["validation"]["image"]
+            trainer.model.eval()(trainer.eval_transform(image)[None]).logits.log_softmax(-1)[0].numpy()
+            for image in images["validation"]["image"]
         ]
     np.testing.assert_allclose(log_predictions, alone, atol=1e-5)
 
 
-def test_the_logged_loss_is_the_mean_over_photos_also_with_a_short_last_batch(make_trainer, photos):
+def test_the_logged_loss_is_the_mean_over_images_also_with_a_short_last_batch(make_trainer, images):
     trainer = make_trainer(per_device_eval_batch_size=4)
-    labels = np.asarray(photos["validation"]["label"])
+    labels = np.asarray(images["validation"]["label"])
     log_predictions = trainer.log_predictions()
     expected = -log_predictions[np.arange(len(labels)), labels].mean()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_tta_averages_probabilities_and_beta_weighs_the_plain_photo(make_trainer):
+def test_tta_averages_probabilities_and_beta_weighs_the_plain_image(make_trainer):
     trainer = make_trainer()
     plain = np.exp(trainer.log_predictions())
     np.testing.assert_array_equal(trainer.tta(n_aug=0), plain)
@@ -663,8 +666,8 @@ def test_tta_without_a_training_transform_is_refused(make_trainer, tiny_model):
         trainer.tta()
 
 
-def test_unlabelled_photos_can_be_predicted(make_trainer, tmp_path, make_photo_folder):
-    root = make_photo_folder(
+def test_unlabelled_images_can_be_predicted(make_trainer, tmp_path, make_image_folder):
+    root = make_image_folder(
         tmp_path / "with_test", {"train": {"cats": 3, "dogs": 3}, "valid": {"cats": 1, "dogs": 1}, "test": {"": 4}}
     )
     trainer = make_trainer()
@@ -674,7 +677,7 @@ def test_unlabelled_photos_can_be_predicted(make_trainer, tmp_path, make_photo_f
 # ---- What is saved ----
 
 
-def test_a_saved_model_is_stock_and_gives_the_same_probabilities(make_trainer, photos, tmp_path):
+def test_a_saved_model_is_stock_and_gives_the_same_probabilities(make_trainer, images, tmp_path):
     trainer = make_trainer(precompute=True)
     trainer.fit(1e-1, 1)
     folder = tmp_path / "saved"
@@ -685,12 +688,12 @@ def test_a_saved_model_is_stock_and_gives_the_same_probabilities(make_trainer, p
     assert config["hf_sgdr"] == {"augment": "side_on", "max_zoom": 1.1}
     ours = np.exp(trainer.log_predictions())
     stock = pipeline("image-classification", model=str(folder), device="cpu")
-    for answer, probabilities in zip(stock(list(photos["validation"]["image"])), ours, strict=True):
+    for answer, probabilities in zip(stock(list(images["validation"]["image"])), ours, strict=True):
         scores = {entry["label"]: entry["score"] for entry in answer}
         np.testing.assert_allclose([scores["cats"], scores["dogs"]], probabilities, atol=1e-4)
 
 
-def test_a_vision_transformer_of_transformers_goes_the_whole_way(make_trainer, photos, tmp_path):
+def test_a_vision_transformer_of_transformers_goes_the_whole_way(make_trainer, images, tmp_path):
     trainer = make_trainer(model=tiny_vit(), precompute=True)
     trainer.fit(1e-2, 1)
     trainer.unfreeze()
@@ -698,7 +701,7 @@ def test_a_vision_transformer_of_transformers_goes_the_whole_way(make_trainer, p
     trainer.save_model(str(tmp_path / "vit"))
     ours = np.exp(trainer.log_predictions())
     stock = pipeline("image-classification", model=str(tmp_path / "vit"), device="cpu")
-    for answer, probabilities in zip(stock(list(photos["validation"]["image"])), ours, strict=True):
+    for answer, probabilities in zip(stock(list(images["validation"]["image"])), ours, strict=True):
         scores = {entry["label"]: entry["score"] for entry in answer}
         np.testing.assert_allclose([scores["cats"], scores["dogs"]], probabilities, atol=1e-4)
 
@@ -718,8 +721,8 @@ def test_the_epoch_table_has_a_line_an_epoch(make_trainer, capsys):
     assert {line[4] for line in table} == {"1.00e-02"}
 
 
-def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_sets(make_trainer, photos, capsys):
-    sets = {"a": photos["validation"], "b": photos["validation"].select(range(4))}
+def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_sets(make_trainer, images, capsys):
+    sets = {"a": images["validation"], "b": images["validation"].select(range(4))}
     trainer = make_trainer(
         precompute=True,
         eval_dataset=sets,
@@ -769,7 +772,7 @@ def test_wrong_arguments_are_refused(tmp_path, values, message):
         (lambda trainer: trainer.fit(1e-2, 1, cycle_mult=2), "cycle_mult=2 needs cycle_len"),
         (lambda trainer: trainer.fit(math.nan, 1), "Learning rates nan: each must be a finite number"),
         (lambda trainer: trainer.freeze_to(3), "freeze_to(3): there are 3 layer groups (early, middle, head)"),
-        (lambda trainer: trainer.tta(beta=2.0), "beta=2.0: give the plain photo's weight, from 0 to 1."),
+        (lambda trainer: trainer.tta(beta=2.0), "beta=2.0: give the plain image's weight, from 0 to 1."),
         (lambda trainer: trainer.plot_lr(), "plot_lr() shows the rates of the last fit"),
     ],
 )
@@ -821,7 +824,7 @@ def test_numpys_integers_are_taken_for_cycles(make_trainer, tmp_path):
 # ---- An optimizer of one's own ----
 
 
-def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, photos, tiny_model):
+def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, images, tiny_model):
     recorder = RateRecorder()
     optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
     trainer = make_trainer(optimizers=(optimizer, None), callbacks=[recorder], freeze_to=0)
@@ -927,7 +930,7 @@ def test_keep_best_without_a_validation_loss_is_refused(make_trainer):
 # ---- Transforms ----
 
 
-def test_what_is_saved_is_the_transform_that_evaluation_uses(make_trainer, photos, tmp_path):
+def test_what_is_saved_is_the_transform_that_evaluation_uses(make_trainer, images, tmp_path):
     trainer = make_trainer(precompute=True)
     trainer.fit(1e-2, 1)
     before = trainer.log_predictions()
@@ -941,7 +944,7 @@ def test_what_is_saved_is_the_transform_that_evaluation_uses(make_trainer, photo
     assert config["hf_sgdr"] == {"augment": "basic", "max_zoom": 1.2}
     stock = pipeline("image-classification", model=str(tmp_path / "saved"), device="cpu")
     ours = np.exp(trainer.log_predictions())
-    for answer, probabilities in zip(stock(list(photos["validation"]["image"])), ours, strict=True):
+    for answer, probabilities in zip(stock(list(images["validation"]["image"])), ours, strict=True):
         scores = {entry["label"]: entry["score"] for entry in answer}
         np.testing.assert_allclose([scores["cats"], scores["dogs"]], probabilities, atol=1e-4)
 
@@ -959,15 +962,15 @@ def test_what_is_no_transform_is_refused_also_after_construction(make_trainer):
     trainer = make_trainer()
     for name in ("train_transform", "eval_transform"):
         with pytest.raises(TypeError, match=f"{name} is function: give one of those of image_transforms"):
-            setattr(trainer, name, lambda photo: photo)
+            setattr(trainer, name, lambda image: image)
 
 
-def test_a_trainer_that_only_evaluates_leaves_the_models_configuration_as_it_is(photos, tiny_model, tmp_path):
+def test_a_trainer_that_only_evaluates_leaves_the_models_configuration_as_it_is(images, tiny_model, tmp_path):
     tiny_model.config.hf_sgdr = {"augment": "side_on", "max_zoom": 1.1}
     before = copy.deepcopy(tiny_model.config.to_dict())
     args = SGDRTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True)
     _, small = image_transforms(tiny_model, image_size=SIZE)
-    trainer = SGDRTrainer(tiny_model, args, eval_dataset=photos["validation"], eval_transform=small)
+    trainer = SGDRTrainer(tiny_model, args, eval_dataset=images["validation"], eval_transform=small)
     trainer.evaluate()
     after = tiny_model.config.to_dict()
     changed = {name for name in after if after[name] != before.get(name)}
@@ -1037,25 +1040,25 @@ def with_names(dataset, names):
     return dataset.cast_column("label", ClassLabel(names=names))
 
 
-def test_classes_in_another_order_are_refused(make_trainer, photos):
+def test_classes_in_another_order_are_refused(make_trainer, images):
     message = (
         r"eval_dataset has the classes \[dogs, cats\] and the model has \[cats, dogs\]: label 0 is 'dogs' there and "
         r"'cats' here. Give datasets.ClassLabel\(names=...\) the names in that order"
     )
-    swapped = with_names(photos["validation"], ["dogs", "cats"])
+    swapped = with_names(images["validation"], ["dogs", "cats"])
     with pytest.raises(ValueError, match=message):
         make_trainer(eval_dataset=swapped)
     with pytest.raises(ValueError, match=r"eval_dataset\['b'\] has the classes"):
-        make_trainer(eval_dataset={"a": photos["validation"], "b": swapped})
+        make_trainer(eval_dataset={"a": images["validation"], "b": swapped})
     with pytest.raises(ValueError, match="train_dataset has the classes"):
-        make_trainer(train_dataset=with_names(photos["train"], ["dogs", "cats"]))
+        make_trainer(train_dataset=with_names(images["train"], ["dogs", "cats"]))
     trainer = make_trainer()
     for call in (trainer.evaluate, trainer.predict, trainer.log_predictions, lambda data: trainer.tta(1, dataset=data)):
         with pytest.raises(ValueError, match=r"has the classes \[dogs, cats\] and the model has \[cats, dogs\]"):
             call(swapped)
 
 
-def test_another_number_of_classes_is_refused_and_names_count_only_where_there_are_any(make_trainer, photos):
+def test_another_number_of_classes_is_refused_and_names_count_only_where_there_are_any(make_trainer, images):
     torch.manual_seed(0)
     four = create_image_classifier("test_resnet", labels=["cats", "dogs", "emus", "foxes"], pretrained=False)
     with pytest.raises(ValueError, match=r"and the model has \[cats, dogs, emus, foxes\]: label 2 is none"):
@@ -1067,8 +1070,8 @@ def test_another_number_of_classes_is_refused_and_names_count_only_where_there_a
     two.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
     trainer = make_trainer(model=two)
     with pytest.raises(ValueError, match=r"classes \[dogs, cats\] and train_dataset has \[cats, dogs\]"):
-        trainer.evaluate(with_names(photos["validation"], ["dogs", "cats"]))
-    plain = photos["validation"].cast_column("label", Value("int64"))
+        trainer.evaluate(with_names(images["validation"], ["dogs", "cats"]))
+    plain = images["validation"].cast_column("label", Value("int64"))
     assert make_trainer().evaluate(plain)["eval_loss"] > 0
     wrong = plain.map(lambda row: {"label": row["label"] + 2}, new_fingerprint="wrong")
     with pytest.raises(ValueError, match=r"has the label 3, but the model has 2 classes \(\[cats, dogs\]\)"):

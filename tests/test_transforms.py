@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_data_config
 from transformers import ConvNextImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hf_sgdr.data.transforms as transforms
-from hf_sgdr import PhotoTransform, create_image_classifier, image_transforms
+from hf_sgdr import ImageTransform, create_image_classifier, image_transforms
 from hf_sgdr.data.image_spec import ImageSpec
 
 SIZES = [(40, 40), (61, 97), (97, 61), (300, 50), (33, 500), (224, 224)]
@@ -114,7 +114,7 @@ def test_fast_resizing_differs_by_two_of_255_at_most(network):
 
 
 @pytest.mark.photos
-def test_on_real_photos_the_fast_path_has_the_same_features(shared_photos):
+def test_on_real_images_the_fast_path_has_the_same_features(shared_photos):
     from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 
     model = create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file()).eval()
@@ -137,7 +137,7 @@ def draws(augment, max_zoom, monkeypatch, count=600):
     seen = collections.defaultdict(list)
     network = timm.create_model("test_resnet")
     transform, _ = image_transforms(network, image_size=32, augment=augment, max_zoom=max_zoom)
-    resize, rotate, light = PhotoTransform._resize, transforms._rotated_crop, transforms._lit
+    resize, rotate, light = ImageTransform._resize, transforms._rotated_crop, transforms._lit
 
     def noting_resize(self, pixels, height, width):
         seen["side"].append(min(height, width))
@@ -153,12 +153,12 @@ def draws(augment, max_zoom, monkeypatch, count=600):
         seen["contrast"].append(contrast)
         return light(pixels, mean, brightness, contrast)
 
-    monkeypatch.setattr(PhotoTransform, "_resize", noting_resize)
+    monkeypatch.setattr(ImageTransform, "_resize", noting_resize)
     monkeypatch.setattr(transforms, "_rotated_crop", noting_rotate)
     monkeypatch.setattr(transforms, "_lit", noting_light)
-    photo = noise(64, 64)
+    image = noise(64, 64)
     for seed in range(count):
-        view = transform.pixels(photo, (seed,))
+        view = transform.pixels(image, (seed,))
         assert view.shape == (3, 32, 32)
     return {name: np.array(values) for name, values in seen.items()}
 
@@ -236,15 +236,15 @@ def test_rotation_turns_about_the_middle_and_reflects_the_border():
 
 def test_a_seed_names_a_view(network):
     transform, evaluation = image_transforms(network, image_size=32, augment="side_on", max_zoom=1.1)
-    photo = noise(50, 70)
-    assert torch.equal(transform.pixels(photo, (1, 2, 3)), transform.pixels(photo, (1, 2, 3)))
-    assert not torch.equal(transform.pixels(photo, (1, 2, 3)), transform.pixels(photo, (1, 2, 4)))
+    image = noise(50, 70)
+    assert torch.equal(transform.pixels(image, (1, 2, 3)), transform.pixels(image, (1, 2, 3)))
+    assert not torch.equal(transform.pixels(image, (1, 2, 3)), transform.pixels(image, (1, 2, 4)))
     torch.manual_seed(0)
-    first = transform(photo)
-    assert not torch.equal(first, transform(photo))
+    first = transform(image)
+    assert not torch.equal(first, transform(image))
     torch.manual_seed(0)
-    assert torch.equal(first, transform(photo))
-    assert torch.equal(evaluation(photo), evaluation(photo))
+    assert torch.equal(first, transform(image))
+    assert torch.equal(evaluation(image), evaluation(image))
 
 
 def test_without_augmentation_and_zoom_training_is_evaluation(network):

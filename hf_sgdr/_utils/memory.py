@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
 
     A training step on the CPU frees and allocates the same hundreds of megabytes again and again; by default each block
     is unmapped and mapped anew, and the kernel clears every page. Measured on two cores with tf_efficientnet_lite0 at
-    batch 64: evaluation 48 -> 112 photos/s (float32), 90 -> 215 (bfloat16), training 14 -> 25. The price: memory that
+    batch 64: evaluation 48 -> 112 images/s (float32), 90 -> 215 (bfloat16), training 14 -> 25. The price: memory that
     was used once stays with the process. The setting is the process's; `HF_SGDR_KEEP_MEMORY=0` leaves it alone.
 
     Returns:

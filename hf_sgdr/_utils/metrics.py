@@ -67,7 +67,7 @@ def class_metrics(predicted: NDArray[Any], labels: NDArray[Any]) -> dict[str, fl
     """[`Accuracy`] and [`MacroAverages`] together: accuracy, precision, recall and f1.
 
     Args:
-        predicted, labels (arrays of int (photos,)): class ids.
+        predicted, labels (arrays of int (images,)): class ids.
     """
     return evaluate.combine([Accuracy(), MacroAverages()]).compute(predictions=predicted, references=labels) or {}
 

@@ -20,7 +20,7 @@ GROUPS = ("#9DC3E6", "#5B9BD5", "#1F4E79")
 SMALLEST_NUMBER, SMALLEST_NAME = 4.5, 4.0
 LONGEST_NAME = 24  # characters
 CHARACTER = 0.6  # mean width of one, as a share of the font size
-PHOTO_PIXELS = 400  # the longer side of a photo in a picture; more would only make the file larger
+IMAGE_PIXELS = 400  # the longer side of an image in a picture; more would only make the file larger
 
 
 def plot_range_test(
@@ -168,35 +168,35 @@ def plot_per_class(
     return ax
 
 
-def plot_photos(photos: Sequence[Any], captions: Sequence[Sequence[str]], ax: Axes | None = None) -> Axes:
-    """Photos in a grid inside one Axes, each whole, with lines of text below; without any it says so.
+def plot_images(images: Sequence[Any], captions: Sequence[Sequence[str]], ax: Axes | None = None) -> Axes:
+    """Images in a grid inside one Axes, each whole, with lines of text below; without any it says so.
 
     Args:
-        photos (sequence of Pillow images or arrays (height, width[, 3])): what to show.
+        images (sequence of Pillow images or arrays (height, width[, 3])): what to show.
         captions (sequence of sequences of `str`): the lines below each; what is too long is cut in the middle.
-        ax (`Axes`, *optional*): where to draw; by default a new figure with up to four photos in a row.
+        ax (`Axes`, *optional*): where to draw; by default a new figure with up to four images in a row.
     """
-    count, lines = len(photos), max(map(len, captions), default=0)
+    count, lines = len(images), max(map(len, captions), default=0)
     if ax is None:
         rows = max(1, math.ceil(count / 4))
         ax = new_axes(2.1 * max(1, math.ceil(count / rows)), (2.1 + 0.2 * lines) * rows)
     ax.set_axis_off()
     if not count:
-        ax.text(0.5, 0.5, "no such photo", transform=ax.transAxes, ha="center", va="center", color="0.4")
+        ax.text(0.5, 0.5, "no such image", transform=ax.transAxes, ha="center", va="center", color="0.4")
         return ax
     _lay_out(ax)
     width, height = _size(ax)
-    below = 0.15 * lines  # the room for text, as a share of a photo's side
-    for _ in range(2):  # it settles: text has a largest size, and what it does not need goes to the photos
+    below = 0.15 * lines  # the room for text, as a share of an image's side
+    for _ in range(2):  # it settles: text has a largest size, and what it does not need goes to the images
         sides = {n: min(width / n, height / math.ceil(count / n) / (1 + below)) for n in range(1, count + 1)}
         columns = max(sides, key=sides.__getitem__)
         size = min(10.0, max(SMALLEST_NAME, 0.11 * sides[columns]))
         below = 1.35 * size * lines / sides[columns]
     rows, side = math.ceil(count / columns), sides[columns]
-    for place, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(place, columns)
-        picture = Image.fromarray(np.asarray(photo))
-        picture.thumbnail((PHOTO_PIXELS, PHOTO_PIXELS))
+        picture = Image.fromarray(np.asarray(image))
+        picture.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
         wide, high = (0.94 * pixels / max(picture.size) for pixels in picture.size)
         x, bottom = column + 0.5, row * (1 + below) + 0.97
         ax.imshow(picture, extent=(x - wide / 2, x + wide / 2, bottom, bottom - high))

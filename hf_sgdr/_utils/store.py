@@ -1,4 +1,4 @@
-"""A store of rows as files that anyone can read, and never stale: what features and reduced photos are kept in.
+"""A store of rows as files that anyone can read, and never stale: what features and reduced images are kept in.
 
 A store is a folder named by the hash of everything its rows depend on; it holds `manifest.json`, which spells those
 things out, and safetensors shards. A shard is written under a temporary name and renamed, carries a checksum, and is
@@ -97,7 +97,7 @@ class ShardStore(ABC):
         if size > limit_gb * 1e9:
             raise ValueError(
                 f"{what} would take {size / 1e9:.2f} GB on disk, more than {argument}={limit_gb:g} allows: raise it, "
-                "or store less (a smaller image_size, fewer precompute_views, fewer photos, fewer frozen groups)."
+                "or store less (a smaller image_size, fewer precompute_views, fewer images, fewer frozen groups)."
             )
         place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
         free = shutil.disk_usage(place).free
@@ -122,7 +122,7 @@ class ShardStore(ABC):
                 temporary = Path(file.name)
             try:
                 save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
-                open_as_umask_says(temporary)
+                apply_umask(temporary)
                 temporary.replace(self._path(shard))
             finally:
                 temporary.unlink(missing_ok=True)
@@ -211,7 +211,7 @@ def replace_weights(path: Path, model: nn.Module, metadata: dict[str, str] | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     save_model(model, str(temporary), metadata=metadata)
-    open_as_umask_says(temporary)
+    apply_umask(temporary)
     temporary.replace(path)
 
 
@@ -229,7 +229,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def open_as_umask_says(*files: Path) -> None:
+def apply_umask(*files: Path) -> None:
     """Give files the rights of ordinary new ones: temporary files and those of safetensors are their owner's alone."""
     umask = os.umask(0o077)  # there is no way to ask for it but to set it
     os.umask(umask)

@@ -52,7 +52,7 @@ class EqualBuffers(TrainerCallback):
         equal_buffers(kwargs["model"])
 
 
-class RequireFiniteLoss(TrainerCallback):
+class StopOnNonFiniteLoss(TrainerCallback):
     """Raises before the optimizer's step if the loss is NaN or infinite; on any Trainer.
 
     Give the Trainer `logging_nan_inf_filter=False`, or it hides such a loss.

@@ -76,7 +76,7 @@ class SnapshotCallback(TrainerCallback):
         if path is not None and path.exists() and state.is_world_process_zero:
             figures, metrics = recorded_figures(path.parent), kwargs.get("metrics") or {}
             now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
-            figures.setdefault(path.stem, now)  # whoever evaluates after training may do so on other photos
+            figures.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
             replace_file(path.with_name(FIGURES), json.dumps(figures, indent=1).encode())
 
     def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
@@ -119,7 +119,7 @@ def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dic
 
 
 def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = None) -> NDArray[np.float32]:
-    """Probabilities (photos, classes), the mean over snapshots; afterwards the model has its own weights again.
+    """Probabilities (images, classes), the mean over snapshots; afterwards the model has its own weights again.
 
     Args:
         trainer (`Trainer`): whose model and data.

@@ -1,4 +1,4 @@
-"""What the recipes share: arguments from flags or a YAML file, photos and trainer from them, errors in one line."""
+"""What the recipes share: arguments from flags or a YAML file, images and trainer from them, errors in one line."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, set_seed
 
-from hf_sgdr.cli.errors import OneLineParser, nothing_left_on_failure
+from hf_sgdr.cli.errors import OneLineParser, remove_empty_dir_on_error
 from hf_sgdr.data.folders import load_image_dataset, load_image_folder
 from hf_sgdr.data.transforms import image_transforms
 from hf_sgdr.models.classifiers import create_image_classifier
@@ -28,18 +28,18 @@ _OUR_DEFAULTS = {"output_dir": "hf_sgdr_out", "save_strategy": "epoch", "save_to
 
 @dataclass
 class DataArguments:
-    """Where the photos are."""
+    """Where the images are."""
 
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of photos; without any data the demo runs."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of images; without any data the demo runs."})
     dataset_name: str | None = field(default=None, metadata={"help": "A labelled image data set of the Hub, instead."})
     train_split_name: str = field(default="train", metadata={"help": "Of --dataset_name."})
     validation_split_name: str | None = field(default=None, metadata={"help": "Of --dataset_name."})
     validation_fraction: float = field(
-        default=0.2, metadata={"help": "Share of each class split off where there are no validation photos."}
+        default=0.2, metadata={"help": "Share of each class split off where there are no validation images."}
     )
     on_error: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={"help": "What photos that cannot be read do: raise (name them all and stop) or skip (leave out)."},
+        metadata={"help": "What images that cannot be read do: raise (name them all and stop) or skip (leave out)."},
     )
     max_train_samples: int | None = field(
         default=None,
@@ -64,7 +64,7 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Which model, and which views of the photos it sees."""
+    """Which model, and which views of the images it sees."""
 
     model_name_or_path: str = field(
         default=DEFAULT_MODEL,
@@ -118,8 +118,8 @@ def has_config(argv: Sequence[str]) -> bool:
     return bool(argv) and argv[0].endswith((".yaml", ".yml"))
 
 
-def load_photos(data: DataArguments, training: SGDRTrainingArguments) -> DatasetDict:
-    """The photos that the arguments name, at most `max_train_samples` and `max_eval_samples` of them.
+def load_images(data: DataArguments, training: SGDRTrainingArguments) -> DatasetDict:
+    """The images that the arguments name, at most `max_train_samples` and `max_eval_samples` of them.
 
     Raises:
         ValueError, FileNotFoundError: if there are none, or both sources are named.
@@ -127,13 +127,13 @@ def load_photos(data: DataArguments, training: SGDRTrainingArguments) -> Dataset
     if data.data_dir is not None and data.dataset_name is not None:
         raise ValueError("--data_dir and --dataset_name: give one of the two.")
     if data.data_dir is not None:
-        photos = load_image_folder(
+        images = load_image_folder(
             data.data_dir, validation_fraction=data.validation_fraction, seed=training.seed, on_error=data.on_error
         )
-        return _truncated(photos, data, training.seed)
+        return _truncated(images, data, training.seed)
     if data.dataset_name is None:
-        raise ValueError("No photos: give --data_dir FOLDER or --dataset_name NAME.")
-    photos = load_image_dataset(
+        raise ValueError("No images: give --data_dir FOLDER or --dataset_name NAME.")
+    images = load_image_dataset(
         data.dataset_name,
         image_column_name=training.image_column_name,
         label_column_name=training.label_column_name,
@@ -144,14 +144,14 @@ def load_photos(data: DataArguments, training: SGDRTrainingArguments) -> Dataset
         on_error=data.on_error,
     )
     training.image_column_name, training.label_column_name = "image", "label"
-    return _truncated(photos, data, training.seed)
+    return _truncated(images, data, training.seed)
 
 
-def _truncated(photos: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
+def _truncated(images: DatasetDict, data: DataArguments, seed: int) -> DatasetDict:
     for split, count in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if count is not None and count < len(photos[split]):
-            photos[split] = stratified_sample(photos[split], count, seed)
-    return photos
+        if count is not None and count < len(images[split]):
+            images[split] = stratified_sample(images[split], count, seed)
+    return images
 
 
 def stratified_sample(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -177,7 +177,7 @@ def stratified_sample(dataset: Dataset, count: int, seed: int) -> Dataset:
     return dataset.select(np.sort(chosen))
 
 
-def build_trainer(photos: DatasetDict, model_args: ModelArguments, training: SGDRTrainingArguments) -> SGDRTrainer:
+def build_trainer(images: DatasetDict, model_args: ModelArguments, training: SGDRTrainingArguments) -> SGDRTrainer:
     """The trainer that the arguments describe, everything seeded.
 
     Raises:
@@ -186,7 +186,7 @@ def build_trainer(photos: DatasetDict, model_args: ModelArguments, training: SGD
     set_seed(training.seed)
     model = create_image_classifier(
         model_args.model_name_or_path,
-        labels=photos["train"].features["label"].names,
+        labels=images["train"].features["label"].names,
         pretrained=model_args.pretrained,
         weights_file=model_args.weights_file,
     )
@@ -194,12 +194,12 @@ def build_trainer(photos: DatasetDict, model_args: ModelArguments, training: SGD
     train_transform, eval_transform = image_transforms(
         model, image_size=model_args.image_size, augment=augment, max_zoom=model_args.max_zoom
     )
-    with nothing_left_on_failure(training.output_dir):
+    with remove_empty_dir_on_error(training.output_dir):
         return SGDRTrainer(
             model,
             training,
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=train_transform,
             eval_transform=eval_transform,
         )

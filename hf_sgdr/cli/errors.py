@@ -55,7 +55,7 @@ def _with_underscores(word: str) -> str:
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
 
 
-def one_clear_line(main: Callable[[Sequence[str]], int | None]) -> int:
+def run_cli(main: Callable[[Sequence[str]], int | None]) -> int:
     """Run a recipe; user errors end in one line on stderr and exit status 2, Ctrl-C in one line and exit status 130.
 
     `HF_SGDR_DEBUG=1` shows the traceback. Where nobody reads the output any more, as with `| head`, it ends in silence
@@ -117,7 +117,7 @@ def _how_to_resume(program: str) -> str:
 
 
 @contextmanager
-def nothing_left_on_failure(folder: str | os.PathLike[str]) -> Iterator[None]:
+def remove_empty_dir_on_error(folder: str | os.PathLike[str]) -> Iterator[None]:
     """If what is inside fails, a folder that it made and left empty is removed."""
     path = Path(folder)
     existed = path.exists()

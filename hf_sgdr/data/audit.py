@@ -1,4 +1,4 @@
-"""The audit of photos: which of them cannot be read is found before anything is trained on the others."""
+"""The audit of images: which of them cannot be read is found before anything is trained on the others."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.images import UnreadablePhotoError, read_photo, readers
+from hf_sgdr.data.images import UnreadableImageError, read_image, readers
 
 logger = logging.get_logger(__name__)
 
@@ -15,12 +15,12 @@ OnError = Literal["raise", "skip"] | None
 _AT_ONCE = 1024
 
 
-class UnreadablePhotosError(ValueError):
-    """Some photos cannot be read.
+class UnreadableImagesError(ValueError):
+    """Some images cannot be read.
 
     Args:
         reasons (`dict[str, str]`): why, for each file.
-        of (`int`): how many photos were looked at.
+        of (`int`): how many images were looked at.
     """
 
     def __init__(self, reasons: dict[str, str], of: int) -> None:
@@ -30,16 +30,16 @@ class UnreadablePhotosError(ValueError):
     def __str__(self) -> str:
         listing = "\n".join(f"{printable(file)}: {reason};" for file, reason in self.reasons.items())
         return (
-            f"{len(self.reasons)} of {self.of} photos cannot be read:\n{listing}\n"
+            f"{len(self.reasons)} of {self.of} images cannot be read:\n{listing}\n"
             'Remove or replace them, or leave them out with on_error="skip".'
         )
 
 
-def readable(photos: Sequence[Any], names: Sequence[str], on_error: OnError) -> list[int]:
-    """Decode every photo, several at a time, and keep those that can be.
+def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> list[int]:
+    """Decode every image, several at a time, and keep those that can be.
 
     Args:
-        photos (sequence): what [`read_photo`] takes.
+        images (sequence): what [`read_image`] takes.
         names (sequence of `str`): what they are called.
         on_error (`"raise"`, `"skip"` or None): what an unreadable one does: "raise" is an error that names every one
             with its reason, "skip" leaves them out and logs the same, None looks at none.
@@ -48,28 +48,28 @@ def readable(photos: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
         `list[int]`: the positions of those to keep.
 
     Raises:
-        UnreadablePhotosError: a `ValueError`, with "raise".
+        UnreadableImagesError: a `ValueError`, with "raise".
     """
     check_on_error(on_error)
     if on_error is None:
-        return list(range(len(photos)))
+        return list(range(len(images)))
     keep: list[int] = []
     reasons: dict[str, str] = {}
-    with tqdm(total=len(photos), desc="Checking photos", unit="photo", delay=1.0, leave=False) as bar:
-        for start in range(0, len(photos), _AT_ONCE):
-            some = range(start, min(start + _AT_ONCE, len(photos)))
-            for position, reason in zip(some, readers().map(lambda i: _reason(photos[i]), some), strict=True):
+    with tqdm(total=len(images), desc="Checking images", unit="image", delay=1.0, leave=False) as bar:
+        for start in range(0, len(images), _AT_ONCE):
+            some = range(start, min(start + _AT_ONCE, len(images)))
+            for position, reason in zip(some, readers().map(lambda i: _reason(images[i]), some), strict=True):
                 if reason is None:
                     keep.append(position)
                 else:
                     reasons[names[position]] = reason
                 bar.update()
     if reasons and on_error == "raise":
-        raise UnreadablePhotosError(reasons, len(photos))
+        raise UnreadableImagesError(reasons, len(images))
     for name, reason in reasons.items():
         logger.warning(f"{printable(name)}: left out, it cannot be read as a picture ({reason}).")
     if reasons:
-        logger.warning(f"{len(reasons)} of {len(photos)} photos are left out.")
+        logger.warning(f"{len(reasons)} of {len(images)} images are left out.")
     return keep
 
 
@@ -79,14 +79,14 @@ def check_on_error(on_error: Any) -> None:
         raise ValueError(f"on_error={on_error!r}: give 'raise', 'skip' or None.")
 
 
-def _reason(photo: Any) -> str | None:
-    if isinstance(photo, str) and not photo.isascii():
+def _reason(image: Any) -> str | None:
+    if isinstance(image, str) and not image.isascii():
         try:
-            photo.encode()
+            image.encode()
         except UnicodeEncodeError:
             return "its name is not UTF-8; rename it"
     try:
-        read_photo(photo, shorter_side=1)  # a JPEG at an eighth of its size: all its bytes are still read
-    except UnreadablePhotoError as error:
+        read_image(image, shorter_side=1)  # a JPEG at an eighth of its size: all its bytes are still read
+    except UnreadableImageError as error:
         return error.reason
     return None

@@ -1,6 +1,6 @@
-"""Photos decoded and resized once, for all epochs that follow: 8-bit pixels on disk, keyed as features are.
+"""Images decoded and resized once, for all epochs that follow: 8-bit pixels on disk, keyed as features are.
 
-Under a random transform a photo is kept whole, its shorter side as long as the highest zoom needs; every epoch draws
+Under a random transform an image is kept whole, its shorter side as long as the highest zoom needs; every epoch draws
 its view from that. Under another one the view itself is kept, so nothing is left to do.
 """
 
@@ -13,29 +13,29 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.files import FileIdentity
 from hf_sgdr._utils.store import ShardStore, mapped
-from hf_sgdr.data.images import PhotoDataset, pixel_versions, readers
-from hf_sgdr.data.transforms import PhotoTransform
+from hf_sgdr.data.images import ImageDataset, pixel_versions, readers
+from hf_sgdr.data.transforms import ImageTransform
 
 logger = logging.get_logger(__name__)
 
-# So many photos tell, before it starts, how much room all will take.
+# So many images tell, before it starts, how much room all will take.
 _SAMPLE = 32
 
 
-class PhotoCache(ShardStore):
+class ImageCache(ShardStore):
     """Pictures, each uint8 (3, height, width) of its own size, by their number; what is asked for is read from disk.
 
     Args:
-        photos ([`PhotoDataset`]): the photos in their order, with a [`PhotoTransform`].
+        images ([`ImageDataset`]): the images in their order, with an [`ImageTransform`].
     """
 
-    def __init__(self, photos: PhotoDataset) -> None:
-        assert isinstance(photos.transform, PhotoTransform)
-        depends_on = {"kept": photos.transform.kept(), "photos": photos.content_hash(), "versions": pixel_versions()}
-        super().__init__(depends_on, len(photos))
+    def __init__(self, images: ImageDataset) -> None:
+        assert isinstance(images.transform, ImageTransform)
+        depends_on = {"kept": images.transform.kept(), "photos": images.content_hash(), "versions": pixel_versions()}
+        super().__init__(depends_on, len(images))
         self._places: list[tuple[FileIdentity, int, int, int]] = []
 
-    def open(self) -> "PhotoCache":
+    def open(self) -> "ImageCache":
         """Find every picture's place; then they can be asked for.
 
         Raises:
@@ -64,40 +64,40 @@ class PhotoCache(ShardStore):
         return len(sizes) == len(self.shard_rows(shard)) and 3 * int(sizes.prod(1).sum()) == len(tensors["pixels"])
 
 
-def cache_photos(
-    photos: PhotoDataset, *, rank: int = 0, world_size: int = 1, progress: str | None = None, max_gb: float
-) -> PhotoCache:
+def fill_cache(
+    images: ImageDataset, *, rank: int = 0, world_size: int = 1, progress: str | None = None, max_gb: float
+) -> ImageCache:
     """Decode and resize what is not cached yet; every process takes its own shards.
 
     Args:
-        photos ([`PhotoDataset`]): the photos, with the transform that will be asked for views.
+        images ([`ImageDataset`]): the images, with the transform that will be asked for views.
         rank, world_size (`int`, *optional*): this process, and how many share the work.
         progress (`str`, *optional*): the progress bar's text; None shows none.
         max_gb (`float`): refuse if they would take more GB than this.
 
     Returns:
-        [`PhotoCache`]: `open()` it after all processes are done.
+        [`ImageCache`]: `open()` it after all processes are done.
 
     Raises:
-        ValueError: if a photo cannot be read, or they would take more than `max_gb`.
+        ValueError: if an image cannot be read, or they would take more than `max_gb`.
         OSError: if the cache cannot be written, or the disk has not enough room.
     """
-    transform = photos.transform
-    assert isinstance(transform, PhotoTransform)
-    cache = PhotoCache(photos)
+    transform = images.transform
+    assert isinstance(transform, ImageTransform)
+    cache = ImageCache(images)
     todo = [shard for shard in cache.missing() if shard % world_size == rank]
     if not todo:
         return cache
 
     def picture(index: int) -> torch.Tensor:
-        return transform.to_keep(photos.rows[index][photos.image_column])
+        return transform.to_keep(images.rows[index][images.image_column])
 
-    some = range(0, len(photos), max(1, len(photos) // _SAMPLE))
-    size = sum(readers().map(lambda index: picture(index).numel(), some)) * len(photos) // len(some)
-    logger.warning(f"{len(photos)} decoded photos will take about {size / 1e6:,.0f} MB in {cache.folder}.")
-    cache.check_space(size, f"{len(photos)} decoded photos", max_gb, "cache_disk_gb")
+    some = range(0, len(images), max(1, len(images) // _SAMPLE))
+    size = sum(readers().map(lambda index: picture(index).numel(), some)) * len(images) // len(some)
+    logger.warning(f"{len(images)} decoded images will take about {size / 1e6:,.0f} MB in {cache.folder}.")
+    cache.check_space(size, f"{len(images)} decoded images", max_gb, "cache_disk_gb")
     with tqdm(
-        total=sum(len(cache.shard_rows(shard)) for shard in todo), desc=progress, unit="photo", disable=progress is None
+        total=sum(len(cache.shard_rows(shard)) for shard in todo), desc=progress, unit="image", disable=progress is None
     ) as bar:
         for shard in todo:
             flat, sizes = [], []
@@ -116,8 +116,8 @@ class CacheArguments(Protocol):
     disable_tqdm: bool | None
 
 
-class DecodedPhotos:
-    """The photo caches of one trainer.
+class ImageCaches:
+    """The image caches of one trainer.
 
     Args:
         args ([`CacheArguments`]): budget, progress bars.
@@ -126,24 +126,24 @@ class DecodedPhotos:
 
     def __init__(self, args: CacheArguments, accelerator: Accelerator) -> None:
         self.args, self.accelerator = args, accelerator
-        self._open: list[tuple[Any, dict[str, Any], PhotoCache]] = []
+        self._open: list[tuple[Any, dict[str, Any], ImageCache]] = []
 
-    def of(self, photos: PhotoDataset, dataset: Any, name: str) -> PhotoCache:
-        """The cache of these photos, filled when it is first asked for.
+    def of(self, images: ImageDataset, dataset: Any, name: str) -> ImageCache:
+        """The cache of these images, filled when it is first asked for.
 
         Args:
-            photos ([`PhotoDataset`]): with their transform.
+            images ([`ImageDataset`]): with their transform.
             dataset: the rows that they were made of; while they are the same, nothing is hashed again.
             name (`str`): for the progress bar.
         """
-        assert isinstance(photos.transform, PhotoTransform)
-        kept = photos.transform.kept()
+        assert isinstance(images.transform, ImageTransform)
+        kept = images.transform.kept()
         for known, what, cache in self._open:
             if known is dataset and what == kept:
                 return cache
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
-        cache = cache_photos(
-            photos,
+        cache = fill_cache(
+            images,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             progress=f"Decoding ({name})" if is_shown else None,

@@ -1,4 +1,4 @@
-"""Folders of photos and data sets of the Hub as one `DatasetDict`: train, validation, test; columns image and label.
+"""Folders of images and data sets of the Hub as one `DatasetDict`: train, validation, test; columns image and label.
 
 The folder layout is that of `datasets`' imagefolder, without its traps: labels come from the folder below the split
 whatever the depth, class ids come from train alone, and what lies beside the splits (fast.ai's `sample/`) stays out.
@@ -24,14 +24,14 @@ logger = logging.get_logger(__name__)
 VALIDATION_FOLDERS = ("validation", "valid", "val")
 TEST_FOLDERS = ("test", "test1")
 UNLABELLED = -1
-# imagefolder would leave telephones' HEIC photos out without a word; here they are named, with the mend.
+# imagefolder would leave telephones' HEIC images out without a word; here they are named, with the mend.
 ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
 # What the recipes write into an output folder: train.py while it runs and at its end, find_lr.py.
 RUN_SIGNS = (RUNS_FOLDER, UNFINISHED_RUNS_FOLDER, "results.json", "recipe.yaml", "range-test.json")
-LAYOUT = "Lay the photos out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
+LAYOUT = "Lay the images out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 
-PhotosByClass = dict[str, list[str]]
+FilesByClass = dict[str, list[str]]
 
 
 def load_image_folder(
@@ -41,7 +41,7 @@ def load_image_folder(
     seed: int = 42,
     on_error: OnError = "raise",
 ) -> DatasetDict:
-    """Read a folder of photos, one folder a class.
+    """Read a folder of images, one folder a class.
 
     With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
     or test1; without class folders it is unlabelled, all labels -1). Otherwise the folders in `path` are the classes.
@@ -53,7 +53,7 @@ def load_image_folder(
         validation_fraction (`float`, *optional*, defaults to 0.2): share of each class for validation, where there is
             no folder for it; between 0 and 1.
         seed (`int`, *optional*, defaults to 42): for that split.
-        on_error (`"raise"`, `"skip"` or None, *optional*, defaults to `"raise"`): every photo is decoded once, before
+        on_error (`"raise"`, `"skip"` or None, *optional*, defaults to `"raise"`): every image is decoded once, before
             anything else; where some cannot be, "raise" is an error that names each with its reason, and "skip" leaves
             them out and logs the same. None looks at none of them.
 
@@ -63,8 +63,8 @@ def load_image_folder(
 
     Raises:
         FileNotFoundError: if `path` is not a folder.
-        UnreadablePhotosError: a `ValueError`, if photos cannot be read; see `on_error`.
-        ValueError: if it holds no photo, only one class, or a class that train lacks; or `validation_fraction` is off.
+        UnreadableImagesError: a `ValueError`, if images cannot be read; see `on_error`.
+        ValueError: if it holds no image, only one class, or a class that train lacks; or `validation_fraction` is off.
     """
     check_on_error(on_error)
     root = Path(path)
@@ -86,16 +86,16 @@ def load_image_folder(
             raise ValueError(
                 f"{printable(root)}: {_few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
             )
-    by_split = {"train": _photos_by_class(train_root)}
-    _check_train(by_split["train"], train_root)  # before all photos are looked at
+    by_split = {"train": _images_by_class(train_root)}
+    _check_train(by_split["train"], train_root)  # before all images are looked at
     if validation_root is not None:
-        by_split["validation"] = _photos_by_class(validation_root)
+        by_split["validation"] = _images_by_class(validation_root)
     test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
     if test_root is not None:
-        by_class = _photos_by_class(test_root, quiet=True)
+        by_class = _images_by_class(test_root, quiet=True)
         is_labelled = bool(set(by_class) & set(by_split["train"]))
-        by_split["test"] = by_class if is_labelled else {"": list(map(_absolute, photo_files(test_root)))}
-    by_split = _readable_photos(by_split, on_error)
+        by_split["test"] = by_class if is_labelled else {"": list(map(_absolute, image_files(test_root)))}
+    by_split = _readable_images(by_split, on_error)
     names = _check_train(by_split["train"], train_root)
     splits = {"train": _to_dataset(by_split["train"], names)}
     if validation_root is not None:
@@ -137,7 +137,7 @@ def load_image_dataset(
         on_error (`"raise"`, `"skip"` or None, *optional*, defaults to `"raise"`): as in [`load_image_folder`].
 
     Raises:
-        UnreadablePhotosError: a `ValueError`, if photos cannot be read; see `on_error`.
+        UnreadableImagesError: a `ValueError`, if images cannot be read; see `on_error`.
         ValueError: if a split or a column is not there, the label is not a class, or the validation split has a class
             that the training split lacks.
     """
@@ -158,7 +158,7 @@ def load_image_dataset(
         rows = _two_columns(loaded[given], name, image_column_name, label_column_name)
         classes = result["train"].features["label"].names if split != "train" else _class_names(rows, name)
         rows = _numbered(rows, classes, f"{name}, split {given!r}")
-        titles = [f"{given} photo {number}" for number in range(len(rows))]
+        titles = [f"{given} image {number}" for number in range(len(rows))]
         keep = readable(undecoded(rows)["image"], titles, on_error)
         if not keep:
             raise ValueError(f"{name}, split {given!r}: no image that can be read; it must have at least one.")
@@ -169,7 +169,7 @@ def load_image_dataset(
 
 
 def stratified_split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off a share of each class, at least one photo where a class has two; the order within each is kept."""
+    """Split off a share of each class, at least one image where a class has two; the order within each is kept."""
     labels = np.asarray(dataset["label"])
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), dtype=bool)
@@ -178,17 +178,17 @@ def stratified_split(dataset: Dataset, fraction: float, seed: int) -> tuple[Data
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)
         held_out[rng.permutation(members)[:count]] = True
     logger.warning(
-        f"No validation photos given: {held_out.sum()} of {len(labels)} split off, {fraction:.0%} of each class "
+        f"No validation images given: {held_out.sum()} of {len(labels)} split off, {fraction:.0%} of each class "
         f"(seed {seed})."
     )
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 
 
 def _split_off(dataset: Dataset, fraction: float, seed: int, where: str) -> tuple[Dataset, Dataset]:
-    """[`stratified_split`] into two that both have photos."""
+    """[`stratified_split`] into two that both have images."""
     if max(Counter(dataset["label"]).values()) < 2:
         raise ValueError(
-            f"{where}: no validation photos, and none can be split off, since each class has one photo only "
+            f"{where}: no validation images, and none can be split off, since each class has one image only "
             f"({len(dataset)} in all). At least one class must have two. {LAYOUT}"
         )
     return stratified_split(dataset, fraction, seed)
@@ -200,10 +200,10 @@ def check_fraction(fraction: float) -> None:
         raise ValueError(f"validation_fraction={fraction!r}: give a share between 0 and 1, such as 0.2.")
 
 
-def photo_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
     """All picture files below a folder, sorted; hidden ones are left out, links are followed but never upwards.
 
-    A folder that cannot be listed is given itself, so that it is named where photos are read.
+    A folder that cannot be listed is given itself, so that it is named where images are read.
     """
     above = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     seen: set[str] = set()
@@ -230,7 +230,7 @@ def _absolute(file: Path) -> str:
 def class_folders(root: Path) -> list[Path]:
     """The folders in `root` that may be classes, sorted; without hidden ones, and the log names what is no class.
 
-    Such are links to a folder that they lie in, and folders of a run, whose figures are no photos of a class.
+    Such are links to a folder that they lie in, and folders of a run, whose figures are no images of a class.
     """
     folders: list[Path] = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
@@ -251,14 +251,14 @@ def _sign_of_a_run(folder: Path) -> str | None:
     return found[0] if found else None
 
 
-def _photos_by_class(root: Path, quiet: bool = False) -> PhotosByClass:
-    photos: PhotosByClass = {}
+def _images_by_class(root: Path, quiet: bool = False) -> FilesByClass:
+    images: FilesByClass = {}
     for folder in class_folders(root):
-        if files := list(map(_absolute, photo_files(folder))):
-            photos[_utf8_name(folder)] = files
+        if files := list(map(_absolute, image_files(folder))):
+            images[_utf8_name(folder)] = files
         elif not quiet:
-            logger.warning(f"{printable(folder)}: no photo in it, so it is not a class.")
-    return photos
+            logger.warning(f"{printable(folder)}: no image in it, so it is not a class.")
+    return images
 
 
 def _utf8_name(folder: Path) -> str:
@@ -269,53 +269,53 @@ def _utf8_name(folder: Path) -> str:
     return folder.name
 
 
-def _readable_photos(by_split: dict[str, PhotosByClass], on_error: OnError) -> dict[str, PhotosByClass]:
-    """Without the photos that cannot be read, and without classes that had only such."""
+def _readable_images(by_split: dict[str, FilesByClass], on_error: OnError) -> dict[str, FilesByClass]:
+    """Without the images that cannot be read, and without classes that had only such."""
     rows = [
-        (split, name, file) for split, photos in by_split.items() for name, files in photos.items() for file in files
+        (split, name, file) for split, images in by_split.items() for name, files in images.items() for file in files
     ]
     files = [file for _, _, file in rows]
-    result: dict[str, PhotosByClass] = {split: {} for split in by_split}
+    result: dict[str, FilesByClass] = {split: {} for split in by_split}
     for position in readable(files, files, on_error):
         split, name, file = rows[position]
         result[split].setdefault(name, []).append(file)
-    for split, photos in by_split.items():
-        if lost := sorted(set(photos) - set(result[split])):
-            logger.warning(f"{split}: no photo of {_few(lost)} can be read, so it is not a class there.")
+    for split, images in by_split.items():
+        if lost := sorted(set(images) - set(result[split])):
+            logger.warning(f"{split}: no image of {_few(lost)} can be read, so it is not a class there.")
     return result
 
 
-def _to_dataset(photos: PhotosByClass, names: list[str]) -> Dataset:
-    """Rows in the order of the classes; the name "" is no class but stands for photos without labels."""
-    rows = [(file, names.index(name) if name else UNLABELLED) for name, files in photos.items() for file in files]
+def _to_dataset(images: FilesByClass, names: list[str]) -> Dataset:
+    """Rows in the order of the classes; the name "" is no class but stands for images without labels."""
+    rows = [(file, names.index(name) if name else UNLABELLED) for name, files in images.items() for file in files]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     return Dataset.from_dict({"image": [file for file, _ in rows], "label": [id_ for _, id_ in rows]}, features)
 
 
-def _check_train(photos: PhotosByClass, root: Path) -> list[str]:
+def _check_train(images: FilesByClass, root: Path) -> list[str]:
     """The names of the classes, which are those of train; two at least."""
-    if len(photos) < 2:
-        raise ValueError(_too_few_classes(root, photos))
-    return sorted(photos)
+    if len(images) < 2:
+        raise ValueError(_too_few_classes(root, images))
+    return sorted(images)
 
 
-def _check_classes(photos: PhotosByClass, names: list[str], root: Path) -> None:
-    if not photos:
-        raise ValueError(f"{printable(root)}: no photo in class folders; it holds {_few(_names(root))}. {LAYOUT}")
-    unknown = sorted(set(photos) - set(names))
+def _check_classes(images: FilesByClass, names: list[str], root: Path) -> None:
+    if not images:
+        raise ValueError(f"{printable(root)}: no image in class folders; it holds {_few(_names(root))}. {LAYOUT}")
+    unknown = sorted(set(images) - set(names))
     if unknown:
         raise ValueError(
             f"{printable(root)}: {_few(unknown)} not among the classes of train ({_few(names)}). "
-            "Add photos of it to train, or take the folder out."
+            "Add images of it to train, or take the folder out."
         )
-    missing = sorted(set(names) - set(photos))
+    missing = sorted(set(names) - set(images))
     if missing:
-        logger.warning(f"{printable(root)}: no photo of {_few(missing)}; its figures say nothing about it.")
+        logger.warning(f"{printable(root)}: no image of {_few(missing)}; its figures say nothing about it.")
 
 
-def _too_few_classes(root: Path, photos: PhotosByClass) -> str:
+def _too_few_classes(root: Path, images: FilesByClass) -> str:
     kinds = Counter(file.suffix.lower() or "no ending" for file in root.rglob("*") if file.is_file())
-    found = f"one class only ({_few(list(photos))})" if photos else "no photo in class folders"
+    found = f"one class only ({_few(list(images))})" if images else "no image in class folders"
     listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file at all"
     return (
         f"{printable(root)}: {found}; it holds {_few(_names(root))} ({listing}). "

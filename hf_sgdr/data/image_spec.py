@@ -88,7 +88,7 @@ class ImageSpec:
         return _from_processor(processor.to_dict())
 
     def with_size(self, size: int) -> "ImageSpec":
-        """The same transform for another input size, the crop's share of the photo kept."""
+        """The same transform for another input size, the crop's share of the image kept."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 8:
             raise ValueError(f"image_size={size!r}: give the side of the square input in pixels, at least 8.")
         # floor, as timm does; the small term keeps an exact ratio (224 / 0.875) from falling to the pixel below

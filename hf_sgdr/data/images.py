@@ -1,4 +1,4 @@
-"""Photos as tensors: reading any picture as 8-bit RGB, and a torch dataset of transformed photos.
+"""Images as tensors: reading any picture as 8-bit RGB, and a torch dataset of transformed images.
 
 The pixels stay 8-bit until they are on the device, where a whole batch is normalised at once: workers hand over a
 quarter of the bytes.
@@ -33,12 +33,12 @@ from hf_sgdr._utils.processors import usable_threads
 from hf_sgdr._utils.text import printable
 
 _HASHED_AT_ONCE = 1024
-# To be raised when `read_photo` or a transform makes other pixels of a file: what was stored before counts no more.
+# To be raised when `read_image` or a transform makes other pixels of a file: what was stored before counts no more.
 PIXELS_VERSION = 2
 
 
-class UnreadablePhotoError(ValueError):
-    """A photo cannot be read.
+class UnreadableImageError(ValueError):
+    """An image cannot be read.
 
     Args:
         name (`str`): the file, or "image"; without a reason, the whole message, as worker processes pass it on.
@@ -54,7 +54,7 @@ class UnreadablePhotoError(ValueError):
         self.reason = reason
 
 
-def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
+def read_image(image: Any, shorter_side: int | None = None) -> Image.Image:
     """A picture as a Pillow image in RGB, turned upright as its EXIF orientation says; a GIF gives its first frame.
 
     Grey values of more than 8 bits are scaled to 0 to 255 by what the mode or the file says of their depth, so that
@@ -68,30 +68,30 @@ def read_photo(photo: Any, shorter_side: int | None = None) -> Image.Image:
       are refused.
 
     Args:
-        photo: a path, encoded bytes, a `{"bytes", "path"}` of a `datasets.Image(decode=False)`, a Pillow image, a
+        image: a path, encoded bytes, a `{"bytes", "path"}` of a `datasets.Image(decode=False)`, a Pillow image, a
             numpy array (height, width[, channels]) of uint8, one (height, width) of uint16 or float, or a uint8 tensor
             (3, height, width).
         shorter_side (`int`, *optional*): a JPEG may be decoded at a half, a quarter or an eighth of its size, as long
             as its shorter side keeps this many pixels.
 
     Raises:
-        UnreadablePhotoError: a `ValueError`, if it cannot be read; the message names the file and the reason.
+        UnreadableImageError: a `ValueError`, if it cannot be read; the message names the file and the reason.
         TypeError: if it is none of these.
     """
-    name, source = "image", photo
-    if isinstance(photo, Mapping):
-        name = photo.get("path") or name
-        source = photo["bytes"] if photo.get("bytes") is not None else photo.get("path")
+    name, source = "image", image
+    if isinstance(image, Mapping):
+        name = image.get("path") or name
+        source = image["bytes"] if image.get("bytes") is not None else image.get("path")
     if isinstance(source, torch.Tensor):
         source = source.permute(1, 2, 0).numpy()
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
     elif not isinstance(source, bytes | bytearray | Image.Image | np.ndarray):
-        raise TypeError(f"{type(photo).__name__} is no picture: give a path, bytes, a Pillow image or an array.")
+        raise TypeError(f"{type(image).__name__} is no picture: give a path, bytes, a Pillow image or an array.")
     try:
         return _decoded(source, shorter_side)
     except Exception as error:  # hostile files bring a decoder to errors of any kind
-        raise UnreadablePhotoError(name, _reason(error, source)) from error
+        raise UnreadableImageError(name, _reason(error, source)) from error
 
 
 def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
@@ -126,7 +126,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
     """Raise an OSError unless a path is a file: reading from a pipe would wait, and a device may never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        os.listdir(path)  # a folder that cannot be listed is passed on as a photo, so that this names it
+        os.listdir(path)  # a folder that cannot be listed is passed on as an image, so that this names it
     if not stat.S_ISREG(mode):
         raise OSError("a folder, not a file" if stat.S_ISDIR(mode) else "a pipe or a device, not a file")
 
@@ -147,7 +147,7 @@ _NO_PICTURES = {
 
 
 def _reason(error: Exception, source: Any) -> str:
-    """Why a photo cannot be read, in a few words for people."""
+    """Why an image cannot be read, in a few words for people."""
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"more than {most:,} pixels, the most that Pillow reads; make it smaller"
@@ -211,29 +211,29 @@ def _white_of_floats(pixels: NDArray[np.float32]) -> float:
     return white
 
 
-def photo_hash(photo: Any) -> bytes:
-    """SHA-256 of a photo's content: of the file's bytes where there is a file, of the pixels otherwise.
+def image_hash(image: Any) -> bytes:
+    """SHA-256 of an image's content: of the file's bytes where there is a file, of the pixels otherwise.
 
     A process reads a file once; it is read again when its size or its time of modification has changed.
 
     Raises:
-        UnreadablePhotoError: a `ValueError`, if it cannot be read.
+        UnreadableImageError: a `ValueError`, if it cannot be read.
     """
-    if isinstance(photo, Mapping):
-        photo = photo["bytes"] if photo.get("bytes") is not None else photo["path"]
-    if isinstance(photo, bytes | bytearray):
-        return hashlib.sha256(photo).digest()
-    if isinstance(photo, str | os.PathLike):
+    if isinstance(image, Mapping):
+        image = image["bytes"] if image.get("bytes") is not None else image["path"]
+    if isinstance(image, bytes | bytearray):
+        return hashlib.sha256(image).digest()
+    if isinstance(image, str | os.PathLike):
         try:
-            require_regular(photo)
-            identity = file_identity(photo)
+            require_regular(image)
+            identity = file_identity(image)
             if identity not in _hash_of_file:
-                with open(photo, "rb") as file:
+                with open(image, "rb") as file:
                     _hash_of_file[identity] = hashlib.file_digest(file, "sha256").digest()
             return _hash_of_file[identity]
         except OSError as error:
-            raise UnreadablePhotoError(os.fspath(photo), _reason(error, photo)) from error
-    pixels = np.asarray(read_photo(photo))
+            raise UnreadableImageError(os.fspath(image), _reason(error, image)) from error
+    pixels = np.asarray(read_image(image))
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
@@ -254,34 +254,34 @@ def _known_hash(path: str | None) -> bytes | None:
 
 
 class PixelTransform(Protocol):
-    """What `hf_sgdr.data.transforms.PhotoTransform` is to a data set."""
+    """What `hf_sgdr.data.transforms.ImageTransform` is to a data set."""
 
-    def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
-        """A photo as a uint8 tensor (3, size, size), its random choices drawn from the seed."""
+    def pixels(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
+        """An image as a uint8 tensor (3, size, size), its random choices drawn from the seed."""
 
     def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
-        """The same from what a cache keeps of a photo."""
+        """The same from what a cache keeps of an image."""
 
 
-class Pictures(Protocol):
-    """What a [`PhotoCache`] is to a data set: decoded pictures by their number."""
+class DecodedImages(Protocol):
+    """What an [`ImageCache`] is to a data set: decoded pictures by their number."""
 
     def __getitem__(self, index: int) -> torch.Tensor: ...
 
 
-class PhotoDataset(Dataset[dict[str, Any]]):
-    """The photos of a `datasets.Dataset` as `{"pixel_values": uint8 (3, size, size), "labels": int}`.
+class ImageDataset(Dataset[dict[str, Any]]):
+    """The images of a `datasets.Dataset` as `{"pixel_values": uint8 (3, size, size), "labels": int}`.
 
-    What is random depends on the seed, the epoch and the photo's index alone, so neither the number of workers nor the
-    order of the photos changes it.
+    What is random depends on the seed, the epoch and the image's index alone, so neither the number of workers nor the
+    order of the images changes it.
 
     Args:
         dataset (`datasets.Dataset`, or any sequence of dicts): rows with an image and, if labelled, a label.
-        transform (`PixelTransform`): turns a photo into pixels.
+        transform (`PixelTransform`): turns an image into pixels.
         image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are; rows without the
             label column, or with an unknown label (None or -1), give no "labels".
         seed (`int`, *optional*, defaults to 0): for the augmentation.
-        cache ([`PhotoCache`], *optional*): what is kept of the same photos, so that none is decoded.
+        cache ([`ImageCache`], *optional*): what is kept of the same images, so that none is decoded.
 
     Raises:
         ValueError: if the dataset is of no use; see [`require_images`].
@@ -295,7 +295,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         image_column: str = "image",
         label_column: str = "label",
         seed: int = 0,
-        cache: Pictures | None = None,
+        cache: DecodedImages | None = None,
     ) -> None:
         require_images("dataset", dataset, image_column, label_column)
         self.rows = undecoded(dataset, image_column)
@@ -324,7 +324,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         return {"pixel_values": pixels} if label is None else {"pixel_values": pixels, "labels": label}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """A batch at once. Outside worker processes its photos are read by threads, one a processor.
+        """A batch at once. Outside worker processes its images are read by threads, one a processor.
 
         Where the processor also computes, that beats worker processes: decoding and resizing release the interpreter's
         lock, no batch is copied between processes, and no fork makes the parent's memory copy-on-write.
@@ -334,21 +334,21 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         return list(readers().map(self.__getitem__, indices))
 
     def require_equal_labelling(self) -> None:
-        """Raise a ValueError if some photos of a `datasets.Dataset` have a label and some have none."""
+        """Raise a ValueError if some images of a `datasets.Dataset` have a label and some have none."""
         if not isinstance(self.rows, datasets.Dataset) or self.label_column not in self.rows.column_names:
             return
         unknown = self._class_ids().count(None)
         if 0 < unknown < len(self):
             raise ValueError(
-                f"{unknown} of {len(self)} photos have no label. Give each a label or leave those photos out; to "
+                f"{unknown} of {len(self)} images have no label. Give each a label or leave those images out; to "
                 f"predict only, give dataset.remove_columns({self.label_column!r})."
             )
 
     def labels(self) -> list[int]:
-        """Every photo's class id.
+        """Every image's class id.
 
         Raises:
-            ValueError: if there is no column of labels, or a photo has none.
+            ValueError: if there is no column of labels, or an image has none.
         """
         if isinstance(self.rows, datasets.Dataset) and self.label_column not in self.rows.column_names:
             raise ValueError(
@@ -358,7 +358,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         labels = self._class_ids()
         unknown = labels.count(None)
         if unknown:
-            raise ValueError(f"{unknown} of {len(self)} photos have no label: training and evaluation need them all.")
+            raise ValueError(f"{unknown} of {len(self)} images have no label: training and evaluation need them all.")
         return [label for label in labels if label is not None]
 
     def _class_ids(self) -> list[int | None]:
@@ -367,34 +367,34 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         return [_class_id(self.rows[index].get(self.label_column)) for index in range(len(self))]
 
     def content_hash(self) -> str:
-        """SHA-256 over every photo's content, in order; labels do not count. See [`photo_hash`]."""
+        """SHA-256 over every image's content, in order; labels do not count. See [`image_hash`]."""
         digest = hashlib.sha256()
-        for one in photo_hashes(self.rows, self.image_column):
+        for one in image_hashes(self.rows, self.image_column):
             digest.update(one)
         return digest.hexdigest()
 
 
-def photo_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
-    """[`photo_hash`] of every photo of a data set, in order.
+def image_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
+    """[`image_hash`] of every image of a data set, in order.
 
     Args:
-        rows (`datasets.Dataset`, or any sequence of dicts): with the photos still encoded; see [`undecoded`].
+        rows (`datasets.Dataset`, or any sequence of dicts): with the images still encoded; see [`undecoded`].
         image_column (`str`): where they are.
 
     Raises:
-        UnreadablePhotoError: a `ValueError`, if one cannot be read.
+        UnreadableImageError: a `ValueError`, if one cannot be read.
     """
     paths = _paths(rows, image_column)
-    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future a photo takes memory
+    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future an image takes memory
         indices = range(start, min(start + _HASHED_AT_ONCE, len(rows)))
         known = list(map(_known_hash, islice(paths, len(indices))))
         todo = [index for index, one in zip(indices, known, strict=True) if one is None]
-        new = readers().map(lambda index: photo_hash(rows[index][image_column]), todo)
+        new = readers().map(lambda index: image_hash(rows[index][image_column]), todo)
         yield from (next(new) if one is None else one for one in known)
 
 
 def _paths(rows: Any, image_column: str) -> Iterator[str | None]:
-    """Every photo's file, None for what is none; read by columns, as row by row takes ten times as long."""
+    """Every image's file, None for what is none; read by columns, as row by row takes ten times as long."""
     if not isinstance(rows, datasets.Dataset):
         yield from [None] * len(rows)
         return
@@ -409,14 +409,14 @@ def _paths(rows: Any, image_column: str) -> Iterator[str | None]:
 
 
 def readers() -> ThreadPoolExecutor:
-    """Threads of this process that read photos, one for each processor that it may use."""
+    """Threads of this process that read images, one for each processor that it may use."""
     return _readers_of(os.getpid())
 
 
 @functools.cache
 def _readers_of(process: int) -> ThreadPoolExecutor:
     """By process: a fork copies the pool but not its threads, and whoever waits for them waits for ever."""
-    return ThreadPoolExecutor(usable_threads(), thread_name_prefix="photo-reader")
+    return ThreadPoolExecutor(usable_threads(), thread_name_prefix="image-reader")
 
 
 def require_images(name: str, dataset: Any, image_column: str = "image", label_column: str = "label") -> None:

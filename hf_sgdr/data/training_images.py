@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hf_sgdr._utils.store import replace_file
-from hf_sgdr.data.images import PhotoDataset, photo_hash, photo_hashes, readers, undecoded
+from hf_sgdr.data.images import ImageDataset, image_hash, image_hashes, readers, undecoded
 
 IMAGE_HASHES = "training-images.txt"
 
 
 def write_image_hashes(dataset: Any, image_column: str, folder: Path) -> None:
     """Write the SHA-256 of every image of a data set, one a line, sorted, to `training-images.txt` in a folder."""
-    rows = undecoded(dataset.rows if isinstance(dataset, PhotoDataset) else dataset, image_column)
-    hashes = [one.hex() for one in photo_hashes(rows, image_column)]
+    rows = undecoded(dataset.rows if isinstance(dataset, ImageDataset) else dataset, image_column)
+    hashes = [one.hex() for one in image_hashes(rows, image_column)]
     replace_file(folder / IMAGE_HASHES, "".join(f"{one}\n" for one in sorted(hashes)).encode())
 
 
@@ -26,6 +26,6 @@ def read_image_hashes(folder: Path) -> set[str] | None:
     return set(path.read_text(encoding="ascii").split()) if path.exists() else None
 
 
-def image_hashes(images: Iterable[Any]) -> list[str]:
+def content_hashes(images: Iterable[Any]) -> list[str]:
     """The SHA-256 of every image: of the file's bytes where there is a file, of the pixels otherwise."""
-    return [one.hex() for one in readers().map(photo_hash, images)]
+    return [one.hex() for one in readers().map(image_hash, images)]

@@ -1,4 +1,4 @@
-"""The views of a photo: the evaluation transform of the model, and the lesson's training augmentations.
+"""The views of an image: the evaluation transform of the model, and the lesson's training augmentations.
 
 fast.ai 0.7's `tfms_from_model(arch, size, aug_tfms=transforms_side_on, max_zoom=1.1)` is
 `image_transforms(model, image_size=size, augment="side_on", max_zoom=1.1)`.
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from hf_sgdr.data.image_spec import ImageSpec
-from hf_sgdr.data.images import read_photo
+from hf_sgdr.data.images import read_image
 from hf_sgdr.models.classifiers import take_square_images
 
 Augment = Literal["basic", "side_on", "top_down"]
@@ -31,10 +31,10 @@ FLIP_P = 0.5
 
 
 @dataclass(frozen=True)
-class PhotoTransform:
-    """Turns a photo into the model's input; a training transform draws a new view each time.
+class ImageTransform:
+    """Turns an image into the model's input; a training transform draws a new view each time.
 
-    Call it for one normalised picture, or let a `PhotoDataset` take `pixels` in its workers and `normalize` whole
+    Call it for one normalised picture, or let an `ImageDataset` take `pixels` in its workers and `normalize` whole
     batches on the device.
 
     Args:
@@ -58,29 +58,29 @@ class PhotoTransform:
 
     @property
     def is_random(self) -> bool:
-        """Whether two calls on one photo differ."""
+        """Whether two calls on one image differ."""
         return self.augment is not None or self.max_zoom > 1.0
 
-    def __call__(self, photo: Any) -> torch.Tensor:
+    def __call__(self, image: Any) -> torch.Tensor:
         """The normalised picture, float32 (3, size, size); random choices come from torch's global generator."""
         seed = (int(torch.randint(2**31, ())),) if self.is_random else (0,)
-        return self.normalize(self.pixels(photo, seed)[None])[0]
+        return self.normalize(self.pixels(image, seed)[None])[0]
 
-    def pixels(self, photo: Any, seed: tuple[int, ...]) -> torch.Tensor:
+    def pixels(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """The picture before normalising, uint8 (3, size, size); the same seed gives the same view."""
         if self.is_random:
-            image = read_photo(photo, self._highest_zoom)
+            image = read_image(image, self._highest_zoom)
             return self._random_view(_to_tensor(image), np.random.default_rng(seed))
-        return self._centre_view(read_photo(photo, None if self.exact else self.spec.resize))
+        return self._centre_view(read_image(image, None if self.exact else self.spec.resize))
 
-    def to_keep(self, photo: Any) -> torch.Tensor:
-        """What a cache keeps of a photo, uint8 (3, height, width).
+    def to_keep(self, image: Any) -> torch.Tensor:
+        """What a cache keeps of an image, uint8 (3, height, width).
 
         The view itself unless that is random; then the whole picture, its shorter side no longer than the highest zoom.
         """
         if not self.is_random:
-            return self.pixels(photo, (0,))
-        pixels = _to_tensor(read_photo(photo, self._highest_zoom))
+            return self.pixels(image, (0,))
+        pixels = _to_tensor(read_image(image, self._highest_zoom))
         scale = self._highest_zoom / min(pixels.shape[1:])
         if scale >= 1:
             return pixels
@@ -88,7 +88,7 @@ class PhotoTransform:
         return self._resize(pixels, height, width)
 
     def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
-        """The view that `pixels(photo, seed)` would be, up to one more resizing, from what `to_keep(photo)` was."""
+        """The view that `pixels(image, seed)` would be, up to one more resizing, from what `to_keep(image)` was."""
         return self._random_view(pixels, np.random.default_rng(seed)) if self.is_random else pixels
 
     def kept(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class PhotoTransform:
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.spec.mean, self.spec.std))
         return scaled.sub_(mean).div_(std)
 
-    def fast(self) -> "PhotoTransform":
+    def fast(self) -> "ImageTransform":
         """The same view, decoded no larger than needed and resized on tensors: at least twice as fast."""
         return replace(self, exact=False)
 
@@ -169,12 +169,12 @@ def image_transforms(
     image_size: int | None = None,
     augment: Augment | None = None,
     max_zoom: float = 1.0,
-) -> tuple[PhotoTransform, PhotoTransform]:
+) -> tuple[ImageTransform, ImageTransform]:
     """The training and the evaluation transform for a model, from its own size, crop, interpolation, mean and std.
 
     Training: with probability .75 the shorter side becomes `image_size * U(1, max_zoom)`, then a random crop. "basic"
     adds a rotation of U(-10, 10) degrees with probability .75, its corners reflected, and lighting: contrast and
-    brightness changed by U(-.05, .05). "side_on" adds a horizontal flip with probability .5, for photos taken from the
+    brightness changed by U(-.05, .05). "side_on" adds a horizontal flip with probability .5, for images taken from the
     side; "top_down" adds one of the eight symmetries of the square, for satellite and microscope pictures. Without
     augmentation and zoom the training transform is the evaluation transform. (Lesson step 1; fast.ai 0.7
     `transforms.py`.)
@@ -186,7 +186,7 @@ def image_transforms(
         max_zoom (`float`, *optional*, defaults to 1.0): at least 1; the lesson uses 1.1.
 
     Returns:
-        `tuple[PhotoTransform, PhotoTransform]`: each takes a photo (path, bytes, Pillow image or array) and returns
+        `tuple[ImageTransform, ImageTransform]`: each takes an image (path, bytes, Pillow image or array) and returns
         a float32 tensor (3, image_size, image_size).
 
     Raises:
@@ -196,7 +196,7 @@ def image_transforms(
     if image_size is not None and image_size != spec.size:
         spec = spec.with_size(image_size)
         _check_size(model, spec.size)
-    return PhotoTransform(spec, augment, max_zoom), PhotoTransform(spec)
+    return ImageTransform(spec, augment, max_zoom), ImageTransform(spec)
 
 
 def _check_size(model: nn.Module, size: int) -> None:

@@ -1,4 +1,4 @@
-"""List and prune stores of features and of decoded photos.
+"""List and prune stores of features and of decoded images.
 
 python -m hf_sgdr.features ls
 python -m hf_sgdr.features prune --days 30
@@ -98,10 +98,10 @@ def _line(store: Listed) -> str:
 def _content(depends_on: dict[str, Any]) -> str:
     if "kept" in depends_on:
         kept = depends_on["kept"]
-        return f"decoded photos, {kept.get('shorter_side') or kept.get('size', '?')} px"
+        return f"decoded images, {kept.get('shorter_side') or kept.get('size', '?')} px"
     model = depends_on.get("config", {}).get("architecture") or depends_on.get("model", "?")
-    cut = "" if depends_on.get("cut", "head") == "head" else f" before {depends_on['cut']}"
-    return f"{model}{cut} at {depends_on.get('transform', {}).get('size', '?')} px, {depends_on.get('dtype', '?')}"
+    boundary = "" if depends_on.get("cut", "head") == "head" else f" before {depends_on['cut']}"
+    return f"{model}{boundary} at {depends_on.get('transform', {}).get('size', '?')} px, {depends_on.get('dtype', '?')}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Precomputing: what the trained part of a model receives, computed once for every photo.
+"""Precomputing: what the trained part of a model receives, computed once for every image.
 
 Correct by construction: the features are caught in the model's own forward pass, and extraction stops if the rest of
 the model does not make the whole model's logits of them.
@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr._utils.processors import use_all_processors
-from hf_sgdr.data.images import PhotoDataset, pixel_versions
-from hf_sgdr.data.transforms import PhotoTransform
+from hf_sgdr.data.images import ImageDataset, pixel_versions
+from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.features.store import FeatureStore, module_hash
-from hf_sgdr.models.boundary import Cut
-from hf_sgdr.models.fuse import batch_norms_folded
+from hf_sgdr.models.boundary import Boundary
+from hf_sgdr.models.fuse import fused_batch_norms
 
 logger = logging.get_logger(__name__)
 
@@ -37,8 +37,8 @@ _NOT_IN_KEY = {
 
 def extract_features(
     model: PreTrainedModel,
-    at: nn.Module | Cut,
-    photos: PhotoDataset,
+    at: nn.Module | Boundary,
+    images: ImageDataset,
     *,
     dtype: torch.dtype,
     batch_size: int = 32,
@@ -48,68 +48,69 @@ def extract_features(
     progress: str | None = None,
     max_gb: float = math.inf,
 ) -> FeatureStore:
-    """Compute, where they are not stored yet, the inputs of the head, or of another place, for every photo.
+    """Compute, where they are not stored yet, the inputs of the head, or of another place, for every image.
 
     This is the lesson's step 1, `precompute=True`. Every process writes its own shards and returns when those are done;
     read the store after all have.
 
     Args:
         model (`PreTrainedModel`): the whole classifier, on the device that computes.
-        at (`nn.Module` or [`Cut`]): the head, whose input is stored as it is computed; or a cut, whose activations are
-            stored in 16 bits: bfloat16 if that is the `dtype`, else float16.
-        photos ([`PhotoDataset`]): a random transform gives the views of its seed and epoch 0.
+        at (`nn.Module` or [`Boundary`]): the head, whose input is stored as it is computed; or a boundary, whose
+            activations are stored in 16 bits: bfloat16 if that is the `dtype`, else float16.
+        images ([`ImageDataset`]): a random transform gives the views of its seed and epoch 0.
         dtype (`torch.dtype`): precision of the forward pass: float32, or bfloat16 by autocast.
-        batch_size (`int`, *optional*, defaults to 32): photos a forward pass.
-        num_workers (`int`, *optional*, defaults to 0): processes that read photos.
+        batch_size (`int`, *optional*, defaults to 32): images a forward pass.
+        num_workers (`int`, *optional*, defaults to 0): processes that read images.
         rank, world_size (`int`, *optional*): this process, and how many share the work.
         progress (`str`, *optional*): the progress bar's text; None shows none.
         max_gb (`float`, *optional*): refuse if the store would take more GB than this.
 
     Returns:
-        [`FeatureStore`]: rows in the order of the photos.
+        [`FeatureStore`]: rows in the order of the images.
 
     Raises:
         ValueError: if the rest of the model does not give its logits, or the store would be larger than `max_gb`.
-        TypeError: if the transform is not a [`PhotoTransform`].
+        TypeError: if the transform is not an [`ImageTransform`].
         OSError: if the store cannot be written, or the disk has not enough room.
         OverflowError: if an activation exceeds float16; bfloat16 would hold it.
     """
-    transform = photos.transform
-    if not isinstance(transform, PhotoTransform):
+    transform = images.transform
+    if not isinstance(transform, ImageTransform):
         raise TypeError(f"The transform is {type(transform).__name__}: give one of image_transforms(model).")
-    cut = at if isinstance(at, Cut) else Cut.at_head(model, at)
-    store = FeatureStore(_depends_on(model, cut, photos, transform, dtype), len(photos))
+    boundary = at if isinstance(at, Boundary) else Boundary.at_head(model, at)
+    store = FeatureStore(_depends_on(model, boundary, images, transform, dtype), len(images))
     todo = [shard for shard in store.missing() if shard % world_size == rank]
     if not todo:
-        logger.info(f"Features of {len(photos)} photos are read from {store.folder}.")
+        logger.info(f"Features of {len(images)} images are read from {store.folder}.")
         return store
     device = next(model.parameters()).device
     if device.type == "cpu":
         use_all_processors()
-    row = _one_row(model, cut, transform.spec.size, device, dtype)
-    size = len(photos) * row.numel() * row.element_size()
+    row = _one_row(model, boundary, transform.spec.size, device, dtype)
+    size = len(images) * row.numel() * row.element_size()
     shape = " x ".join(map(str, row.shape))
-    (logger.info if cut.skipped is None else logger.warning)(
-        f"Features before {cut.name}: {shape} of {str(row.dtype).removeprefix('torch.')}, {size / 1e6:,.1f} MB in all."
+    (logger.info if boundary.skipped is None else logger.warning)(
+        f"Features before {boundary.name}: {shape} of {str(row.dtype).removeprefix('torch.')}, "
+        f"{size / 1e6:,.1f} MB in all."
     )
-    store.check_space(size, f"Features before {cut.name} of {len(photos)} photos", max_gb, "cache_disk_gb")
+    store.check_space(size, f"Features before {boundary.name} of {len(images)} images", max_gb, "cache_disk_gb")
     batches = [
         list(store.shard_rows(shard)[start : start + batch_size])
         for shard in todo
         for start in range(0, len(store.shard_rows(shard)), batch_size)
     ]
     loader = DataLoader(
-        photos,
+        images,
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         collate_fn=_stack,
         generator=torch.Generator(),  # of its own: a warm store must leave the global one just as a cold one does
     )
-    features = _features_of_batches(model, cut, loader, transform, device, dtype)
+    features = _features_of_batches(model, boundary, loader, transform, device, dtype)
     with (
-        batch_norms_folded(model, transform.spec.size),
-        tqdm(total=sum(map(len, batches)), desc=progress, unit="photo", disable=progress is None) as bar,
+        fused_batch_norms(model, transform.spec.size),
+        tqdm(total=sum(map(len, batches)), desc=progress, unit="image", disable=progress is None) as bar,
     ):
         for shard in todo:
             rows: list[torch.Tensor] = []
@@ -150,12 +151,12 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def _one_row(model: nn.Module, cut: Cut, size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _one_row(model: nn.Module, boundary: Boundary, size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """An empty row as it will be stored."""
     model.eval()
     with torch.inference_mode(), _autocast(device, dtype):
-        features, _ = cut.caught(torch.zeros(1, 3, size, size, device=device))
-    if cut.skipped is None:
+        features, _ = boundary.caught(torch.zeros(1, 3, size, size, device=device))
+    if boundary.skipped is None:
         return features[0]
     return features[0].to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float16)
 
@@ -171,9 +172,9 @@ def _as_stored(features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _features_of_batches(
     model: nn.Module,
-    cut: Cut,
+    boundary: Boundary,
     loader: DataLoader[Any],
-    transform: PhotoTransform,
+    transform: ImageTransform,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
@@ -183,40 +184,40 @@ def _features_of_batches(
         with torch.inference_mode(), _autocast(device, dtype):
             batch = transform.normalize(pixels.to(device, non_blocking=True))
             batch = batch.contiguous(memory_format=torch.channels_last)
-            features, logits = cut.caught(batch, with_logits=number == 0)
+            features, logits = boundary.caught(batch, with_logits=number == 0)
             if logits is not None:
-                _check_rest_gives_logits(cut, features, logits)
+                _check_rest_gives_logits(boundary, features, logits)
         yield features
 
 
-def _check_rest_gives_logits(cut: Cut, features: torch.Tensor, logits: torch.Tensor) -> None:
+def _check_rest_gives_logits(boundary: Boundary, features: torch.Tensor, logits: torch.Tensor) -> None:
     try:
-        alone = cut.logits(features)
+        alone = boundary.logits(features)
         fits = alone.shape == logits.shape and torch.allclose(alone, logits, rtol=1e-3, atol=1e-4)
     except (RuntimeError, ValueError, TypeError) as error:
         logger.info(f"The rest of the model does not run on features: {error}")
         fits = False
     if not fits:
-        part = "its head alone" if cut.skipped is None else f"what comes after the input of {cut.name}"
+        part = "its head alone" if boundary.skipped is None else f"what comes after the input of {boundary.name}"
         raise ValueError(
-            f"{type(cut.model).__name__} cannot be precomputed: {part} does not give its logits. "
+            f"{type(boundary.model).__name__} cannot be precomputed: {part} does not give its logits. "
             "Train with precompute=False."
         )
 
 
 def _depends_on(
-    model: PreTrainedModel, cut: Cut, photos: PhotoDataset, transform: PhotoTransform, dtype: torch.dtype
+    model: PreTrainedModel, boundary: Boundary, images: ImageDataset, transform: ImageTransform, dtype: torch.dtype
 ) -> dict[str, Any]:
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_IN_KEY}
     return {
-        "body": module_hash(model, leave_out=cut.names_after()),
-        "settings": _settings_hash(model, cut),
+        "body": module_hash(model, leave_out=boundary.names_after()),
+        "settings": _settings_hash(model, boundary),
         "model": type(model).__name__,
         "config": json.loads(json.dumps(config, default=str)),
-        "transform": {**transform.to_dict(), "seed": photos.seed if transform.is_random else None},
-        "photos": photos.content_hash(),
+        "transform": {**transform.to_dict(), "seed": images.seed if transform.is_random else None},
+        "photos": images.content_hash(),
         "dtype": str(dtype).removeprefix("torch."),
-        "cut": cut.name,
+        "cut": boundary.name,
         "versions": {
             "timm": timm.__version__,
             "torch": torch.__version__,
@@ -226,13 +227,13 @@ def _depends_on(
     }
 
 
-def _settings_hash(model: PreTrainedModel, cut: Cut) -> str:
+def _settings_hash(model: PreTrainedModel, boundary: Boundary) -> str:
     """SHA-256 of what a model's modules compute with beside tensors: classes, pooling, strides, functions.
 
-    Those after the cut may be in it too: at worst features are computed again.
+    Those after the boundary may be in it too: at worst features are computed again.
     """
     digest = hashlib.sha256()
-    after = set(cut.module.modules())
+    after = set(boundary.module.modules())
     for name, module in model.named_modules():
         if module in after:
             continue

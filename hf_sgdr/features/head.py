@@ -15,10 +15,10 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.store import available_memory
 from hf_sgdr.data.cache import CacheArguments
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.store import FeatureStore, RowsOnDisk
-from hf_sgdr.models.boundary import Cut
+from hf_sgdr.models.boundary import Boundary
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     """Rows of features and their labels; a whole batch is one indexing operation.
 
     Args:
-        views (sequence of `Tensor` or [`RowsOnDisk`]): the features of each view of the photos, each (rows, ...), of
+        views (sequence of `Tensor` or [`RowsOnDisk`]): the features of each view of the images, each (rows, ...), of
             any floating type; epoch `e` gives view `e % len(views)`.
         labels (`Tensor`): (rows,), class ids.
     """
@@ -110,7 +110,7 @@ class ExtractionArguments(CacheArguments, Protocol):
 
 
 class FeatureReader:
-    """Features of photos for one model: read from their store, after what it lacks was computed.
+    """Features of images for one model: read from their store, after what it lacks was computed.
 
     Args:
         model (`PreTrainedModel`): the whole classifier.
@@ -122,35 +122,35 @@ class FeatureReader:
         self.model, self.args, self.accelerator = model, args, accelerator
         self._read: dict[str, Rows] = {}
 
-    def dataset(self, views: Sequence[PhotoDataset], cut: Cut, name: str, dtype: str) -> FeatureDataset:
-        """The features of one or more views of the same photos, with their labels.
+    def dataset(self, views: Sequence[ImageDataset], boundary: Boundary, name: str, dtype: str) -> FeatureDataset:
+        """The features of one or more views of the same images, with their labels.
 
         Args:
-            views (sequence of [`PhotoDataset`]): the plain one first.
-            cut ([`Cut`]): what part of the model makes them.
+            views (sequence of [`ImageDataset`]): the plain one first.
+            boundary ([`Boundary`]): what part of the model makes them.
             name (`str`): for the progress bar.
             dtype (`str`): see [`~hf_sgdr.features.extract.feature_dtype`].
         """
         count = len(views) - 1
         features = [
-            self._features(view, cut, f"{name}, view {i} of {count}" if i else name, dtype)
+            self._features(view, boundary, f"{name}, view {i} of {count}" if i else name, dtype)
             for i, view in enumerate(views)
         ]
         if count:
             megabytes = sum(view.nbytes for view in features) / 1e6
             logger.warning(
-                f"Features of the plain photos and {count} augmented views take {megabytes:.1f} MB; "
+                f"Features of the plain images and {count} augmented views take {megabytes:.1f} MB; "
                 f"epoch e trains on view e % {count + 1}, of which 0 is the plain one."
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 
-    def _features(self, photos: PhotoDataset, cut: Cut, name: str, wanted_dtype: str) -> Rows:
+    def _features(self, images: ImageDataset, boundary: Boundary, name: str, wanted_dtype: str) -> Rows:
         on_cpu = self.accelerator.device.type == "cpu"
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         store = extract_features(
             self.model,
-            cut,
-            photos,
+            boundary,
+            images,
             dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,

@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 # The Hub's own word for a licence that nobody has stated.
 UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
-NUM_PHOTOS = 8
+NUM_IMAGES = 8
 # More than rounding in 16 bits makes of the accuracy of the same weights.
 OTHER_WEIGHTS = 0.02
 # Of the lesson: `learn.TTA(n_aug=4)`.
@@ -42,7 +42,7 @@ def write_model_card(
     results: RunResults | None = None,
     folder: str | Path | None = None,
     *,
-    photos_name: str | None = None,
+    images_name: str | None = None,
     dataset: str | None = None,
     base_model: str | None = None,
     origin: str | None = None,
@@ -50,24 +50,24 @@ def write_model_card(
     tags: Iterable[str] = (),
     tta_views: int = 0,
     command: str | None = None,
-    with_photos: bool = False,
+    with_images: bool = False,
     model_name: str | None = None,
     language: str | list[str] | None = None,
     dataset_config: str | None = None,
 ) -> Path:
     """Write the card of the model that a trainer holds, with its pictures beside it.
 
-    The validation photos are predicted once more, so that every figure is of the weights that are saved. Under several
+    The validation images are predicted once more, so that every figure is of the weights that are saved. Under several
     processes all of them call it, and the main one writes.
 
     Args:
-        trainer ([`TrainedRun`]): with the weights that are saved, and with validation photos.
+        trainer ([`TrainedRun`]): with the weights that are saved, and with validation images.
         results ([`RunResults`], *optional*): of the run that made these weights; by default those of the
             trainer's last [`run_stages`], or else its own fits.
         folder (`str` or `Path`, *optional*): where to write; by default the trainer's `output_dir`. Plots of stages are
             taken from `output_dir`.
-        photos_name (`str`, *optional*): what the photos are called.
-        dataset (`str`, *optional*): the id of the photos on the Hub, if they are from there.
+        images_name (`str`, *optional*): what the images are called.
+        dataset (`str`, *optional*): the id of the images on the Hub, if they are from there.
         base_model (`str`, *optional*): the id on the Hub of the model that this one started from; by default the id
             that it was loaded by, if any.
         origin (`str`, *optional*): a sentence about the weights that it started from, where no id names them.
@@ -75,18 +75,18 @@ def write_model_card(
         tags (iterable of `str`, *optional*): further tags for the Hub.
         tta_views (`int`, *optional*, defaults to 0): augmented views that `results.tta` was measured with.
         command (`str`, *optional*): the command that makes the run again.
-        with_photos (`bool`, *optional*, defaults to False): show the most correct, incorrect and uncertain validation
-            photos. They are then part of the card, which may be public.
-        model_name (`str`, *optional*): the card's title; by default the architecture and what the photos are called.
+        with_images (`bool`, *optional*, defaults to False): show the most correct, incorrect and uncertain validation
+            images. They are then part of the card, which may be public.
+        model_name (`str`, *optional*): the card's title; by default the architecture and what the images are called.
         language (`str` or `list[str]`, *optional*): of the classes' names, by the Hub's codes, such as "en".
-        dataset_config (`str`, *optional*): which configuration of the data set the photos are.
+        dataset_config (`str`, *optional*): which configuration of the data set the images are.
 
     Returns:
         `Path`: of `README.md`.
 
     Raises:
         ValueError: if an id or the licence is none of the Hub's form, or the trainer has no single set of validation
-            photos.
+            images.
     """
     for name, value in (("dataset", dataset), ("base_model", base_model)):
         if value is not None and hub_id(value, with_user=name != "dataset") is None:
@@ -111,16 +111,16 @@ def write_model_card(
     if base_model is not None and base_model == model_id:
         base_model, origin = None, "It went on from an earlier version of itself."
     done = results if results is not None else _own_fits(trainer)
-    title = model_name or card_facts.architecture(trainer) + (f" on {photos_name}" if photos_name else "")
+    title = model_name or card_facts.architecture(trainer) + (f" on {images_name}" if images_name else "")
     _save(seen.plot_confusion_matrix(), place / CONFUSION_MATRIX)
     card = ModelCard.from_template(
         _metadata(
-            seen, done, title, photos_name, dataset, base_model, license, tags, tta_views, language, dataset_config
+            seen, done, title, images_name, dataset, base_model, license, tags, tta_views, language, dataset_config
         ),
         template_path=str(TEMPLATE),
         title=markdown_text(title),
         summary=card_facts.summary(trainer, base_model),
-        validation_photos=len(seen.labels),
+        validation_images=len(seen.labels),
         loss=seen.loss,
         accuracy=seen.accuracy,
         right=int((seen.predicted == seen.labels).sum()),
@@ -138,7 +138,7 @@ def write_model_card(
         pictures=_stage_pictures(done, Path(trainer.args.output_dir), place),
         confusion_matrix=CONFUSION_MATRIX,
         classes=card_facts.class_rows(trainer, seen.per_class()),
-        photos=_photo_pictures(seen, place, with_photos),
+        images=_image_pictures(seen, place, with_images),
         limits=card_facts.limits(trainer, seen, done),
         environment=environment(trainer.args.device),
         command=command,
@@ -174,7 +174,7 @@ def _metadata(
     seen: ClassifierInterpretation,
     results: RunResults,
     title: str,
-    photos_name: str | None,
+    images_name: str | None,
     dataset: str | None,
     base_model: str | None,
     license: str | None,
@@ -188,7 +188,7 @@ def _metadata(
         measured.append(
             (kind, f"{kind.capitalize()} with test-time augmentation ({card_facts.views(tta_views)})", value)
         )
-    photos = printable(photos_name or "validation photos")
+    images = printable(images_name or "validation images")
     return ModelCardData(
         language=language,
         library_name="transformers",
@@ -203,9 +203,9 @@ def _metadata(
             EvalResult(
                 task_type="image-classification",
                 task_name="Image classification",
-                # The Hub wants a type also where the photos are nowhere but on somebody's disk.
+                # The Hub wants a type also where the images are nowhere but on somebody's disk.
                 dataset_type=dataset or "imagefolder",
-                dataset_name=photos,
+                dataset_name=images,
                 dataset_config=dataset_config,
                 dataset_split="validation",
                 metric_type=kind,
@@ -253,8 +253,8 @@ def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict
     return found
 
 
-def _photo_pictures(seen: ClassifierInterpretation, place: Path, wanted: bool) -> list[dict[str, str]]:
-    """Pictures of single photos; those of an earlier card are removed where they are not wanted any more."""
+def _image_pictures(seen: ClassifierInterpretation, place: Path, wanted: bool) -> list[dict[str, str]]:
+    """Pictures of single images; those of an earlier card are removed where they are not wanted any more."""
     kinds: dict[str, tuple[str, str, Any, Any]] = {
         "most-correct.png": (
             "Most correct",
@@ -276,10 +276,10 @@ def _photo_pictures(seen: ClassifierInterpretation, place: Path, wanted: bool) -
         ),
     }
     found = []
-    for file, (title, words, photos, plot) in kinds.items():
+    for file, (title, words, images, plot) in kinds.items():
         (place / file).unlink(missing_ok=True)
-        if wanted and photos(NUM_PHOTOS):
-            _save(plot(NUM_PHOTOS), place / file)
+        if wanted and images(NUM_IMAGES):
+            _save(plot(NUM_IMAGES), place / file)
             found.append({"title": title, "body": f"{words}\n\n![{title}: {words}]({file})"})
         elif wanted:
             found.append({"title": title, "body": "There is none."})

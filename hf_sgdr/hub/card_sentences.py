@@ -17,8 +17,8 @@ from hf_sgdr.hub.record import TrainedRun
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
 from hf_sgdr.recipe import RunResults
 
-# Of a class with fewer validation photos, one photo more or less moves the figures by over five hundredths.
-FEW_PHOTOS = 20
+# Of a class with fewer validation images, one image more or less moves the figures by over five hundredths.
+FEW_IMAGES = 20
 MANY_NAMES = 12
 MOST_MISTAKES = 3
 # The 97.5 % point of the normal distribution, for an interval of 95 %.
@@ -109,8 +109,8 @@ def class_rows(trainer: TrainedRun, reports: Sequence[ClassReport]) -> list[dict
     return [
         {
             "name": markdown_text(report.name),
-            "train_photos": count,
-            "photos": report.photos,
+            "train_images": count,
+            "images": report.images,
             "precision": figure(report.precision),
             "recall": figure(report.recall),
             "f1": figure(report.f1),
@@ -130,12 +130,12 @@ def settings(trainer: TrainedRun, results: RunResults) -> dict[str, str]:
     zoom = f"; zoom up to {trainer.train_transform.max_zoom:g}" if trainer.train_transform.max_zoom > 1 else ""
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     rows = {
-        "photos": f"{len(trainer.train_dataset)} for training, {len(trainer.eval_dataset)} for validation",
+        "images": f"{len(trainer.train_dataset)} for training, {len(trainer.eval_dataset)} for validation",
         "input": view,
         "augmentation": AUGMENTATIONS[trainer.train_transform.augment] + zoom,
         "layer groups": ", ".join(map(markdown_text, trainer.layer_groups.names)),
         "optimizer": f"{optimizer}weight decay {args.weight_decay:g}",
-        "photos a step": f"{batch}",
+        "images a step": f"{batch}",
         "precision of training": precision,
         "processes": f"{results.world_size}",
         "seed": f"{args.seed}",
@@ -150,14 +150,14 @@ def limits(trainer: TrainedRun, seen: ClassifierInterpretation, results: RunResu
     rows, spec = class_rows(trainer, seen.per_class()), trainer.eval_transform.spec
     right, count = int((seen.predicted == seen.labels).sum()), len(seen.labels)
     low, high = wilson_interval(right, count)
-    rarest = min(rows, key=lambda row: row["train_photos"])
+    rarest = min(rows, key=lambda row: row["train_images"])
     kept = spec.size / spec.resize
     found = [
-        "It answers with one of its classes whatever the photo shows, also if that is none of them.",
-        f"It learnt from {len(trainer.train_dataset)} photos, {rarest['train_photos']} of them of the rarest class "
-        f"({rarest['name']}). Photos of another kind (other light, other cameras, drawings) were not measured.",
-        f"{count} validation photos leave the accuracy uncertain: it is between {low:.3f} and {high:.3f} with 95 % "
-        "confidence, for photos that are drawn as these were (Wilson's interval).",
+        "It answers with one of its classes whatever the image shows, also if that is none of them.",
+        f"It learnt from {len(trainer.train_dataset)} images, {rarest['train_images']} of them of the rarest class "
+        f"({rarest['name']}). Images of another kind (other light, other cameras, drawings) were not measured.",
+        f"{count} validation images leave the accuracy uncertain: it is between {low:.3f} and {high:.3f} with 95 % "
+        "confidence, for images that are drawn as these were (Wilson's interval).",
     ]
     cut_off = {stage["max_steps"] for stage in results.stages if stage.get("max_steps")}
     if cut_off:
@@ -165,19 +165,19 @@ def limits(trainer: TrainedRun, seen: ClassifierInterpretation, results: RunResu
         found.append(f"Each fit was ended after {steps} optimizer steps, to try the run: it is not trained to its end.")
     if results.best:
         found.append(
-            "The weights were chosen, out of all epochs, by the loss on these same validation photos, so the figures "
-            "are a little better than those of photos that nobody has looked at."
+            "The weights were chosen, out of all epochs, by the loss on these same validation images, so the figures "
+            "are a little better than those of images that nobody has looked at."
         )
-    few = [str(row["name"]) for row in rows if int(row["photos"]) < FEW_PHOTOS]
+    few = [str(row["name"]) for row in rows if int(row["images"]) < FEW_IMAGES]
     if few:
         more = f" and {len(few) - MANY_NAMES} more" if len(few) > MANY_NAMES else ""
         found.append(
-            f"Fewer than {FEW_PHOTOS} validation photos: {', '.join(few[:MANY_NAMES])}{more}. "
+            f"Fewer than {FEW_IMAGES} validation images: {', '.join(few[:MANY_NAMES])}{more}. "
             "The figures of such a class say little."
         )
     reports = {report.name: report for report in seen.per_class()}
     mistakes = [
-        f"{markdown_text(truth)} taken for {markdown_text(guess)} ({times} of {reports[truth].photos} photos)"
+        f"{markdown_text(truth)} taken for {markdown_text(guess)} ({times} of {reports[truth].images} images)"
         for truth, guess, times in seen.most_confused()[:MOST_MISTAKES]
     ]
     if mistakes:
@@ -187,11 +187,11 @@ def limits(trainer: TrainedRun, seen: ClassifierInterpretation, results: RunResu
             f"mistakes in validation: {', '.join(mistakes)}."
         )
     if spec.squash:
-        found.append(f"Photos are squeezed into a square of {spec.size} px: long ones are seen distorted.")
+        found.append(f"Images are squeezed into a square of {spec.size} px: long ones are seen distorted.")
     else:
         found.append(
-            f"It sees the middle of a photo, a square of {kept:.0%} of the shorter side, at {spec.size} px: what is at "
-            "the edges or small is lost."
+            f"It sees the middle of an image, a square of {kept:.0%} of the shorter side, at {spec.size} px: what is "
+            "at the edges or small is lost."
         )
     if trainer.train_transform.augment in (None, "basic"):
         found.append("Mirror images were no part of its training.")

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr.callbacks.snapshot_files import best_snapshots, snapshot_files
 from hf_sgdr.hub.card_text import put_model_id
-from hf_sgdr.hub.retry import LOG_IN, HubError, tried_again
+from hf_sgdr.hub.retry import LOG_IN, HubError, retry
 from hf_sgdr.version import __version__
 
 Wait = Callable[[float], object]
@@ -31,7 +31,7 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.i
 MODEL_FILES = ("config.json", *WEIGHTS, "preprocessor_config.json", "processor_config.json")
 PLOTS = ("*-range-test.png", "*-learning-rate.png")
 RUN_FILES = ("README.md", "results.json", "recipe.yaml", *PLOTS)
-# Pushed where the card shows them; what an earlier card showed and this one does not, photos above all, is removed.
+# Pushed where the card shows them; what an earlier card showed and this one does not, images above all, is removed.
 CARD_PICTURES = ("confusion-matrix.png", "most-*.png")
 SNAPSHOTS_FOLDER = f"{RUNS_FOLDER}/snapshots"
 
@@ -89,7 +89,7 @@ def require_login(model_id: str, api: HfApi | None = None, wait: Wait = time.sle
     """
     validate_repo_id(model_id)
     api = api or hub_api()
-    login = tried_again(lambda: api.whoami(cache=True), "Looking up the login on the Hub", wait)
+    login = retry(lambda: api.whoami(cache=True), "Looking up the login on the Hub", wait)
     if login.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"The token of {login['name']} may only read: {LOG_IN}.")
     return model_id if "/" in model_id else f"{login['name']}/{model_id}"
@@ -126,7 +126,7 @@ def prepare_repository(
                 raise
         return api.model_info(model_id).private
 
-    if tried_again(prepare, f"Preparing the repository {model_id}", wait) is False and private:
+    if retry(prepare, f"Preparing the repository {model_id}", wait) is False and private:
         raise HubError(
             f"{model_id} is there already and is public: make it private in its settings, or give another user/name."
         )
@@ -186,9 +186,9 @@ def push_folder(
     try:
         repository = prepare_repository(model_id, private=private, api=api, wait=wait)
         place = repository if revision is None else f"{repository}, {revision}"
-        done = tried_again(commit, f"Pushing to {place}", wait)
+        done = retry(commit, f"Pushing to {place}", wait)
         if tag is not None:
-            tried_again(lambda: _tag(api, repository, tag, done.oid), f"Tagging {repository} as {tag}", wait)
+            retry(lambda: _tag(api, repository, tag, done.oid), f"Tagging {repository} as {tag}", wait)
     except HubError as error:
         command = push_command(folder, model_id, hub_private_repo=private, revision=revision, tag=tag)
         raise HubError(f"{error} All of it is in {folder}; to push it again: {command}") from error

@@ -40,7 +40,7 @@ def write_recipe(
         stages (sequence of [`Stage`]): what it was told to do.
         model (mapping, *optional*): the recipe's arguments of what it was made from; by default what the trainer's
             model says.
-        data (mapping, *optional*): its arguments of where the photos came from; a local folder is left out.
+        data (mapping, *optional*): its arguments of where the images came from; a local folder is left out.
         more (`dict`, *optional*): further arguments of the recipe, in plain values.
 
     Returns:
@@ -61,7 +61,7 @@ def write_recipe(
         notes.append(f"It ran in {trainer.args.world_size} processes.")
     asked = "" if "dataset_name" in values else " --data_dir FOLDER"
     head = [
-        f"The configuration of a run, written by hf_sgdr {__version__}. The same again, on the same photos:",
+        f"The configuration of a run, written by hf_sgdr {__version__}. The same again, on the same images:",
         f"    accelerate launch recipes/train.py {RECIPE_FILE}{asked} --output_dir again",
         *notes,
     ]

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 
-from hf_sgdr.data.transforms import PhotoTransform
+from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.recipe import RunResults, Stage
@@ -17,7 +17,7 @@ class TrainedRun(Protocol):
     Args:
         model (`PreTrainedModel`): with the weights that are shared.
         args ([`SGDRTrainingArguments`]): of the run.
-        train_dataset, eval_dataset (`datasets.Dataset`): its photos.
+        train_dataset, eval_dataset (`datasets.Dataset`): its images.
         layer_groups ([`LayerGroups`]): their names, in the tables.
         fits, fit_stages (`list[dict]`): what each fit did, and what a stage would be told to do the same.
         range_tests (`dict`): by the name of the fit that came after it.
@@ -39,11 +39,11 @@ class TrainedRun(Protocol):
     hub_model_id: str | None
 
     @property
-    def train_transform(self) -> PhotoTransform:
+    def train_transform(self) -> ImageTransform:
         """What training sees."""
 
     @property
-    def eval_transform(self) -> PhotoTransform:
+    def eval_transform(self) -> ImageTransform:
         """What evaluation sees."""
 
     @property

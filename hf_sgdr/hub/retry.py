@@ -34,7 +34,7 @@ class HubError(OSError):
     """The Hub, or the way to it, refused; the message says why and what to do, in one line."""
 
 
-def tried_again(call: Callable[[], T], doing: str, wait: Callable[[float], object] = time.sleep) -> T:
+def retry(call: Callable[[], T], doing: str, wait: Callable[[float], object] = time.sleep) -> T:
     """What a call gives; where it fails for a reason that may pass, it is called up to five times.
 
     Tried again are broken and refused connections, timeouts, the status codes 408, 429 and 500 to 599, and errors of

@@ -11,9 +11,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from PIL import Image
 from transformers.utils import logging
 
-from hf_sgdr.data.images import read_photo
+from hf_sgdr.data.images import read_image
 from hf_sgdr.hub.push import hub_api, require_login
-from hf_sgdr.hub.retry import HubError, tried_again
+from hf_sgdr.hub.retry import HubError, retry
 
 logger = logging.get_logger(__name__)
 
@@ -27,7 +27,7 @@ def make_space(folder: Path, template: Path, model_id: str, examples: Sequence[P
     """Put a Space together: the template's files, this package beside them, the model's id in the card, examples.
 
     The package goes along as source, so that the Space runs the version that published it and no package index need
-    have it. Examples are written anew, without what a camera notes in a photo, such as the place.
+    have it. Examples are written anew, without what a camera notes in an image, such as the place.
 
     Args:
         folder (`Path`): a new folder.
@@ -37,21 +37,21 @@ def make_space(folder: Path, template: Path, model_id: str, examples: Sequence[P
 
     Raises:
         FileNotFoundError: if the template is not there.
-        UnreadablePhotoError: a `ValueError`, if an example cannot be read.
+        UnreadableImageError: a `ValueError`, if an example cannot be read.
     """
     folder.mkdir(parents=True)
     for name in ("app.py", "style.css", "requirements.txt"):
         shutil.copyfile(template / name, folder / name)
     card = SpaceCard.load(template / "README.md")
-    card.data["title"] = f"What is in the photo? {model_id.split('/')[-1]}"
+    card.data["title"] = f"What is in the image? {model_id.split('/')[-1]}"
     card.data["models"] = [model_id]
     card.save(folder / "README.md")
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for number, example in enumerate(examples, start=1):
-        photo = read_photo(example)
-        photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        image = read_image(example)
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         (folder / EXAMPLES).mkdir(exist_ok=True)
-        Image.fromarray(np.asarray(photo)).save(folder / EXAMPLES / f"{number:02d}.jpg", quality=90)
+        Image.fromarray(np.asarray(image)).save(folder / EXAMPLES / f"{number:02d}.jpg", quality=90)
 
 
 def push_space(
@@ -83,7 +83,7 @@ def push_space(
     api = api or hub_api()
     model_id = require_login(model_id, api, wait)
     doing = f"Publishing the Space {model_id}"
-    model_is_private = bool(tried_again(lambda: api.model_info(model_id).private, f"Looking up {model_id}", wait))
+    model_is_private = bool(retry(lambda: api.model_info(model_id).private, f"Looking up {model_id}", wait))
     private = model_is_private if private is None else private
 
     def prepare() -> bool | None:
@@ -111,9 +111,9 @@ def push_space(
                 repo_type="space",
             )
 
-        if tried_again(prepare, doing, wait) is False and private:
+        if retry(prepare, doing, wait) is False and private:
             raise HubError(f"The Space {model_id} is there already and is public: make it private in its settings.")
-        done = tried_again(commit, doing, wait)
+        done = retry(commit, doing, wait)
     if model_is_private:
         logger.warning(
             f"The model {model_id} is private: give the Space, in its settings, a secret HF_TOKEN that may read it."

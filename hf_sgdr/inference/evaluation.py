@@ -1,4 +1,4 @@
-"""The evaluation of a model on a folder of photos, told as a report or as JSON."""
+"""The evaluation of a model on a folder of images, told as a report or as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -6,31 +6,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_sgdr.inference.interpretation import ClassifierInterpretation, PhotoPrediction
+from hf_sgdr.inference.interpretation import ClassifierInterpretation, ImagePrediction
 from hf_sgdr.inference.report import Block, Heading, Paragraph, Picture, Table
 
-CLASSES_ONE_BY_ONE = 4  # up to so many, photos are shown class by class, as the lesson does
+CLASSES_ONE_BY_ONE = 4  # up to so many, images are shown class by class, as the lesson does
 MISTAKES = 20  # kinds of them that are listed
-BESIDE_EACH_OTHER = 4  # photos of a kind
+BESIDE_EACH_OTHER = 4  # images of a kind
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was evaluated, on which photos, and how it went.
+    """What was evaluated, on which images, and how it went.
 
     Args:
         model (`str`): its id on the Hub, or the name of its folder.
-        photos (`str`): which, in words.
-        folder (`Path`): photos are called by their path below it.
-        tta (`int`): augmented views beside the plain photo.
+        images (`str`): which, in words.
+        folder (`Path`): images are called by their path below it.
+        tta (`int`): augmented views beside the plain image.
         found ([`ClassifierInterpretation`]): the predictions.
         metrics (`dict[str, float]`): accuracy, loss, and mean precision, recall and f1.
-        unreadable (`dict[str, str]`): the reason for each photo that was left out.
-        in_training (`int`, *optional*): how many of the photos the model was trained on; None where it is not known.
+        unreadable (`dict[str, str]`): the reason for each image that was left out.
+        in_training (`int`, *optional*): how many of the images the model was trained on; None where it is not known.
     """
 
     model: str
-    photos: str
+    images: str
     folder: Path
     tta: int
     found: ClassifierInterpretation
@@ -39,14 +39,14 @@ class Evaluation:
     in_training: int | None = None
 
     def seen_before(self) -> str:
-        """A sentence about how many of the photos the model was trained on."""
+        """A sentence about how many of the images the model was trained on."""
         if self.in_training is None:
-            return "It is not known whether the model was trained on some of these photos."
+            return "It is not known whether the model was trained on some of these images."
         if not self.in_training:
-            return "None of these photos was among those that the model was trained on."
+            return "None of these images was among those that the model was trained on."
         return (
-            f"{self.in_training} of these {len(self.found.labels)} photos are among those that the model was trained "
-            "on: the figures are better than those of new photos."
+            f"{self.in_training} of these {len(self.found.labels)} images are among those that the model was trained "
+            "on: the figures are better than those of new images."
         )
 
     def to_json(self) -> str:
@@ -58,48 +58,51 @@ class Evaluation:
             "schema": 1,
             "model": self.model,
             "photos": len(self.found.labels),
-            "of": self.photos,
+            "of": self.images,
             "in_training": self.in_training,
             "tta": self.tta,
             "metrics": self.metrics,
-            "classes": [asdict(report) for report in self.found.per_class()],
+            "classes": [
+                {**{name: value for name, value in asdict(one).items() if name != "images"}, "photos": one.images}
+                for one in self.found.per_class()
+            ],
             "confusion_matrix": self.found.confusion_matrix().tolist(),
             "unreadable": self.unreadable,
         }
         return json.dumps(content) + "\n"
 
-    def blocks(self, with_photos: bool) -> list[Block]:
-        """The report, block by block; photos are shown only where asked for, as they may be private."""
+    def blocks(self, with_images: bool) -> list[Block]:
+        """The report, block by block; images are shown only where asked for, as they may be private."""
         found = self.found
-        views = f" Predictions are the mean over each photo and {self.tta} augmented views of it." * bool(self.tta)
+        views = f" Predictions are the mean over each image and {self.tta} augmented views of it." * bool(self.tta)
         what = {
-            "accuracy": "share of photos whose likeliest class is theirs",
+            "accuracy": "share of images whose likeliest class is theirs",
             "loss": "mean of -log of the probability of the true class",
             "precision": "mean over the classes that occur or are predicted",
             "recall": "mean over these classes",
             "f1": "mean over these classes",
         }
         return [
-            Paragraph(f"{len(found.labels)} photos ({self.photos}), {len(found.names)} classes.{views}"),
+            Paragraph(f"{len(found.labels)} images ({self.images}), {len(found.names)} classes.{views}"),
             Paragraph(self.seen_before()),
             Table(
-                "Figures of all photos",
+                "Figures of all images",
                 ["figure", "value", "what it is"],
                 [[name, self.metrics[name], words] for name, words in what.items()],
             ),
             *self._mistakes(),
             *self._classes(),
-            *(self._shown_photos() if with_photos else []),
+            *(self._shown_images() if with_images else []),
             *self._left_out(),
         ]
 
     def _mistakes(self) -> list[Block]:
         mistakes = self.found.most_confused()
         some = f" ({MISTAKES} of {len(mistakes)} kinds)" if len(mistakes) > MISTAKES else ""
-        listing: Block = Paragraph("No photo is taken for another class than its own.")
+        listing: Block = Paragraph("No image is taken for another class than its own.")
         if mistakes:
             caption = f"Mistakes, the most frequent first{some}"
-            listing = Table(caption, ["truth", "predicted", "photos"], mistakes[:MISTAKES])
+            listing = Table(caption, ["truth", "predicted", "images"], mistakes[:MISTAKES])
         description = (
             "Confusion matrix, a row for each true class, a column for each prediction; the tables say it, too."
         )
@@ -112,17 +115,17 @@ class Evaluation:
             Heading("Class by class"),
             Picture(self.found.plot_per_class(), "classes", description),
             Paragraph(
-                "Precision: of the photos predicted as the class, the share that is of it. "
-                "Recall: of its photos, the share predicted as it."
+                "Precision: of the images predicted as the class, the share that is of it. "
+                "Recall: of its images, the share predicted as it."
             ),
             Table(
                 "Figures of each class",
-                ["class", "photos", "precision", "recall", "f1"],
-                [[one.name, one.photos, one.precision, one.recall, one.f1] for one in self.found.per_class()],
+                ["class", "images", "precision", "recall", "f1"],
+                [[one.name, one.images, one.precision, one.recall, one.f1] for one in self.found.per_class()],
             ),
         ]
 
-    def _shown_photos(self) -> list[Block]:
+    def _shown_images(self) -> list[Block]:
         """The lesson's pictures: most correct and incorrect, class by class where there are few, and most uncertain."""
         found, n = self.found, BESIDE_EACH_OTHER
         classes: list[str | None] = [None] if len(found.names) > CLASSES_ONE_BY_ONE else [*found.names]
@@ -148,9 +151,9 @@ class Evaluation:
         if not self.unreadable:
             return []
         rows = [[file, reason] for file, reason in self.unreadable.items()]
-        return [Heading("Left out"), Table("Photos that cannot be read", ["file", "reason"], rows)]
+        return [Heading("Left out"), Table("Images that cannot be read", ["file", "reason"], rows)]
 
-    def _described(self, what: str, chosen: Sequence[PhotoPrediction]) -> str:
+    def _described(self, what: str, chosen: Sequence[ImagePrediction]) -> str:
         files = [Path(one.file).relative_to(self.folder).as_posix() for one in chosen if one.file is not None]
         each = [f"{file}, {one.predicted} {one.probability:.1%}" for file, one in zip(files, chosen, strict=True)]
         return f"{what}: {'; '.join(each) or 'none'}"

@@ -1,6 +1,6 @@
-"""What a pipeline is asked about: photos by path, address, text or pixels, in lists, data sets and generators.
+"""What a pipeline is asked about: images by path, address, text or pixels, in lists, data sets and generators.
 
-They are read by threads. Decoding and resizing release the interpreter's lock, so several photos are read at once.
+They are read by threads. Decoding and resizing release the interpreter's lock, so several images are read at once.
 """
 
 import base64
@@ -23,56 +23,56 @@ from transformers.image_transforms import to_pil_image
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.images import UnreadablePhotoError, read_photo, readers, undecoded
+from hf_sgdr.data.images import UnreadableImageError, read_image, readers, undecoded
 
 # A picture that was opened but not read yet may be given more than once; two threads must not read it together.
 _LOCKS = [threading.Lock() for _ in range(64)]
 _LONGEST_NAME = 100
 
 
-def picture_of(photo: Any, timeout: float | None = None, shorter_side: int | None = None) -> Image.Image:
-    """A photo as a Pillow image in RGB, upright.
+def as_image(image: Any, timeout: float | None = None, shorter_side: int | None = None) -> Image.Image:
+    """An image as a Pillow image in RGB, upright.
 
     Args:
-        photo: a path, an address (http or https), base64 text or a data URI, encoded bytes, a `{"bytes", "path"}` of
+        image: a path, an address (http or https), base64 text or a data URI, encoded bytes, a `{"bytes", "path"}` of
             `datasets`, a Pillow image, or an array or tensor of pixels (height and width before or after channels;
             floats from 0 to 1).
         timeout (`float`, *optional*): seconds to wait for an address.
-        shorter_side (`int`, *optional*): see [`read_photo`].
+        shorter_side (`int`, *optional*): see [`read_image`].
 
     Raises:
-        UnreadablePhotoError: a `ValueError`, if it cannot be read; it names the file or address.
+        UnreadableImageError: a `ValueError`, if it cannot be read; it names the file or address.
         TypeError: if it is none of these.
     """
-    if isinstance(photo, Image.Image):
-        with _LOCKS[id(photo) // 16 % len(_LOCKS)]:
-            return read_photo(photo, shorter_side)
-    if isinstance(photo, np.ndarray | torch.Tensor):
+    if isinstance(image, Image.Image):
+        with _LOCKS[id(image) // 16 % len(_LOCKS)]:
+            return read_image(image, shorter_side)
+    if isinstance(image, np.ndarray | torch.Tensor):
         try:
-            return read_photo(to_pil_image(photo))
+            return read_image(to_pil_image(image))
         except ValueError as error:
-            raise UnreadablePhotoError(f"{type(photo).__name__} {tuple(photo.shape)}", str(error)) from error
-    if not isinstance(photo, str):
-        return read_photo(photo, shorter_side)
-    if photo.startswith(("http://", "https://")):
-        source = _fetched(photo, timeout)
-    elif os.path.exists(photo):
-        return read_photo(photo, shorter_side)
+            raise UnreadableImageError(f"{type(image).__name__} {tuple(image.shape)}", str(error)) from error
+    if not isinstance(image, str):
+        return read_image(image, shorter_side)
+    if image.startswith(("http://", "https://")):
+        source = _fetched(image, timeout)
+    elif os.path.exists(image):
+        return read_image(image, shorter_side)
     else:
-        source = _from_base64(photo)
+        source = _from_base64(image)
     try:
-        return read_photo(source, shorter_side)
-    except UnreadablePhotoError as error:
-        raise UnreadablePhotoError(_short(photo), error.reason) from error
+        return read_image(source, shorter_side)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(_short(image), error.reason) from error
 
 
 def _fetched(address: str, timeout: float | None) -> bytes:
     try:
         answer = httpx.get(address, timeout=timeout, follow_redirects=True)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnreadablePhotoError(_short(address), printable(error) or type(error).__name__) from error
+        raise UnreadableImageError(_short(address), printable(error) or type(error).__name__) from error
     if not answer.is_success:
-        raise UnreadablePhotoError(_short(address), f"{answer.status_code} {answer.reason_phrase}")
+        raise UnreadableImageError(_short(address), f"{answer.status_code} {answer.reason_phrase}")
     return answer.content
 
 
@@ -83,7 +83,7 @@ def _from_base64(text: str) -> bytes:
     except (binascii.Error, ValueError):
         content = b""
     if not content:
-        raise UnreadablePhotoError(_short(text), "no such file, and neither an address nor base64")
+        raise UnreadableImageError(_short(text), "no such file, and neither an address nor base64")
     return content
 
 
@@ -91,36 +91,36 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
 
 
-def as_inputs(photos: Any) -> Any:
-    """Photos as transformers' pipelines know them: one photo, a list, a data set of torch, or a generator.
+def as_inputs(images: Any) -> Any:
+    """Images as transformers' pipelines know them: one image, a list, a data set of torch, or a generator.
 
     The rows of a `datasets.Dataset`, or a column of it, become their pictures, left encoded for the threads to decode.
 
     Raises:
         ValueError: if it is not clear which column holds the pictures, or which split is meant.
     """
-    if isinstance(photos, datasets.DatasetDict | datasets.IterableDatasetDict):
+    if isinstance(images, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ValueError(
-            f"A data set of several splits: give one of {list(photos)}, such as photos[{next(iter(photos))!r}]."
+            f"A data set of several splits: give one of {list(images)}, such as images[{next(iter(images))!r}]."
         )
-    if isinstance(photos, datasets.IterableDataset):
-        column = _image_column(photos)
-        return (row[column] for row in photos)
-    if isinstance(photos, datasets.Dataset):
-        photos = KeyDataset(photos, _image_column(photos))
-    if isinstance(photos, datasets.Column):
-        photos = KeyDataset(photos.source, photos.column_name)
-    if isinstance(photos, KeyDataset):
-        rows = photos.dataset
+    if isinstance(images, datasets.IterableDataset):
+        column = _image_column(images)
+        return (row[column] for row in images)
+    if isinstance(images, datasets.Dataset):
+        images = KeyDataset(images, _image_column(images))
+    if isinstance(images, datasets.Column):
+        images = KeyDataset(images.source, images.column_name)
+    if isinstance(images, KeyDataset):
+        rows = images.dataset
         # a format or a transform of the user's makes something else of the column: that is kept
         if isinstance(rows, datasets.Dataset) and rows.format["type"] is None:
-            photos = KeyDataset(undecoded(rows.select_columns([photos.key]), photos.key), photos.key)
-        return photos if len(photos) else []
-    if isinstance(photos, tuple):
-        return list(photos)
-    if isinstance(photos, Iterator) and not isinstance(photos, GeneratorType):
-        return (photo for photo in photos)
-    return photos
+            images = KeyDataset(undecoded(rows.select_columns([images.key]), images.key), images.key)
+        return images if len(images) else []
+    if isinstance(images, tuple):
+        return list(images)
+    if isinstance(images, Iterator) and not isinstance(images, GeneratorType):
+        return (image for image in images)
+    return images
 
 
 def _image_column(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
@@ -136,20 +136,20 @@ def _image_column(dataset: datasets.Dataset | datasets.IterableDataset) -> str:
     )
 
 
-def read_by_threads(
-    photos: Iterator[Any], read: Callable[[Any], Any], batch_size: int, ahead: int
+def read_in_threads(
+    images: Iterator[Any], read: Callable[[Any], Any], batch_size: int, ahead: int
 ) -> Iterator[list[Future[Any]]]:
-    """Batches of photos that are being read, in order.
+    """Batches of images that are being read, in order.
 
     Args:
-        photos (iterator): what to read; asked from the calling thread, never for more than it says here.
+        images (iterator): what to read; asked from the calling thread, never for more than it says here.
         read (callable): reads one.
-        batch_size (`int`): photos a batch.
+        batch_size (`int`): images a batch.
         ahead (`int`): how many batches are read beside the one that is given.
     """
     waiting: deque[list[Future[Any]]] = deque()
     while True:
-        while len(waiting) <= ahead and (batch := [readers().submit(read, one) for one in islice(photos, batch_size)]):
+        while len(waiting) <= ahead and (batch := [readers().submit(read, one) for one in islice(images, batch_size)]):
             waiting.append(batch)
         if not waiting:
             return

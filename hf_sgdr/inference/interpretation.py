@@ -1,6 +1,6 @@
 """What a classifier gets right and wrong, and how surely: the lesson's "most correct dogs" and confusion matrix.
 
-Works on probabilities and labels alone; the photos are read only where they are looked at.
+Works on probabilities and labels alone; the images are read only where they are looked at.
 """
 
 import os
@@ -14,18 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from transformers import Trainer
 
-from hf_sgdr._utils.plots import plot_confusion_matrix, plot_per_class, plot_photos
-from hf_sgdr.data.images import read_photo
+from hf_sgdr._utils.plots import plot_confusion_matrix, plot_images, plot_per_class
+from hf_sgdr.data.images import read_image
 from hf_sgdr.inference.predictions import labelled_predictions
 from hf_sgdr.optim.schedule import require_whole
 
-# How far the probabilities of a photo may be from 1 in sum: those of 16-bit models are.
+# How far the probabilities of an image may be from 1 in sum: those of 16-bit models are.
 ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
-class PhotoPrediction:
-    """What was predicted for one photo.
+class ImagePrediction:
+    """What was predicted for one image.
 
     Args:
         index (`int`): its place in the data set.
@@ -33,7 +33,7 @@ class PhotoPrediction:
         probability (`float`): of the predicted class.
         probability_of_truth (`float`): of the true class.
         loss (`float`): the negative logarithm of that.
-        source: the photo as the data set holds it (a path, bytes, ...), or None.
+        source: the image as the data set holds it (a path, bytes, ...), or None.
     """
 
     index: int
@@ -45,19 +45,19 @@ class PhotoPrediction:
     source: Any = field(default=None, repr=False, compare=False)
 
     @property
-    def photo(self) -> Image.Image:
-        """The photo in RGB, read each time it is asked for.
+    def image(self) -> Image.Image:
+        """The image in RGB, read each time it is asked for.
 
         Raises:
             ValueError: if there is none, or it cannot be read.
         """
         if self.source is None:
-            raise ValueError("There are no photos to show: give ClassifierInterpretation its photos=.")
-        return read_photo(self.source)
+            raise ValueError("There are no images to show: give ClassifierInterpretation its images=.")
+        return read_image(self.source)
 
     @property
     def file(self) -> str | None:
-        """The path of the photo's file, None where it comes from no file."""
+        """The path of the image's file, None where it comes from no file."""
         source = self.source.get("path") if isinstance(self.source, Mapping) else self.source
         return os.fspath(source) if isinstance(source, str | os.PathLike) else None
 
@@ -68,14 +68,14 @@ class ClassReport:
 
     Args:
         name (`str`): of the class.
-        photos (`int`): how many are of it.
+        images (`int`): how many are of it.
         precision (`float` or None): the share of those predicted as it that are of it; None if none was.
-        recall (`float` or None): the share of its photos predicted as it; None if it has none.
+        recall (`float` or None): the share of its images predicted as it; None if it has none.
         f1 (`float` or None): the harmonic mean of both, 0 where one of them is 0 or None; None if both are None.
     """
 
     name: str
-    photos: int
+    images: int
     precision: float | None
     recall: float | None
     f1: float | None
@@ -85,15 +85,15 @@ class ClassifierInterpretation:
     """Predictions of a classifier beside the truth.
 
     Args:
-        probabilities (array of float (photos, classes)): each row sums to 1.
-        labels (array of int (photos,)): class ids of the truth.
+        probabilities (array of float (images, classes)): each row sums to 1.
+        labels (array of int (images,)): class ids of the truth.
         names (sequence of `str`): class names in the order of their ids.
-        photos (sequence, *optional*): the photos in the same order, each a path, encoded bytes, a Pillow image or
-            whatever else [`read_photo`] takes; they are read only to be shown.
+        images (sequence, *optional*): the images in the same order, each a path, encoded bytes, a Pillow image or
+            whatever else [`read_image`] takes; they are read only to be shown.
 
     Attributes:
-        predicted (array of int (photos,)): the likeliest class of each photo.
-        losses (array of float (photos,)): -log of the probability of each photo's true class.
+        predicted (array of int (images,)): the likeliest class of each image.
+        losses (array of float (images,)): -log of the probability of each image's true class.
 
     Raises:
         ValueError: if the shapes do not fit, a label is no class id, or a row is no probabilities.
@@ -104,7 +104,7 @@ class ClassifierInterpretation:
         probabilities: ArrayLike,
         labels: ArrayLike,
         names: Sequence[str],
-        photos: Sequence[Any] | None = None,
+        images: Sequence[Any] | None = None,
     ) -> None:
         self.probabilities = _checked_probabilities(probabilities)
         self.names = list(names)
@@ -112,9 +112,9 @@ class ClassifierInterpretation:
         if len(self.names) != classes:
             raise ValueError(f"{len(self.names)} names for {classes} classes: give one a column of the probabilities.")
         self.labels = _checked_labels(labels, count, self.names)
-        if photos is not None and len(photos) != count:
-            raise ValueError(f"{len(photos)} photos for {count} rows of probabilities: give one a row.")
-        self.photos = photos
+        if images is not None and len(images) != count:
+            raise ValueError(f"{len(images)} images for {count} rows of probabilities: give one a row.")
+        self.images = images
         self.predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
         of_truth = self.probabilities[np.arange(count), self.labels]
         # a probability that was rounded to 0 has a high loss, not an infinite one
@@ -126,48 +126,48 @@ class ClassifierInterpretation:
 
         Args:
             trainer ([`~transformers.Trainer`]): an [`SGDRTrainer`], or a stock one that classifies.
-            dataset (`datasets.Dataset`, *optional*): labelled photos; validation by default.
-            tta (`int`, *optional*, defaults to 0): augmented views of test-time augmentation, beside the plain photo.
+            dataset (`datasets.Dataset`, *optional*): labelled images; validation by default.
+            tta (`int`, *optional*, defaults to 0): augmented views of test-time augmentation, beside the plain image.
 
         Raises:
-            ValueError: if there is no data set, a photo has no label, the data set counts the classes in another
+            ValueError: if there is no data set, an image has no label, the data set counts the classes in another
                 order than the model, or there is nothing random to draw views with.
             TypeError: if `tta` is asked of a stock trainer.
         """
         found = labelled_predictions(trainer, dataset, tta)
-        return cls(found.probabilities, found.labels, found.names, found.photos)
+        return cls(found.probabilities, found.labels, found.names, found.images)
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({len(self.labels)} photos of {len(self.names)} classes, "
+            f"{type(self).__name__}({len(self.labels)} images of {len(self.names)} classes, "
             f"accuracy={self.accuracy:.4f}, loss={self.loss:.4f})"
         )
 
-    # ---- Single photos ----
+    # ---- Single images ----
 
-    def most_correct(self, n: int = 4, of_class: str | int | None = None) -> list[PhotoPrediction]:
-        """The photos that are rightly and most surely classified, by the probability of their class.
+    def most_correct(self, n: int = 4, of_class: str | int | None = None) -> list[ImagePrediction]:
+        """The images that are rightly and most surely classified, by the probability of their class.
 
         Source: the lesson's "most correct cats", `most_by_correct` of fast.ai 0.7's lesson 1.
 
         Args:
             n (`int`, *optional*, defaults to 4): how many at most.
-            of_class (`str` or `int`, *optional*): only photos of this class, by its name or id.
+            of_class (`str` or `int`, *optional*): only images of this class, by its name or id.
 
         Raises:
             ValueError: if there is no such class.
         """
         return self._first(n, self.losses, (self.predicted == self.labels) & self._is_of(of_class))
 
-    def most_incorrect(self, n: int = 4, of_class: str | int | None = None) -> list[PhotoPrediction]:
-        """The photos that are wrongly classified and whose own class has the lowest probability, so the highest losses.
+    def most_incorrect(self, n: int = 4, of_class: str | int | None = None) -> list[ImagePrediction]:
+        """The images that are wrongly classified and whose own class has the lowest probability, so the highest losses.
 
         Source: the lesson's "most incorrect dogs". Arguments and errors are those of `most_correct`.
         """
         return self._first(n, -self.losses, (self.predicted != self.labels) & self._is_of(of_class))
 
-    def most_uncertain(self, n: int = 4) -> list[PhotoPrediction]:
-        """The photos whose two likeliest classes are closest; with two classes, those nearest to one half.
+    def most_uncertain(self, n: int = 4) -> list[ImagePrediction]:
+        """The images whose two likeliest classes are closest; with two classes, those nearest to one half.
 
         Source: the lesson's "most uncertain predictions"; for more classes this is margin sampling (Scheffer et al.
         2001, "Active hidden Markov models for information extraction", section 4).
@@ -182,7 +182,7 @@ class ClassifierInterpretation:
 
     @property
     def accuracy(self) -> float:
-        """The share of photos whose likeliest class is theirs."""
+        """The share of images whose likeliest class is theirs."""
         return float((self.predicted == self.labels).mean())
 
     @property
@@ -191,10 +191,10 @@ class ClassifierInterpretation:
         return float(self.losses.mean(dtype=np.float64))
 
     def confusion_matrix(self, normalize: bool = False) -> NDArray[Any]:
-        """How many photos of each class (rows) were predicted as each class (columns).
+        """How many images of each class (rows) were predicted as each class (columns).
 
         Args:
-            normalize (`bool`, *optional*, defaults to False): as shares of the row; a row without photos is all 0.
+            normalize (`bool`, *optional*, defaults to False): as shares of the row; a row without images is all 0.
 
         Returns:
             array of int, or of float if normalized, (classes, classes).
@@ -205,7 +205,7 @@ class ClassifierInterpretation:
         return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalize else counts
 
     def most_confused(self, min_count: int = 1) -> list[tuple[str, str, int]]:
-        """The kinds of mistakes, the most frequent first: (truth, predicted, how many photos).
+        """The kinds of mistakes, the most frequent first: (truth, predicted, how many images).
 
         Args:
             min_count (`int`, *optional*, defaults to 1): leave out what happened less often.
@@ -221,7 +221,7 @@ class ClassifierInterpretation:
         """Precision, recall and F1 of each class, in the order of the ids."""
         counts = self.confusion_matrix()
         reports = []
-        for name, right, photos, predicted in zip(
+        for name, right, images, predicted in zip(
             self.names,
             counts.diagonal().tolist(),
             counts.sum(axis=1).tolist(),
@@ -229,9 +229,9 @@ class ClassifierInterpretation:
             strict=True,
         ):
             precision = right / predicted if predicted else None
-            recall = right / photos if photos else None
-            f1 = 2 * right / (photos + predicted) if photos or predicted else None
-            reports.append(ClassReport(name, photos, precision, recall, f1))
+            recall = right / images if images else None
+            f1 = 2 * right / (images + predicted) if images or predicted else None
+            reports.append(ClassReport(name, images, precision, recall, f1))
         return reports
 
     # ---- Plots ----
@@ -251,15 +251,15 @@ class ClassifierInterpretation:
         )
 
     def plot_most_correct(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
-        """The photos of `most_correct` in one Axes."""
+        """The images of `most_correct` in one Axes."""
         return _plot_predictions(self.most_correct(n, of_class), ax)
 
     def plot_most_incorrect(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
-        """The photos of `most_incorrect` in one Axes."""
+        """The images of `most_incorrect` in one Axes."""
         return _plot_predictions(self.most_incorrect(n, of_class), ax)
 
     def plot_most_uncertain(self, n: int = 4, ax: Axes | None = None) -> Axes:
-        """The photos of `most_uncertain` in one Axes."""
+        """The images of `most_uncertain` in one Axes."""
         return _plot_predictions(self.most_uncertain(n), ax)
 
     # ---- Helpers ----
@@ -274,38 +274,38 @@ class ClassifierInterpretation:
             raise ValueError(f"of_class={of_class!r}: give a class by its name ({_few(self.names)}) or its id ({ids}).")
         return self.labels == of_class
 
-    def _first(self, n: int, key: NDArray[Any], allowed: NDArray[np.bool_]) -> list[PhotoPrediction]:
-        """The n allowed photos with the lowest key, ties in the order of the data set."""
+    def _first(self, n: int, key: NDArray[Any], allowed: NDArray[np.bool_]) -> list[ImagePrediction]:
+        """The n allowed images with the lowest key, ties in the order of the data set."""
         require_whole("n", n, at_least=1)
         indices = np.flatnonzero(allowed)
         return [self._prediction(int(i)) for i in indices[np.argsort(key[indices], kind="stable")[:n]]]
 
-    def _prediction(self, index: int) -> PhotoPrediction:
+    def _prediction(self, index: int) -> ImagePrediction:
         truth, predicted = int(self.labels[index]), int(self.predicted[index])
-        return PhotoPrediction(
+        return ImagePrediction(
             index=index,
             truth=self.names[truth],
             predicted=self.names[predicted],
             probability=float(self.probabilities[index, predicted]),
             probability_of_truth=float(self.probabilities[index, truth]),
             loss=float(self.losses[index]),
-            source=None if self.photos is None else self.photos[index],
+            source=None if self.images is None else self.images[index],
         )
 
 
-def _plot_predictions(predictions: list[PhotoPrediction], ax: Axes | None) -> Axes:
+def _plot_predictions(predictions: list[ImagePrediction], ax: Axes | None) -> Axes:
     captions = [
         [f"{one.predicted} {one.probability:.1%}", *([f"truth: {one.truth}"] if one.predicted != one.truth else [])]
         for one in predictions
     ]
-    return plot_photos([one.photo for one in predictions], captions, ax)
+    return plot_images([one.image for one in predictions], captions, ax)
 
 
 def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
     probabilities = np.asarray(given)
     if probabilities.ndim != 2 or probabilities.shape[0] < 1 or probabilities.shape[1] < 2:
         raise ValueError(
-            f"probabilities of shape {probabilities.shape}: give (photos, classes), a photo and two classes at least."
+            f"probabilities of shape {probabilities.shape}: give (images, classes), an image and two classes at least."
         )
     if probabilities.dtype not in (np.float32, np.float64):
         probabilities = probabilities.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Prediction: transformers' image-classification pipeline with test-time augmentation, and photos read by threads.
+"""Prediction: transformers' image-classification pipeline with test-time augmentation, and images read by threads.
 
 Without augmentation the scores are the stock pipeline's; what differs is the way there. A model needs neither to have
 been trained here nor to be timm's.
@@ -26,10 +26,10 @@ from transformers.utils import ModelOutput
 from hf_sgdr._utils.memory import keep_freed_memory
 from hf_sgdr._utils.processors import use_all_processors
 from hf_sgdr.data.image_spec import image_processor_of
-from hf_sgdr.data.images import UnreadablePhotoError
+from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.data.transforms import Augment
-from hf_sgdr.inference.inputs import SizedIterator, as_inputs, picture_of, read_by_threads
-from hf_sgdr.inference.tta import PhotoViews
+from hf_sgdr.inference.inputs import SizedIterator, as_image, as_inputs, read_in_threads
+from hf_sgdr.inference.tta import ModelViews
 from hf_sgdr.models.classifiers import take_square_images
 from hf_sgdr.optim.schedule import require_whole
 
@@ -52,11 +52,11 @@ def pipeline(
     Args:
         model (`str`, `PathLike` or `PreTrainedModel`): a folder, a model id of the Hub, or a model: any image
             classifier of transformers or timm.
-        tta (`int`, *optional*, defaults to 0): augmented views beside the plain photo; see
+        tta (`int`, *optional*, defaults to 0): augmented views beside the plain image; see
             [`TTAImageClassificationPipeline`], also for `beta` and for what else it takes.
         device (`int`, `str` or `torch.device`, *optional*): as in transformers: "cpu" or -1, "cuda:0" or 0; by default
             the first accelerator, or the CPU.
-        batch_size (`int`, *optional*): photos a forward pass; 32 on the CPU, 64 elsewhere.
+        batch_size (`int`, *optional*): images a forward pass; 32 on the CPU, 64 elsewhere.
         **kwargs: what [`~transformers.pipeline`] takes (`top_k`, `revision`, `dtype`, `image_processor`, ...). A model
             given as an object that is not timm's gets the image processor of the place that it was loaded from; after
             training at another size, give `image_processor=trainer.processing_class`.
@@ -86,35 +86,35 @@ def pipeline(
 
 
 class TTAImageClassificationPipeline(ImageClassificationPipeline):
-    """Labels and scores for photos; also `transformers.pipeline("image-classification", pipeline_class=this class)`.
+    """Labels and scores for images; also `transformers.pipeline("image-classification", pipeline_class=this class)`.
 
-    A photo is a path, a URL, encoded bytes, base64 text, a Pillow image, or an array or tensor of pixels. One photo
+    An image is a path, a URL, encoded bytes, base64 text, a Pillow image, or an array or tensor of pixels. One image
     gives a list of `{"label", "score"}`, best first; a list or tuple gives a list of those; a data set of torch or
     `datasets`, a generator or another iterator gives an iterator, which works as it is read. A generator is never asked
-    for more than the batch at hand: with `batch_size=1` each photo is answered before the next one is asked for.
+    for more than the batch at hand: with `batch_size=1` each image is answered before the next one is asked for.
 
-    With test-time augmentation the scores are averaged over the plain photo and `tta` views of it, drawn as the model
+    With test-time augmentation the scores are averaged over the plain image and `tta` views of it, drawn as the model
     was trained (its configuration's `hf_sgdr`; otherwise `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says
-    so). A photo's views depend on its content alone, so neither batch nor order changes its scores. (Lesson step 7;
+    so). An image's views depend on its content alone, so neither batch nor order changes its scores. (Lesson step 7;
     `SGDRTrainer.tta` is the same average.)
 
     Args:
         tta (`int`, *optional*, defaults to 0): how many views; also an argument of a call.
-        beta (`float`, *optional*): weight of the plain photo, in [0, 1], the mean of the views having the rest; by
+        beta (`float`, *optional*): weight of the plain image, in [0, 1], the mean of the views having the rest; by
             default all `1 + tta` count alike; also of a call.
-        batch_size (`int`, *optional*): photos a forward pass; 32 on the CPU, 64 elsewhere; also of a call.
+        batch_size (`int`, *optional*): images a forward pass; 32 on the CPU, 64 elsewhere; also of a call.
         augment, max_zoom (*optional*): the views, as in [`image_transforms`]; by default as said above.
-        exact (`bool`, *optional*, defaults to True): read photos just as the model's own image processor does. False
-            decodes JPEGs no larger than needed and resizes on tensors: measured with tf_efficientnet_lite0, photos of
-            12 megapixels are read eight times as fast and scores move by up to .007, by .0005 for photos of 440 x 374.
-        return_exceptions (`bool`, *optional*, defaults to False): give an [`UnreadablePhotoError`] in the place of the
-            answer for a photo that cannot be read, instead of raising it; also of a call.
+        exact (`bool`, *optional*, defaults to True): read images just as the model's own image processor does. False
+            decodes JPEGs no larger than needed and resizes on tensors: measured with tf_efficientnet_lite0, images of
+            12 megapixels are read eight times as fast and scores move by up to .007, by .0005 for images of 440 x 374.
+        return_exceptions (`bool`, *optional*, defaults to False): give an [`UnreadableImageError`] in the place of the
+            answer for an image that cannot be read, instead of raising it; also of a call.
         **kwargs: of [`~transformers.ImageClassificationPipeline`]: `top_k`, `function_to_apply`, `timeout`.
-            `num_workers` has no effect: photos are read by threads, one a processor.
+            `num_workers` has no effect: images are read by threads, one a processor.
 
     Raises:
         ValueError: if a number is out of range, or there are no views to draw.
-        UnreadablePhotoError: a `ValueError`, from a call, if a photo cannot be read; it names the file.
+        UnreadableImageError: a `ValueError`, from a call, if an image cannot be read; it names the file.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         require_whole("batch_size", batch_size, at_least=1)
         self.batch_size = batch_size
         take_square_images(self.model)
-        self.views = PhotoViews(
+        self.views = ModelViews(
             self.image_processor, self.model.config, augment=augment, max_zoom=max_zoom, exact=exact
         )
         if tta:
@@ -145,13 +145,13 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             self.model.to(memory_format=torch.channels_last)
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Answers for one photo or many; see the class for what it takes and gives."""
+        """Answers for one image or many; see the class for what it takes and gives."""
         batch_size = self.batch_size if batch_size is None else batch_size
         require_whole("batch_size", batch_size, at_least=1)
-        photos = as_inputs(inputs)
-        if isinstance(photos, list) and not photos:
+        images = as_inputs(inputs)
+        if isinstance(images, list) and not images:
             return []
-        return super().__call__(photos, batch_size=batch_size, **kwargs)
+        return super().__call__(images, batch_size=batch_size, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and image processor, both stock: none of this code goes with them."""
@@ -177,7 +177,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             reading["tta"] = tta
         if beta is not None:
             if not 0.0 <= beta <= 1.0:
-                raise ValueError(f"beta={beta!r}: give the plain photo's weight, from 0 to 1.")
+                raise ValueError(f"beta={beta!r}: give the plain image's weight, from 0 to 1.")
             answering["beta"] = beta
         if return_exceptions is not None:
             reading["return_exceptions"] = return_exceptions
@@ -194,7 +194,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Any:
-        """One photo, by the way of all."""
+        """One image, by the way of all."""
         return next(
             self.get_iterator([inputs], 0, self.batch_size, preprocess_params, forward_params, postprocess_params)
         )
@@ -208,15 +208,15 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
-        """Answers in the order of the photos, as long as they are where those have a length."""
+        """Answers in the order of the images, as long as they are where those have a length."""
         if preprocess_params.get("tta"):
-            self.views.augmented  # noqa: B018  # an error shows now, not in the middle of the photos
+            self.views.augmented  # noqa: B018  # an error shows now, not in the middle of the images
         is_sized = isinstance(inputs, Sized)
-        photos = (inputs[i] for i in range(len(inputs))) if is_sized else iter(inputs)
+        images = (inputs[i] for i in range(len(inputs))) if is_sized else iter(inputs)
         read = functools.partial(self.preprocess, **preprocess_params)
         # Beside an accelerator the processor can read the next batch; on the CPU the two would only slow each other.
         ahead = int(is_sized and self.device.type != "cpu")
-        batches = read_by_threads(photos, read, batch_size if self.views.plain else 1, ahead)
+        batches = read_in_threads(images, read, batch_size if self.views.plain else 1, ahead)
         answers = self._answers(batches, {**forward_params, "at_once": batch_size}, postprocess_params)
         return SizedIterator(answers, len(inputs)) if is_sized else answers
 
@@ -226,31 +226,31 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         for batch in batches:
             failed = next((i for i, future in enumerate(batch) if future.exception() is not None), len(batch))
             read = [future.result() for future in batch[:failed]]  # what comes before an error is answered
-            inputs = [item for item in read if not isinstance(item, UnreadablePhotoError)]
+            inputs = [item for item in read if not isinstance(item, UnreadableImageError)]
             outputs: Iterator[Any] = iter(())
             if inputs:
                 together = {name: torch.cat([item[name] for item in inputs]) for name in inputs[0]}
                 logits = self.forward(together, **forward_params)["logits"]
                 outputs = (self.postprocess({"logits": one}, **postprocess_params) for one in logits.split(1))
             for item in read:
-                yield item if isinstance(item, UnreadablePhotoError) else next(outputs)
+                yield item if isinstance(item, UnreadableImageError) else next(outputs)
             for future in batch[failed:]:
                 future.result()  # raises
 
     def preprocess(
         self, image: Any, timeout: float | None = None, tta: int = 0, return_exceptions: bool = False
     ) -> Any:
-        """A photo's views, (1, 1 + tta, ...) each; see [`PhotoViews`]."""
+        """An image's views, (1, 1 + tta, ...) each; see [`ModelViews`]."""
         try:
-            picture = picture_of(image, timeout, self.views.shorter_side(tta))
-        except UnreadablePhotoError as error:
+            picture = as_image(image, timeout, self.views.shorter_side(tta))
+        except UnreadableImageError as error:
             if not return_exceptions:
                 raise
             return error
         return self.views(picture, tta)
 
     def _forward(self, model_inputs: Mapping[str, torch.Tensor], at_once: int = 1) -> ModelOutput:
-        """Logits (photos, views, classes), `at_once` pictures a pass."""
+        """Logits (images, views, classes), `at_once` pictures a pass."""
         if self.model.training:  # a model in training mode would drop out, and move its batch norms
             self.model.eval()
         shape = next(iter(model_inputs.values())).shape[:2]
@@ -266,7 +266,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         top_k: int = 5,
         beta: float | None = None,
     ) -> list[dict[str, Any]]:
-        """The best `top_k` labels of one photo, from its logits (1, views, classes): the mean of the views' scores."""
+        """The best `top_k` labels of one image, from its logits (1, views, classes): the mean of the views' scores."""
         logits = model_outputs["logits"][0].float()
         scores = _FUNCTIONS[function_to_apply or self._default_function()](logits)
         score = scores[0]

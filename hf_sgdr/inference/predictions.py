@@ -1,4 +1,4 @@
-"""A trainer's predictions beside the truth: probabilities, labels, class names and photos of a data set."""
+"""A trainer's predictions beside the truth: probabilities, labels, class names and images of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, Trainer
 
-from hf_sgdr.data.images import PhotoDataset, undecoded
+from hf_sgdr.data.images import ImageDataset, undecoded
 from hf_sgdr.optim.schedule import require_whole
 
 
@@ -33,16 +33,16 @@ class LabelledPredictions:
     """What was predicted, and what is true.
 
     Args:
-        probabilities (array of float (photos, classes)): each row sums to 1.
-        labels (array of int (photos,)): class ids.
+        probabilities (array of float (images, classes)): each row sums to 1.
+        labels (array of int (images,)): class ids.
         names (`list[str]`): class names in the order of their ids.
-        photos (sequence or None): the photos, left encoded; None where the data set holds none.
+        images (sequence or None): the images, left encoded; None where the data set holds none.
     """
 
     probabilities: NDArray[Any]
     labels: NDArray[Any]
     names: list[str]
-    photos: Sequence[Any] | None
+    images: Sequence[Any] | None
 
 
 def labelled_predictions(trainer: Trainer, dataset: Any = None, tta: int = 0) -> LabelledPredictions:
@@ -50,28 +50,28 @@ def labelled_predictions(trainer: Trainer, dataset: Any = None, tta: int = 0) ->
 
     Args:
         trainer ([`~transformers.Trainer`]): an [`SGDRTrainer`], or a stock one that classifies.
-        dataset (`datasets.Dataset`, *optional*): labelled photos; validation by default.
-        tta (`int`, *optional*, defaults to 0): augmented views of test-time augmentation, beside the plain photo.
+        dataset (`datasets.Dataset`, *optional*): labelled images; validation by default.
+        tta (`int`, *optional*, defaults to 0): augmented views of test-time augmentation, beside the plain image.
 
     Raises:
-        ValueError: if there is no data set, a photo has no label, the data set counts the classes in another order
+        ValueError: if there is no data set, an image has no label, the data set counts the classes in another order
             than the model, or there is nothing random to draw views with.
         TypeError: if `tta` is asked of a stock trainer.
     """
     require_whole("tta", tta, at_least=0)
     dataset = dataset if dataset is not None else trainer.eval_dataset
     if dataset is None or isinstance(dataset, dict):
-        raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
-    photos, dataset_names = _photos_and_names(trainer, dataset)
+        raise ValueError("Which images? The trainer has no single eval_dataset: give dataset=.")
+    images, dataset_names = _images_and_names(trainer, dataset)
     names = _names_of_classes(trainer.model, dataset_names)
-    if isinstance(trainer, ImagePredictor) and photos is not None:
-        labels = np.asarray(_labels_of_photos(trainer, dataset))  # a missing one shows before anything is predicted
+    if isinstance(trainer, ImagePredictor) and images is not None:
+        labels = np.asarray(_labels_of_images(trainer, dataset))  # a missing one shows before anything is predicted
         if tta:
             probabilities = trainer.tta(tta, dataset=dataset)
         else:  # in double precision a loss of 100 is still one: in single its probability is 0
             probabilities = np.exp(trainer.log_predictions(dataset), dtype=np.float64)
     elif tta:
-        raise TypeError("tta= needs an SGDRTrainer and a data set of photos, to draw views of them.")
+        raise TypeError("tta= needs an SGDRTrainer and a data set of images, to draw views of them.")
     else:
         output = trainer.predict(dataset)
         if output.label_ids is None:
@@ -80,31 +80,31 @@ def labelled_predictions(trainer: Trainer, dataset: Any = None, tta: int = 0) ->
         probabilities = torch.from_numpy(np.asarray(logits)).double().softmax(dim=-1).numpy()
         labels = np.asarray(output.label_ids)
     names = names or [f"class {i}" for i in range(probabilities.shape[-1])]
-    return LabelledPredictions(probabilities, labels, names, photos)
+    return LabelledPredictions(probabilities, labels, names, images)
 
 
-def _photos_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | None, list[str] | None]:
-    """The data set's photos, still encoded, and its class names; None for what it does not hold."""
-    rows = dataset.rows if isinstance(dataset, PhotoDataset) else dataset
+def _images_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | None, list[str] | None]:
+    """The data set's images, still encoded, and its class names; None for what it does not hold."""
+    rows = dataset.rows if isinstance(dataset, ImageDataset) else dataset
     if not isinstance(rows, datasets.Dataset):
         return None, None
     image, label = _first_column(rows, datasets.Image), _first_column(rows, datasets.ClassLabel)
     if isinstance(trainer, ImagePredictor):
         image, label = trainer.args.image_column_name, trainer.args.label_column_name
-    photos = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
+    images = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
     feature = rows.features.get(label)
-    return photos, feature.names if isinstance(feature, datasets.ClassLabel) else None
+    return images, feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
 def _first_column(rows: datasets.Dataset, kind: type) -> str | None:
     return next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
 
 
-def _labels_of_photos(trainer: ImagePredictor, dataset: Any) -> list[int]:
-    if isinstance(dataset, PhotoDataset):
+def _labels_of_images(trainer: ImagePredictor, dataset: Any) -> list[int]:
+    if isinstance(dataset, ImageDataset):
         return dataset.labels()
     image, label = trainer.args.image_column_name, trainer.args.label_column_name
-    return PhotoDataset(dataset, trainer.eval_transform, image_column=image, label_column=label).labels()
+    return ImageDataset(dataset, trainer.eval_transform, image_column=image, label_column=label).labels()
 
 
 def _names_of_classes(model: Any, dataset_names: list[str] | None) -> list[str] | None:

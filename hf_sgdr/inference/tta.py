@@ -1,4 +1,4 @@
-"""The views of a photo that a saved model predicts from.
+"""The views of an image that a saved model predicts from.
 
 The plain one is just what the model's stock image processor makes; the augmented ones of test-time augmentation are
 drawn as the model was trained.
@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
 from hf_sgdr.data.image_spec import ImageSpec
-from hf_sgdr.data.transforms import Augment, PhotoTransform
+from hf_sgdr.data.transforms import Augment, ImageTransform
 
 logger = logging.get_logger(__name__)
 
@@ -28,8 +28,8 @@ DEFAULT_MAX_ZOOM = 1.1
 _SAME_PIXELS = 1e-4
 
 
-def same_transform(processor: BaseImageProcessor) -> PhotoTransform | None:
-    """The transform that reads photos just as an image processor does, None if there is none.
+def same_transform(processor: BaseImageProcessor) -> ImageTransform | None:
+    """The transform that reads images just as an image processor does, None if there is none.
 
     Configurations of processors say less than their code does, so the two are compared on made-up pictures.
     """
@@ -44,13 +44,13 @@ def same_transform(processor: BaseImageProcessor) -> PhotoTransform | None:
         for height, width in ((size, size + 25), (size + 38, size), (size // 4, size // 3))
     ]
     for resizer in sorted(("pillow", "torch"), key=lambda name: name != spec.resizer):
-        transform = PhotoTransform(replace(spec, resizer=resizer))
+        transform = ImageTransform(replace(spec, resizer=resizer))
         if all(_agree(transform, processor, picture) for picture in pictures):
             return transform
     return None
 
 
-def _agree(transform: PhotoTransform, processor: BaseImageProcessor, picture: Image.Image) -> bool:
+def _agree(transform: ImageTransform, processor: BaseImageProcessor, picture: Image.Image) -> bool:
     given = processor(images=picture, return_tensors="pt")
     if set(given) != {"pixel_values"}:
         return False
@@ -58,7 +58,7 @@ def _agree(transform: PhotoTransform, processor: BaseImageProcessor, picture: Im
     return theirs.shape == ours.shape and bool((theirs - ours).abs().max() < _SAME_PIXELS)
 
 
-class PhotoViews:
+class ModelViews:
     """Makes a model's views of pictures.
 
     Args:
@@ -88,13 +88,13 @@ class PhotoViews:
         if self.plain is None:
             logger.warning(
                 f"{type(processor).__name__} does more than resize, crop and normalise to a square, so it reads the "
-                "photos itself, which takes longer."
+                "images itself, which takes longer."
             )
         elif not exact:
             self.plain = self.plain.fast()
 
     @functools.cached_property
-    def augmented(self) -> PhotoTransform:
+    def augmented(self) -> ImageTransform:
         """The transform that draws an augmented view.
 
         Raises:
@@ -110,7 +110,7 @@ class PhotoViews:
                     "you give others."
                 )
         try:
-            transform = PhotoTransform(
+            transform = ImageTransform(
                 self._processor_size() if self.plain is None else self.plain.spec,
                 recorded["augment"] if self._augment is None else self._augment,
                 recorded["max_zoom"] if self._max_zoom is None else self._max_zoom,
@@ -146,7 +146,7 @@ class PhotoViews:
         if not tta:
             return {name: value[:, None] for name, value in plain.items()}
         kept = self.augmented.to_keep(picture)
-        # by the pixels, not by the file: the same views whichever way the photo is given
+        # by the pixels, not by the file: the same views whichever way the image is given
         content = int.from_bytes(hashlib.sha256(plain["pixel_values"].numpy().tobytes()).digest())
         views = torch.stack([self.augmented.of_kept(kept, (content, number)) for number in range(tta)])
         if self.plain is None:

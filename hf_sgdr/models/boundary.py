@@ -16,17 +16,17 @@ from torch.utils.hooks import RemovableHandle
 
 from hf_sgdr.optim.layer_groups import LayerGroups
 
-# Two photos, so that the batch's dimension is told from others.
+# Two images, so that the batch's dimension is told from others.
 _PROBE = 2
 
 
-class Cut:
-    """Where a model is cut. Make one with [`Cut.at_head`] or [`Cut.at_boundary`].
+class Boundary:
+    """Where a model is cut. Make one with [`Boundary.at_head`] or [`Boundary.at_boundary`].
 
     Args:
         model (`nn.Module`): the whole classifier; it is not changed.
         module (`nn.Module`): the submodule whose input is stored.
-        skipped (`dict[str, Any]`, *optional*): the modules that run before it, with what they return for two photos of
+        skipped (`dict[str, Any]`, *optional*): the modules that run before it, with what they return for two images of
             `size`. None where the module is the head, which alone gives the logits.
         size (`int`, *optional*): side of the pictures in pixels.
         sharing (sequence of `nn.Module`, *optional*): further modules that take the same tensor, such as a second head.
@@ -49,12 +49,12 @@ class Cut:
         self._features: torch.Tensor | None = None
 
     @classmethod
-    def at_head(cls, model: nn.Module, head: nn.Module) -> "Cut":
+    def at_head(cls, model: nn.Module, head: nn.Module) -> "Boundary":
         """Cut before the head."""
         return cls(model, head)
 
     @classmethod
-    def at_boundary(cls, groups: LayerGroups, size: int, frozen: int | None = None) -> "Cut":
+    def at_boundary(cls, groups: LayerGroups, size: int, frozen: int | None = None) -> "Boundary":
         """Cut where the frozen layer groups end.
 
         Args:
@@ -103,7 +103,7 @@ class Cut:
         """Features of a batch of normalised pixels, and the whole model's logits if asked for.
 
         Raises:
-            ValueError: if the module is not called exactly once with a tensor for each photo.
+            ValueError: if the module is not called exactly once with a tensor for each image.
         """
         found: list[torch.Tensor] = []
 
@@ -121,7 +121,7 @@ class Cut:
         finally:
             hook.remove()
         if len(found) != 1 or len(found[0]) != len(pixels):
-            raise ValueError(_refusal(self.model, f"{self._path} does not run once on one tensor with a row a photo"))
+            raise ValueError(_refusal(self.model, f"{self._path} does not run once on one tensor with a row an image"))
         return found[0], logits
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

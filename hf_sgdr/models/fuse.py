@@ -22,7 +22,7 @@ _TOLERANCE = 1e-4
 
 
 @contextmanager
-def batch_norms_folded(model: nn.Module, size: int) -> Iterator[None]:
+def fused_batch_norms(model: nn.Module, size: int) -> Iterator[None]:
     """Inside, the model in evaluation is faster and gives the same; afterwards it is as it was, to the object.
 
     Only what one forward pass shows to be safe is folded; if the model then gave anything else, nothing is.

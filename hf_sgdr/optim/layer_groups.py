@@ -157,7 +157,7 @@ class LayerGroups:
     def freeze_batch_norm(self) -> bool:
         """Whether the batch norms of groups that train keep their statistics too (fast.ai 0.7's `bn_freeze`).
 
-        Their weights still train. With few or unlike photos a batch's own statistics serve a pretrained body badly.
+        Their weights still train. With few or unlike images a batch's own statistics serve a pretrained body badly.
         """
         return self._freeze_batch_norm
 

@@ -14,7 +14,7 @@ CPU_MICRO_BATCH = 32
 
 
 def default_num_workers() -> int:
-    """Worker processes that read photos: with a GPU one a processor, at most eight; without one none, but threads."""
+    """Worker processes that read images: with a GPU one a processor, at most eight; without one none, but threads."""
     return min(8, usable_processors()) if torch.cuda.is_available() else 0
 
 
@@ -43,17 +43,17 @@ class SGDRTrainingArguments(TrainingArguments):
         n_groups (`int`, *optional*, defaults to 3): how many layer groups.
         freeze_to (`int`, *optional*, defaults to -1): the first group that trains; -1 trains the head only, 0 all.
         precompute (`bool`, *optional*, defaults to False): train what is not frozen on its input, computed once for
-            every photo.
-        precompute_views (`int`, *optional*, defaults to 0): augmented views of each training photo that are computed
+            every image.
+        precompute_views (`int`, *optional*, defaults to 0): augmented views of each training image that are computed
             beside the plain one and taken in turn, epoch by epoch, so that augmentation works with precompute.
         feature_dtype (`str`, *optional*, defaults to "auto"): precision in which training features are computed:
             "float32", "bfloat16", or bfloat16 where the processor or GPU has it, else float32. Evaluation is in float32
             unless it is "bfloat16".
         feature_memory_gb (`float`, *optional*): features of more GB (1e9 bytes) stay on disk and are read row by row;
             by default half of the memory that is free.
-        cache_images (`bool`, *optional*, defaults to False): decode and resize each photo once and keep its 8-bit
+        cache_images (`bool`, *optional*, defaults to False): decode and resize each image once and keep its 8-bit
             pixels on disk, so that later epochs decode nothing.
-        cache_disk_gb (`float`, *optional*, defaults to 50.0): features or photos of more GB than this are refused
+        cache_disk_gb (`float`, *optional*, defaults to 50.0): features or images of more GB than this are refused
             before they are computed.
         momentum (`float`, *optional*, defaults to 0.9): of SGD.
         freeze_batch_norm (`bool`, *optional*, defaults to False): keep the statistics of batch norms still in the
@@ -70,7 +70,7 @@ class SGDRTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int | None = field(  # never None after __post_init__
         default=None, metadata={"help": f"Images a training step and device; {DEFAULT_BATCH} by default."}
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Photos an evaluation step and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images an evaluation step and device."})
     num_train_epochs: float | None = field(default=None, metadata={"help": "Follows from the cycles; must agree."})
     max_steps: int = field(
         default=-1, metadata={"help": "End each fit after this many optimizer steps, to try a run; -1: not."}
@@ -79,13 +79,13 @@ class SGDRTrainingArguments(TrainingArguments):
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients to this norm; 0 clips nothing."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be False: such a loss ends training."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: photos become inputs late."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False: images become inputs late."})
     hub_private_repo: bool | None = field(
         default=None, metadata={"help": "Make a new repository a private one.", "nargs": "?", "const": True}
     )
     hub_strategy: str = field(default="end", metadata={"help": "When to push: only end."})
     dataloader_num_workers: int = field(
-        default_factory=default_num_workers, metadata={"help": "Processes that read photos; 0: threads of this one."}
+        default_factory=default_num_workers, metadata={"help": "Processes that read images; 0: threads of this one."}
     )
 
     cycle_len: int | None = field(default=1, metadata={"help": "Epochs of the first cycle; none: constant rate."})
@@ -98,11 +98,11 @@ class SGDRTrainingArguments(TrainingArguments):
     n_groups: int = field(default=3, metadata={"help": "How many layer groups."})
     freeze_to: int = field(default=-1, metadata={"help": "First layer group that trains; -1: head only, 0: all."})
     precompute: bool = field(default=False, metadata={"help": "Train what is not frozen on features computed once."})
-    precompute_views: int = field(default=0, metadata={"help": "Augmented views beside the plain photo."})
+    precompute_views: int = field(default=0, metadata={"help": "Augmented views beside the plain image."})
     feature_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
     feature_memory_gb: float | None = field(default=None, metadata={"help": "Features above this stay on disk."})
-    cache_images: bool = field(default=False, metadata={"help": "Keep decoded photos on disk for later epochs."})
-    cache_disk_gb: float = field(default=50.0, metadata={"help": "Features or photos above this are refused."})
+    cache_images: bool = field(default=False, metadata={"help": "Keep decoded images on disk for later epochs."})
+    cache_disk_gb: float = field(default=50.0, metadata={"help": "Features or images above this are refused."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "Keep all batch-norm statistics still."})
     micro_batch_size: int | None = field(
@@ -152,7 +152,7 @@ class SGDRTrainingArguments(TrainingArguments):
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError(
                 f"remove_unused_columns={self.remove_unused_columns}, logging_nan_inf_filter="
-                f"{self.logging_nan_inf_filter}: both must be False, since photos become inputs late and a loss that "
+                f"{self.logging_nan_inf_filter}: both must be False, since images become inputs late and a loss that "
                 "is no number ends training; leave them out."
             )
         for name in ("feature_memory_gb", "cache_disk_gb"):

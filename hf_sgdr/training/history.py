@@ -9,7 +9,7 @@ from hf_sgdr.optim.schedule import SGDRSchedule
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 
-def fit_figures(
+def fit_metrics(
     state: TrainerState,
     schedule: SGDRSchedule | None,
     args: SGDRTrainingArguments,

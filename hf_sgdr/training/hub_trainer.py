@@ -122,7 +122,7 @@ def card_facts(given: Mapping[str, Any]) -> dict[str, Any]:
         facts["dataset"] = dataset
     if names is not None:
         is_folder = dataset is None and (Path(names).is_absolute() or Path(names).exists())
-        facts.setdefault("photos_name", Path(names).name if is_folder else names)  # no place of this machine
+        facts.setdefault("images_name", Path(names).name if is_folder else names)  # no place of this machine
     config = _single(facts, "dataset_args")
     if config is not None:
         facts["dataset_config"] = config
@@ -137,5 +137,5 @@ def _single(facts: dict[str, Any], name: str) -> str | None:
     """Take a fact out; None if it is not there."""
     words = _words(facts.pop(name, ()))
     if len(words) > 1:
-        raise ValueError(f"{name}={', '.join(words)}: the card's figures are of one set of photos; give one.")
+        raise ValueError(f"{name}={', '.join(words)}: the card's figures are of one set of images; give one.")
     return words[0] if words else None

@@ -1,4 +1,4 @@
-"""`PhotoTrainer`: transformers' Trainer on photos, read and resized by this package and normalised on the device.
+"""`ImageTrainer`: transformers' Trainer on images, read and resized by this package and normalised on the device.
 
 It knows nothing of the lesson. Predictions, test-time augmentation and saved models are here, [`SGDRTrainer`] trains.
 """
@@ -22,29 +22,29 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_sgdr._utils.memory import keep_freed_memory
 from hf_sgdr._utils.processors import use_all_processors
-from hf_sgdr._utils.store import open_as_umask_says
+from hf_sgdr._utils.store import apply_umask
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.cache import DecodedPhotos
-from hf_sgdr.data.images import PhotoDataset, require_images
-from hf_sgdr.data.transforms import PhotoTransform, image_transforms
+from hf_sgdr.data.cache import ImageCaches
+from hf_sgdr.data.images import ImageDataset, require_images
+from hf_sgdr.data.transforms import ImageTransform, image_transforms
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.exact_resume import ExactResumeTrainer
 
 
-class PhotoTrainer(ExactResumeTrainer):
-    """Train, evaluate and save an image classifier on a data set of photos.
+class ImageTrainer(ExactResumeTrainer):
+    """Train, evaluate and save an image classifier on a data set of images.
 
     Args:
         model (`PreTrainedModel`): an image classifier.
         args ([`SGDRTrainingArguments`]): which columns, which caches, and transformers' own.
-        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): photos and labels.
-        train_transform, eval_transform ([`PhotoTransform`], *optional*): from [`image_transforms`]; by default the
+        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): images and labels.
+        train_transform, eval_transform ([`ImageTransform`], *optional*): from [`image_transforms`]; by default the
             model's evaluation transform for both.
         **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default.
 
     Raises:
-        TypeError: if a transform is not a [`PhotoTransform`].
+        TypeError: if a transform is not an [`ImageTransform`].
         ValueError: if a data set cannot be used (see [`~hf_sgdr.data.images.require_images`]), or its classes are not
             the model's, in its order.
     """
@@ -59,8 +59,8 @@ class PhotoTrainer(ExactResumeTrainer):
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        train_transform: PhotoTransform | None = None,
-        eval_transform: PhotoTransform | None = None,
+        train_transform: ImageTransform | None = None,
+        eval_transform: ImageTransform | None = None,
         **kwargs: Any,
     ) -> None:
         columns = (args.image_column_name, args.label_column_name)
@@ -71,7 +71,7 @@ class PhotoTrainer(ExactResumeTrainer):
         else:
             require_images("eval_dataset", eval_dataset, *columns)
         self.eval_transform = eval_transform if eval_transform is not None else image_transforms(model)[1]
-        self._train_transform: PhotoTransform | None = None
+        self._train_transform: ImageTransform | None = None
         if train_transform is not None:
             self.train_transform = train_transform
         self._own_processor = kwargs.get("processing_class") is None
@@ -85,48 +85,48 @@ class PhotoTrainer(ExactResumeTrainer):
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        self._decoded = DecodedPhotos(args, self.accelerator)
+        self._decoded = ImageCaches(args, self.accelerator)
         self.num_fits = 0  # begun so far; each draws augmentations of its own
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             self._check_labels(dataset)
 
     @property
-    def train_transform(self) -> PhotoTransform:
-        """What training photos go through; the evaluation transform where none was given.
+    def train_transform(self) -> ImageTransform:
+        """What training images go through; the evaluation transform where none was given.
 
         Raises:
-            TypeError: on setting it to anything but a [`PhotoTransform`].
+            TypeError: on setting it to anything but an [`ImageTransform`].
         """
         return self._train_transform if self._train_transform is not None else self.eval_transform
 
     @train_transform.setter
-    def train_transform(self, value: PhotoTransform) -> None:
+    def train_transform(self, value: ImageTransform) -> None:
         self._train_transform = _checked_transform("train_transform", value)
 
     @property
-    def eval_transform(self) -> PhotoTransform:
-        """What evaluation sees of a photo, and what is saved with the model.
+    def eval_transform(self) -> ImageTransform:
+        """What evaluation sees of an image, and what is saved with the model.
 
         Raises:
-            TypeError: on setting it to anything but a [`PhotoTransform`].
+            TypeError: on setting it to anything but an [`ImageTransform`].
         """
         return self._eval_transform
 
     @eval_transform.setter
-    def eval_transform(self, value: PhotoTransform) -> None:
+    def eval_transform(self, value: ImageTransform) -> None:
         self._eval_transform = _checked_transform("eval_transform", value)
 
     def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
-        """Log-probabilities (photos, classes), in the order of the data set; validation by default."""
+        """Log-probabilities (images, classes), in the order of the data set; validation by default."""
         logits = torch.from_numpy(np.asarray(self._logits(self._or_validation(dataset))))
         return torch.log_softmax(logits.float(), dim=-1).numpy()
 
     def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
-        """Test-time augmentation: probabilities (photos, classes), averaged over the plain photo and augmented views.
+        """Test-time augmentation: probabilities (images, classes), averaged over the plain image and augmented views.
 
         Args:
             n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
-            beta (`float`, *optional*): weight of the plain photo, in [0, 1], the mean of the augmented ones having the
+            beta (`float`, *optional*): weight of the plain image, in [0, 1], the mean of the augmented ones having the
                 rest (fastai v2: 0.25); by default all `1 + n_aug` count alike (fast.ai 0.7).
             dataset (`datasets.Dataset`, *optional*): validation by default.
 
@@ -135,7 +135,7 @@ class PhotoTrainer(ExactResumeTrainer):
         """
         require_whole("n_aug", n_aug, at_least=0)
         if beta is not None and not 0.0 <= beta <= 1.0:
-            raise ValueError(f"beta={beta!r}: give the plain photo's weight, from 0 to 1.")
+            raise ValueError(f"beta={beta!r}: give the plain image's weight, from 0 to 1.")
         dataset = self._or_validation(dataset)
         if n_aug and not self.train_transform.is_random:
             raise ValueError(
@@ -146,27 +146,27 @@ class PhotoTrainer(ExactResumeTrainer):
         if n_aug == 0:
             return plain
         views = [
-            np.exp(self.log_predictions(self._photos(dataset, self.train_transform, seed_of=("tta", view))))
+            np.exp(self.log_predictions(self._images(dataset, self.train_transform, seed_of=("tta", view))))
             for view in range(n_aug)
         ]
         weight = 1 / (1 + n_aug) if beta is None else beta
         return weight * plain + (1 - weight) * np.mean(views, axis=0, dtype=np.float32)
 
     def content_hash(self, dataset: Any) -> str:
-        """SHA-256 of a data set's photos and labels, in order."""
-        photos = self._photos(dataset, self.eval_transform)
-        return hashlib.sha256(f"{photos.content_hash()} {photos.labels()}".encode()).hexdigest()
+        """SHA-256 of a data set's images and labels, in order."""
+        images = self._images(dataset, self.eval_transform)
+        return hashlib.sha256(f"{images.content_hash()} {images.labels()}".encode()).hexdigest()
 
     # ---- What differs inside the Trainer ----
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         if isinstance(dataset, datasets.Dataset) and self.args.image_column_name in dataset.column_names:
             if kwargs.get("is_training"):
-                photos, name = self._photos(dataset, self.train_transform, seed_of=("train", self.num_fits)), "train"
+                images, name = self._images(dataset, self.train_transform, seed_of=("train", self.num_fits)), "train"
             else:
-                photos, name = self._photos(dataset, self.eval_transform), "validation"
-            photos.require_equal_labelling()
-            dataset = self._cached(photos, dataset, name)
+                images, name = self._images(dataset, self.eval_transform), "validation"
+            images.require_equal_labelling()
+            dataset = self._cached(images, dataset, name)
         loader = super()._get_dataloader(dataset, *args, **kwargs)
         if self.args.dataloader_drop_last and hasattr(dataset, "__len__") and len(loader) == 0:
             raise ValueError(
@@ -183,9 +183,9 @@ class PhotoTrainer(ExactResumeTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Transformers' own; under several processes the loss is that of all photos, each counted once.
+        """Transformers' own; under several processes the loss is that of all images, each counted once.
 
-        The Trainer averages the losses of batches there, which the last ones, filled up with photos seen before, shift.
+        The Trainer averages the losses of batches there, which the last ones, filled up with images seen before, shift.
         """
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         name = f"{metric_key_prefix}_loss"
@@ -224,7 +224,7 @@ class PhotoTrainer(ExactResumeTrainer):
         return (result[0] * self._share_of_batch, result[1]) if return_outputs else result * self._share_of_batch
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Photos come as 8-bit pixels and are normalised here, a batch at a time, on the device."""
+        """Images come as 8-bit pixels and are normalised here, a batch at a time, on the device."""
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs.get("pixel_values")
         if pixels is not None and pixels.dtype == torch.uint8:
@@ -252,7 +252,7 @@ class PhotoTrainer(ExactResumeTrainer):
         folder = Path(output_dir or self.args.output_dir)
         # A pickle of the arguments, which nothing needs and which would carry them to the Hub.
         (folder / "training_args.bin").unlink(missing_ok=True)
-        open_as_umask_says(*folder.glob("*.safetensors"))
+        apply_umask(*folder.glob("*.safetensors"))
 
     def state_to_keep(self) -> dict[str, Any]:
         """Also which fit it is, whose augmentations a resumed one goes on with."""
@@ -265,13 +265,13 @@ class PhotoTrainer(ExactResumeTrainer):
 
     # ---- Helpers ----
 
-    def _photos(self, dataset: Any, transform: PhotoTransform, seed_of: tuple[Any, ...] = ()) -> PhotoDataset:
-        if isinstance(dataset, PhotoDataset):
+    def _images(self, dataset: Any, transform: ImageTransform, seed_of: tuple[Any, ...] = ()) -> ImageDataset:
+        if isinstance(dataset, ImageDataset):
             dataset = dataset.rows
         self._check_labels(dataset)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         words = [seed, *(sum(part.encode()) if isinstance(part, str) else part for part in seed_of)]
-        return PhotoDataset(
+        return ImageDataset(
             dataset,
             transform,
             image_column=self.args.image_column_name,
@@ -309,12 +309,12 @@ class PhotoTrainer(ExactResumeTrainer):
                     f"class ids from 0 to {len(classes) - 1}, or a model with more classes."
                 )
 
-    def _cached(self, photos: PhotoDataset, dataset: Any, name: str) -> PhotoDataset:
-        """With `cache_images`, the trainer's own photos decoded once for all epochs; others as they are."""
+    def _cached(self, images: ImageDataset, dataset: Any, name: str) -> ImageDataset:
+        """With `cache_images`, the trainer's own images decoded once for all epochs; others as they are."""
         own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         if self.args.cache_images and any(dataset is one for one in (self.train_dataset, *own)):
-            photos.cache = self._decoded.of(photos, dataset, name)
-        return photos
+            images.cache = self._decoded.of(images, dataset, name)
+        return images
 
     def _logits(self, dataset: Any) -> Any:
         predictions = self.predict(dataset).predictions
@@ -323,7 +323,7 @@ class PhotoTrainer(ExactResumeTrainer):
     def _or_validation(self, dataset: Any) -> Any:
         dataset = dataset if dataset is not None else self.eval_dataset
         if dataset is None or isinstance(dataset, dict):
-            raise ValueError("Which photos? The trainer has no single eval_dataset: give dataset=.")
+            raise ValueError("Which images? The trainer has no single eval_dataset: give dataset=.")
         return dataset
 
 
@@ -350,7 +350,7 @@ def _named(name: str | None) -> str:
     return "none" if name is None else repr(printable(name))
 
 
-def _checked_transform(name: str, value: Any) -> PhotoTransform:
-    if not isinstance(value, PhotoTransform):
+def _checked_transform(name: str, value: Any) -> ImageTransform:
+    if not isinstance(value, ImageTransform):
         raise TypeError(f"{name} is {type(value).__name__}: give one of those of image_transforms(model).")
     return value

@@ -42,7 +42,7 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
     `metric_for_best_model` names it (`eval_<name>_loss`), and `results.best["metric"]` says which.
 
     Args:
-        trainer ([`SGDRTrainer`]): with training and validation photos, and evaluation each epoch.
+        trainer ([`SGDRTrainer`]): with training and validation images, and evaluation each epoch.
         stages (sequence of [`Stage`], *optional*, defaults to `LESSON`): in this order.
         resume (`bool`, *optional*, defaults to False): go on with the unfinished run of `output_dir`, if there is one;
             the result is that of a run without interruption.
@@ -52,7 +52,7 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
 
     Raises:
         ValueError: if there is no stage, two have one name, the trainer does not evaluate each epoch, the run to go on
-            with was begun with other arguments, photos, stages or starting weights, another run is writing to
+            with was begun with other arguments, images, stages or starting weights, another run is writing to
             `output_dir`, or a file to go on from is damaged.
     """
     _check_stages(trainer, stages)
@@ -162,11 +162,11 @@ def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> Ru
 def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]:
     args = {name: value for name, value in trainer.args.to_dict().items() if not NO_EFFECT_ON_RESULT.match(name)}
     config = trainer.model.config.to_dict()
-    photos = {"training photos": trainer.train_dataset}
+    images = {"training images": trainer.train_dataset}
     if isinstance(trainer.eval_dataset, dict):
-        photos |= {f"validation photos ({name})": dataset for name, dataset in trainer.eval_dataset.items()}
+        images |= {f"validation images ({name})": dataset for name, dataset in trainer.eval_dataset.items()}
     else:
-        photos["validation photos"] = trainer.eval_dataset
+        images["validation images"] = trainer.eval_dataset
     return {
         **json.loads(json.dumps(args, default=str)),
         "feature_dtype": trainer.feature_dtype,  # what "auto" means depends on the machine
@@ -176,7 +176,7 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         "starting weights": trainer.starting_weights or module_hash(trainer.model),
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
         "processes": trainer.args.world_size,
-        **{name: trainer.content_hash(dataset) for name, dataset in photos.items()},
+        **{name: trainer.content_hash(dataset) for name, dataset in images.items()},
     }
 
 

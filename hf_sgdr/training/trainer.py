@@ -1,7 +1,7 @@
 """`SGDRTrainer`: transformers' Trainer with the lesson's calls, wiring the plug-ins together.
 
 It stays a Trainer: loops, callbacks, logging, checkpoints and processes are the ordinary ones. Its bases add one thing
-each: exact resume, photos, precomputed features, pushing.
+each: exact resume, images, precomputed features, pushing.
 """
 
 import copy
@@ -27,15 +27,15 @@ from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.plots import plot_rates
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
-from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, RequireFiniteLoss
+from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
-from hf_sgdr.data.transforms import PhotoTransform
+from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.features.head import HeadClassifier
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
 from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.history import fit_figures
+from hf_sgdr.training.history import fit_metrics
 from hf_sgdr.training.hub_trainer import HubTrainer
 from hf_sgdr.training.precompute_trainer import PrecomputeTrainer
 
@@ -50,15 +50,15 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
     Args:
         model (`PreTrainedModel`): an image classifier; [`create_image_classifier`] makes one.
         args ([`SGDRTrainingArguments`], *optional*): by default those of `SGDRTrainingArguments("hf_sgdr_out")`.
-        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): photos and labels; [`load_image_folder`] reads
+        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): images and labels; [`load_image_folder`] reads
             them. Validation is what evaluation, `log_predictions` and `tta` take by default.
-        train_transform, eval_transform ([`PhotoTransform`], *optional*): from [`image_transforms`]; by default the
+        train_transform, eval_transform ([`ImageTransform`], *optional*): from [`image_transforms`]; by default the
             model's evaluation transform for both.
         layer_groups ([`LayerGroups`], *optional*): by default `args.n_groups` groups of the model.
         **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default.
 
     Raises:
-        TypeError: if `args` are not [`SGDRTrainingArguments`], or a transform is not a [`PhotoTransform`].
+        TypeError: if `args` are not [`SGDRTrainingArguments`], or a transform is not an [`ImageTransform`].
         ValueError: if the model cannot be split into layer groups, or a data set's classes are not the model's.
     """
 
@@ -69,8 +69,8 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        train_transform: PhotoTransform | None = None,
-        eval_transform: PhotoTransform | None = None,
+        train_transform: ImageTransform | None = None,
+        eval_transform: ImageTransform | None = None,
         layer_groups: LayerGroups | None = None,
         **kwargs: Any,
     ) -> None:
@@ -88,7 +88,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             **kwargs,
         )
         self.add_callback(DatasetEpoch())
-        self.add_callback(RequireFiniteLoss(self))
+        self.add_callback(StopOnNonFiniteLoss(self))
         self.add_callback(EqualBuffers())
         show_epoch_table(self)
         self._tracked_fits = TrackedFits(self.callback_handler, self.plot_lr)
@@ -181,13 +181,13 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         self._last_rates = {}
         self.run = None
         name, start = self._fit_name or f"train-{len(self.fits) + 1:03d}", time.perf_counter()
-        with self._features_instead_of_photos():
+        with self._features_instead_of_images():
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self._best is not None:
             self.accelerator.wait_for_everyone()  # the main process has written the best weights
             self._best.restore()
         self.fits.append(
-            fit_figures(
+            fit_metrics(
                 self.state,
                 self.schedule,
                 self.args,
@@ -242,7 +242,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         try:
             if given_optimizer is not None and args.group_learning_rates is not None:
                 self._set_rates_of(given_optimizer, args.group_learning_rates)
-            with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_photos():
+            with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_images():
                 found = test.run(self, max_steps=most)
         finally:
             if given_optimizer is not None:

@@ -23,8 +23,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from hf_sgdr._utils.text import html_text, markdown_text, printable
-from hf_sgdr.cli.errors import one_clear_line
-from hf_sgdr.data.images import UnreadablePhotoError, read_photo
+from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.data.images import UnreadableImageError, read_image
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def page(model: str) -> gr.Blocks:
         items, words = [], []
         for path, photo in zip(files, photos, strict=False):
             file = Path(path).name
-            if isinstance(photo, UnreadablePhotoError):
+            if isinstance(photo, UnreadableImageError):
                 items.append(failure_item(file, str(photo.reason)))
                 words.append(f"{file} is not a picture that can be read.")
             else:
@@ -142,10 +142,10 @@ def has_views(classifier: TTAImageClassificationPipeline) -> bool:
         return False
 
 
-def photo_or_error(path: str) -> Image.Image | UnreadablePhotoError:
+def photo_or_error(path: str) -> Image.Image | UnreadableImageError:
     try:
-        return read_photo(path)
-    except UnreadablePhotoError as error:
+        return read_image(path)
+    except UnreadableImageError as error:
         return error
 
 
@@ -226,4 +226,4 @@ def picture_of_card(model: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(one_clear_line(main))
+    sys.exit(run_cli(main))

@@ -13,8 +13,8 @@ def names_of(split) -> list[str]:
     return [row["image"]["path"].rsplit("/", 3)[1:] for row in rows]
 
 
-def test_the_lessons_own_layout_is_read_and_sample_stays_out(tmp_path, make_photo_folder):
-    root = make_photo_folder(
+def test_the_lessons_own_layout_is_read_and_sample_stays_out(tmp_path, make_image_folder):
+    root = make_image_folder(
         tmp_path / "dogscats",
         {
             "train": {"dogs": 4, "cats": 5},
@@ -26,38 +26,38 @@ def test_the_lessons_own_layout_is_read_and_sample_stays_out(tmp_path, make_phot
         },
     )
     (root / "models").mkdir(exist_ok=True)
-    photos = load_image_folder(root)
-    assert {split: len(rows) for split, rows in photos.items()} == {"train": 9, "validation": 5, "test": 4}
-    for split in photos.values():
+    images = load_image_folder(root)
+    assert {split: len(rows) for split, rows in images.items()} == {"train": 9, "validation": 5, "test": 4}
+    for split in images.values():
         assert split.column_names == ["image", "label"]
         assert isinstance(split.features["image"], datasets.Image)
         assert split.features["label"].names == ["cats", "dogs"]
-    assert photos["train"]["label"] == [0] * 5 + [1] * 4
-    assert photos["test"]["label"] == [-1] * 4
-    assert photos["train"][0]["image"].size == (56, 84)
+    assert images["train"]["label"] == [0] * 5 + [1] * 4
+    assert images["test"]["label"] == [-1] * 4
+    assert images["train"][0]["image"].size == (56, 84)
 
 
 @pytest.mark.parametrize("name", ["valid", "val", "validation"])
-def test_validation_folders_have_three_names(tmp_path, make_photo_folder, name):
-    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, name: {"a": 1, "b": 2}})
+def test_validation_folders_have_three_names(tmp_path, make_image_folder, name):
+    root = make_image_folder(tmp_path, {"train": {"a": 2, "b": 2}, name: {"a": 1, "b": 2}})
     assert load_image_folder(root)["validation"]["label"] == [0, 1, 1]
 
 
-def test_a_labelled_test_folder_keeps_its_labels(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1}, "test": {"b": 2}})
+def test_a_labelled_test_folder_keeps_its_labels(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 1}, "test": {"b": 2}})
     assert load_image_folder(root)["test"]["label"] == [1, 1]
 
 
-def test_a_class_that_validation_lacks_does_not_shift_the_ids(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2, "c": 2}, "valid": {"a": 1, "c": 2}})
+def test_a_class_that_validation_lacks_does_not_shift_the_ids(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"train": {"a": 2, "b": 2, "c": 2}, "valid": {"a": 1, "c": 2}})
     assert load_image_folder(root)["validation"]["label"] == [0, 2, 2]
 
 
-def test_class_folders_alone_are_split_by_class_and_seed(tmp_path, make_photo_folder, caplog):
-    root = make_photo_folder(tmp_path, {"": {"a": 10, "b": 20}})
-    photos = load_image_folder(root, validation_fraction=0.2)
-    assert sorted(photos["validation"]["label"]) == [0] * 2 + [1] * 4
-    taken = [tuple(name) for split in ("train", "validation") for name in names_of(photos[split])]
+def test_class_folders_alone_are_split_by_class_and_seed(tmp_path, make_image_folder, caplog):
+    root = make_image_folder(tmp_path, {"": {"a": 10, "b": 20}})
+    images = load_image_folder(root, validation_fraction=0.2)
+    assert sorted(images["validation"]["label"]) == [0] * 2 + [1] * 4
+    taken = [tuple(name) for split in ("train", "validation") for name in names_of(images[split])]
     assert len(set(taken)) == len(taken) == 30
     assert names_of(load_image_folder(root)["validation"]) == names_of(load_image_folder(root)["validation"])
     assert names_of(load_image_folder(root)["validation"]) != names_of(load_image_folder(root, seed=1)["validation"])
@@ -73,8 +73,8 @@ def test_class_folders_alone_are_split_by_class_and_seed(tmp_path, make_photo_fo
         (["config.json", "model.safetensors"], "config.json and model.safetensors"),
     ],
 )
-def test_the_output_of_a_run_beside_the_classes_is_none(tmp_path, make_photo_folder, caplog, files, sign):
-    root = make_photo_folder(tmp_path, {"": {"cats": 4, "dogs": 4}})
+def test_the_output_of_a_run_beside_the_classes_is_none(tmp_path, make_image_folder, caplog, files, sign):
+    root = make_image_folder(tmp_path, {"": {"cats": 4, "dogs": 4}})
     expected = load_image_folder(root)
     out = root / "hf_sgdr_out"
     for file in files:
@@ -82,24 +82,24 @@ def test_the_output_of_a_run_beside_the_classes_is_none(tmp_path, make_photo_fol
         (out / file).write_text("{}")
     Image.new("RGB", (9, 9)).save(out / "head-range-test.png")
     (root / "cats" / "config.json").write_text("{}")  # alone it says nothing
-    photos = load_image_folder(root)
-    assert photos["train"].features["label"].names == ["cats", "dogs"]
-    assert [names_of(rows) for rows in photos.values()] == [names_of(rows) for rows in expected.values()]
+    images = load_image_folder(root)
+    assert images["train"].features["label"].names == ["cats", "dogs"]
+    assert [names_of(rows) for rows in images.values()] == [names_of(rows) for rows in expected.values()]
     assert f"{out}: holds {sign}, so it is the output of a run and not a class." in caplog.messages
 
 
-def test_the_split_leaves_a_photo_of_every_class_in_train(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 2, "c": 3}})
-    photos = load_image_folder(root, validation_fraction=0.9)
-    assert set(photos["train"]["label"]) == {0, 1, 2}
-    train, held_out = stratified_split(photos["train"], 0.5, 0)
-    assert len(train) + len(held_out) == len(photos["train"])
+def test_the_split_leaves_a_image_of_every_class_in_train(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"": {"a": 1, "b": 2, "c": 3}})
+    images = load_image_folder(root, validation_fraction=0.9)
+    assert set(images["train"]["label"]) == {0, 1, 2}
+    train, held_out = stratified_split(images["train"], 0.5, 0)
+    assert len(train) + len(held_out) == len(images["train"])
 
 
-def test_one_photo_a_class_leaves_none_for_validation_and_it_is_said(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"": {"a": 1, "b": 1, "c": 1}})
+def test_one_image_a_class_leaves_none_for_validation_and_it_is_said(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"": {"a": 1, "b": 1, "c": 1}})
     with pytest.raises(
-        ValueError, match=r"none can be split off, since each class has one photo only \(3 in all\)"
+        ValueError, match=r"none can be split off, since each class has one image only \(3 in all\)"
     ) as error:
         load_image_folder(root)
     assert "\n" not in str(error.value)
@@ -116,22 +116,22 @@ def test_odd_names_of_folders_and_files_are_only_names(tmp_path):
         for file in ("a#1 [x].jpg", "%20.PNG", "b\nc.jpeg"):
             Image.new("RGB", (9, 9)).save(folder / file)
     shutil.copytree(tmp_path / "train", tmp_path / "valid")
-    photos = load_image_folder(tmp_path)
-    assert photos["train"].features["label"].names == sorted(ODD)
-    assert photos["train"]["label"] == [i for i in range(len(ODD)) for _ in range(3)]
-    assert photos["train"][-1]["image"].size == (9, 9)
+    images = load_image_folder(tmp_path)
+    assert images["train"].features["label"].names == sorted(ODD)
+    assert images["train"]["label"] == [i for i in range(len(ODD)) for _ in range(3)]
+    assert images["train"][-1]["image"].size == (9, 9)
 
 
-def test_deeper_folders_belong_to_their_class_and_what_is_no_photo_is_left_out(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path, {"train": {"a": 1, "b": 1, "a/deep/deeper": 2}, "valid": {"a": 1, "b": 1}})
+def test_deeper_folders_belong_to_their_class_and_what_is_no_image_is_left_out(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path, {"train": {"a": 1, "b": 1, "a/deep/deeper": 2}, "valid": {"a": 1, "b": 1}})
     for name in (".DS_Store", ".hidden.jpg", "Thumbs.db", "notes.txt"):
         (root / "train" / "a" / name).write_bytes(b"x")
     (root / "train" / "empty").mkdir()
     (root / "train" / ".ipynb_checkpoints").mkdir()
     (root / "train" / "a" / "round").symlink_to(root / "train" / "a")
-    photos = load_image_folder(root)
-    assert photos["train"].features["label"].names == ["a", "b"]
-    assert photos["train"]["label"] == [0, 0, 0, 1]
+    images = load_image_folder(root)
+    assert images["train"].features["label"].names == ["a", "b"]
+    assert images["train"]["label"] == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -139,15 +139,15 @@ def test_deeper_folders_belong_to_their_class_and_what_is_no_photo_is_left_out(t
     [
         ({"train": {"a": 1, "b": 1}, "valid": {"a": 1, "zebra": 1}}, ["valid", "'zebra'", "not among", "'a', 'b'"]),
         ({"train": {"a": 3}, "valid": {"a": 1}}, ["one class only ('a')", "PATH/train/CLASS"]),
-        ({"": {"": 3}}, ["no photo in class folders", "3 .jpg"]),
+        ({"": {"": 3}}, ["no image in class folders", "3 .jpg"]),
         ({"valid": {"a": 1, "b": 1}}, ["there is valid/ but no train/"]),
-        ({"train": {"a": 1, "b": 1}, "valid": {"": 2}}, ["valid: no photo in class folders"]),
+        ({"train": {"a": 1, "b": 1}, "valid": {"": 2}}, ["valid: no image in class folders"]),
         ({"one/train": {"a": 1, "b": 1}, "two/train": {"a": 1, "b": 1}}, ["'one', 'two' are data sets of their own"]),
     ],
 )
-def test_what_cannot_be_used_is_named_with_the_mend(tmp_path, make_photo_folder, splits, words):
-    root = make_photo_folder(tmp_path, splits)
-    with pytest.raises(ValueError, match=r"Lay the photos out|Add photos|Name one") as error:
+def test_what_cannot_be_used_is_named_with_the_mend(tmp_path, make_image_folder, splits, words):
+    root = make_image_folder(tmp_path, splits)
+    with pytest.raises(ValueError, match=r"Lay the images out|Add images|Name one") as error:
         load_image_folder(root)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
@@ -156,22 +156,22 @@ def test_what_cannot_be_used_is_named_with_the_mend(tmp_path, make_photo_folder,
 def test_an_empty_folder_and_a_missing_one(tmp_path):
     with pytest.raises(ValueError, match="it holds nothing"):
         load_image_folder(tmp_path)
-    (tmp_path / "photo.jpg").touch()
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder. Beside it: 'photo.jpg'"):
+    (tmp_path / "image.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder. Beside it: 'image.jpg'"):
         load_image_folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="is a file, not a folder"):
-        load_image_folder(tmp_path / "photo.jpg")
+        load_image_folder(tmp_path / "image.jpg")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_the_share_lies_between_nothing_and_all(tmp_path, make_photo_folder, fraction):
+def test_the_share_lies_between_nothing_and_all(tmp_path, make_image_folder, fraction):
     with pytest.raises(ValueError, match="give a share between 0 and 1"):
-        load_image_folder(make_photo_folder(tmp_path, {"": {"a": 2, "b": 2}}), validation_fraction=fraction)
+        load_image_folder(make_image_folder(tmp_path, {"": {"a": 2, "b": 2}}), validation_fraction=fraction)
 
 
 @pytest.fixture
-def parquet(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path / "photos", {"train": {"a": 5, "b": 5}, "valid": {"a": 1, "b": 1}})
+def parquet(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path / "images", {"train": {"a": 5, "b": 5}, "valid": {"a": 1, "b": 1}})
     for split, rows in load_image_folder(root).items():
         rows = rows.rename_columns({"image": "img", "label": "kind"}).add_column("extra", range(len(rows)))
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -180,12 +180,12 @@ def parquet(tmp_path, make_photo_folder):
 
 
 def test_a_data_set_with_other_names_gets_ours(parquet):
-    photos = load_image_dataset(parquet, image_column_name="img", label_column_name="kind")
-    assert {split: (rows.column_names, len(rows)) for split, rows in photos.items()} == {
+    images = load_image_dataset(parquet, image_column_name="img", label_column_name="kind")
+    assert {split: (rows.column_names, len(rows)) for split, rows in images.items()} == {
         "train": (["image", "label"], 10),
         "validation": (["image", "label"], 2),
     }
-    assert photos["train"].features["label"].names == ["a", "b"]
+    assert images["train"].features["label"].names == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -222,36 +222,36 @@ def make_parquet(tmp_path):
 
 
 def test_string_labels_are_numbered_once_as_train_sorts_them(make_parquet):
-    photos = load_image_dataset(make_parquet(train=["cat", "ant", "bee", "ant"], validation=["bee", "cat", "bee"]))
-    assert photos["train"]["label"] == [2, 0, 1, 0]
-    assert photos["validation"]["label"] == [1, 2, 1]
-    for split in photos.values():
+    images = load_image_dataset(make_parquet(train=["cat", "ant", "bee", "ant"], validation=["bee", "cat", "bee"]))
+    assert images["train"]["label"] == [2, 0, 1, 0]
+    assert images["validation"]["label"] == [1, 2, 1]
+    for split in images.values():
         assert split.features["label"] == datasets.ClassLabel(names=["ant", "bee", "cat"])
-    assert [photo.getpixel((0, 0))[0] for photo in photos["validation"]["image"]] == [0, 1, 2]  # rows keep their order
+    assert [image.getpixel((0, 0))[0] for image in images["validation"]["image"]] == [0, 1, 2]  # rows keep their order
 
 
 def test_integer_labels_are_numbered_by_value(make_parquet):
-    photos = load_image_dataset(make_parquet(train=[10, 2, 30, 2], validation=[30, 10]))
-    assert photos["train"].features["label"].names == ["2", "10", "30"]
-    assert photos["train"]["label"] == [1, 0, 2, 0]
-    assert photos["validation"]["label"] == [2, 1]
+    images = load_image_dataset(make_parquet(train=[10, 2, 30, 2], validation=[30, 10]))
+    assert images["train"].features["label"].names == ["2", "10", "30"]
+    assert images["train"]["label"] == [1, 0, 2, 0]
+    assert images["validation"]["label"] == [2, 1]
 
 
 def test_a_missing_label_becomes_unlabelled(make_parquet):
-    photos = load_image_dataset(make_parquet(train=["a", None, "b"], validation=[None, "b"]))
-    assert (photos["train"]["label"][:], photos["validation"]["label"][:]) == ([0, -1, 1], [-1, 1])
+    images = load_image_dataset(make_parquet(train=["a", None, "b"], validation=[None, "b"]))
+    assert (images["train"]["label"][:], images["validation"]["label"][:]) == ([0, -1, 1], [-1, 1])
 
 
-def test_splits_with_another_order_of_class_names_count_as_train_does(tmp_path, make_photo_folder, monkeypatch):
-    photos = load_image_folder(make_photo_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 2}}))
+def test_splits_with_another_order_of_class_names_count_as_train_does(tmp_path, make_image_folder, monkeypatch):
+    images = load_image_folder(make_image_folder(tmp_path, {"train": {"a": 2, "b": 2}, "valid": {"a": 1, "b": 2}}))
     other = (
-        photos["validation"]
+        images["validation"]
         .map(lambda row: {"label": 1 - row["label"]})
         .cast_column("label", datasets.ClassLabel(names=["b", "a"]))
     )
-    splits = {"train": photos["train"], "validation": other}
+    splits = {"train": images["train"], "validation": other}
     monkeypatch.setattr("hf_sgdr.data.folders.load_dataset", lambda name: splits)
-    assert load_image_dataset("any")["validation"]["label"] == photos["validation"]["label"]
+    assert load_image_dataset("any")["validation"]["label"] == images["validation"]["label"]
 
 
 def test_a_label_that_train_lacks_and_a_label_that_is_no_class_are_named(make_parquet, tmp_path):
@@ -268,7 +268,7 @@ def test_a_label_that_train_lacks_and_a_label_that_is_no_class_are_named(make_pa
 
 def test_a_data_set_of_which_nothing_can_be_split_off_and_an_empty_split_are_named(make_parquet, monkeypatch):
     name = make_parquet(train=["a", "b"])
-    with pytest.raises(ValueError, match=r"none can be split off, since each class has one photo only \(2 in all\)"):
+    with pytest.raises(ValueError, match=r"none can be split off, since each class has one image only \(2 in all\)"):
         load_image_dataset(name)
     loaded = datasets.load_dataset(name)
     splits = {**loaded, "test": loaded["train"].select([])}
@@ -282,7 +282,7 @@ def test_a_data_set_of_which_nothing_can_be_split_off_and_an_empty_split_are_nam
     ("name", "classes", "sizes"),
     [("dogscats", ["cats", "dogs"], (600, 200)), ("hymenoptera", ["ants", "bees"], (245, 153))],
 )
-def test_the_real_photos_are_read(shared_photos, name, classes, sizes):
-    photos = load_image_folder(shared_photos / name)
-    assert photos["train"].features["label"].names == classes
-    assert (len(photos["train"]), len(photos["validation"])) == sizes
+def test_the_real_images_are_read(shared_photos, name, classes, sizes):
+    images = load_image_folder(shared_photos / name)
+    assert images["train"].features["label"].names == classes
+    assert (len(images["train"]), len(images["validation"])) == sizes

@@ -1,4 +1,4 @@
-"""Decoding and extraction: photos a second from file to network input, and from file to stored feature."""
+"""Decoding and extraction: images a second from file to network input, and from file to stored feature."""
 
 import os
 import tempfile
@@ -12,16 +12,16 @@ from timing import Row, medians
 from timm.data import create_transform, resolve_data_config
 
 from hf_sgdr import create_image_classifier, image_transforms
-from hf_sgdr.data.images import PhotoDataset
+from hf_sgdr.data.images import ImageDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.features.extract import _depends_on, extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import CPU_BATCH
-from hf_sgdr.models.boundary import Cut
+from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.optim.layer_groups import LayerGroups
 
 
 def decoding(files: list[Path], repetitions: int) -> list[Row]:
-    """Photos a second and core, from file to network input, against timm's evaluation transform on Pillow images."""
+    """Images a second and core, from file to network input, against timm's evaluation transform on Pillow images."""
     model = create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file())
     theirs = create_transform(**resolve_data_config(model.config.pretrained_cfg), is_training=False)
     train, exact = image_transforms(model, augment="side_on", max_zoom=1.1)
@@ -29,8 +29,8 @@ def decoding(files: list[Path], repetitions: int) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def every(read: Callable[[Any], Any], photos: list[Any] = files) -> Callable[[], None]:
-        return lambda: [read(photo) for photo in photos] and None
+    def every(read: Callable[[Any], Any], images: list[Any] = files) -> Callable[[], None]:
+        return lambda: [read(image) for image in images] and None
 
     seconds = medians(
         {
@@ -49,19 +49,19 @@ def decoding(files: list[Path], repetitions: int) -> list[Row]:
         ("decode and transform, as features are computed", against, rates["fast"], rates["timm"]),
         ("decode and transform, evaluation (the same pixels as timm)", against, rates["exact"], rates["timm"]),
         ("decode and transform, side_on and zoom", against, rates["augmented"], rates["timm"]),
-        ("side_on and zoom of decoded photos (cache_images)", against, rates["cached"], rates["timm"]),
+        ("side_on and zoom of decoded images (cache_images)", against, rates["cached"], rates["timm"]),
     ]
 
 
 def extraction(files: list[Path], repetitions: int) -> list[Row]:
-    """Photos a second of extraction, hashing, decoding and storing included, against the bare forward pass."""
+    """Images a second of extraction, hashing, decoding and storing included, against the bare forward pass."""
     model = create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file()).eval()
     model = model.to(memory_format=torch.channels_last)
     head = LayerGroups.from_model(model).head
     assert head is not None
     _, exact = image_transforms(model)
-    photos = PhotoDataset([{"image": str(file)} for file in files], exact.fast())
-    pixels = torch.stack([photos[i]["pixel_values"] for i in range(len(files))])
+    images = ImageDataset([{"image": str(file)} for file in files], exact.fast())
+    pixels = torch.stack([images[i]["pixel_values"] for i in range(len(files))])
     batches = exact.normalize(pixels).contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
     rows = []
     faster = resolve_feature_dtype(torch.device("cpu"))
@@ -76,10 +76,10 @@ def extraction(files: list[Path], repetitions: int) -> list[Row]:
         def ours(dtype: torch.dtype = dtype) -> None:
             with tempfile.TemporaryDirectory() as place:
                 os.environ["HF_SGDR_CACHE"] = place
-                extract_features(model, head, photos, dtype=dtype, batch_size=CPU_BATCH)
+                extract_features(model, head, images, dtype=dtype, batch_size=CPU_BATCH)
 
         def key(dtype: torch.dtype = dtype) -> None:
-            _depends_on(model, Cut.at_head(model, head), photos, exact.fast(), dtype)
+            _depends_on(model, Boundary.at_head(model, head), images, exact.fast(), dtype)
 
         seconds = medians({"bare": bare, "ours": ours, "key": key}, repetitions)
         rates = {key: len(files) / value for key, value in seconds.items()}

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
-from hf_sgdr.data.images import PhotoDataset, photo_hash, read_photo
+from hf_sgdr.data.images import ImageDataset, image_hash, read_image
 
 
 def picture(height=20, width=30) -> Image.Image:
@@ -50,7 +50,7 @@ def sixteen_bit() -> Image.Image:
     ids=["rgb", "grey", "rgba", "cmyk", "palette", "16 bit", "1 bit", "grey and alpha", "bmp", "float"],
 )
 def test_every_kind_of_picture_becomes_rgb(content, expected):
-    read = read_photo(content)
+    read = read_image(content)
     assert read.mode == "RGB"
     difference = np.abs(np.asarray(read).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
     assert difference.max() <= 2
@@ -80,8 +80,8 @@ def grey_tiff(values, bits: int, sample_format: int = 1, byte_order: str = "<") 
     return head + entries + bytes(4) + content
 
 
-def greys(photo) -> list[int]:
-    pixels = np.asarray(read_photo(photo))
+def greys(image) -> list[int]:
+    pixels = np.asarray(read_image(image))
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0].ravel().tolist()
 
@@ -114,9 +114,9 @@ def test_a_turned_16_bit_picture_is_scaled_like_others():
 @pytest.mark.parametrize("values", [[0, 255], [0, 70_000]])
 def test_integers_of_32_bits_are_refused(values):
     image = Image.fromarray(np.array([values], np.int32))
-    for photo in (image, saved(image, format="TIFF")):
+    for given in (image, saved(image, format="TIFF")):
         with pytest.raises(ValueError, match="integers of 32 bits, whose white is not known; convert it to 8 or 16"):
-            read_photo(photo)
+            read_image(given)
 
 
 @pytest.mark.parametrize(
@@ -142,32 +142,32 @@ def test_floats_of_another_range_are_refused():
     with pytest.raises(
         ValueError, match="float values up to 4095; scale them to 0 to 1, or convert it to 8 or 16 bits"
     ):
-        read_photo(saved(image, format="TIFF"))
+        read_image(saved(image, format="TIFF"))
 
 
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     content = saved(frames[0], format="GIF", save_all=True, append_images=frames[1:])
-    assert read_photo(content).getpixel((4, 4)) == (255, 0, 0)
+    assert read_image(content).getpixel((4, 4)) == (255, 0, 0)
 
 
 def test_a_cmyk_jpeg_is_read():
-    assert read_photo(saved(picture().convert("CMYK"), format="JPEG")).mode == "RGB"
+    assert read_image(saved(picture().convert("CMYK"), format="JPEG")).mode == "RGB"
 
 
-def test_a_photo_is_turned_upright():
+def test_a_image_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned a quarter to the left
-    read = read_photo(saved(picture(20, 30), format="JPEG", exif=exif))
+    read = read_image(saved(picture(20, 30), format="JPEG", exif=exif))
     assert read.size == (20, 30)
 
 
 @pytest.mark.parametrize(("needed", "decoded"), [(None, 800), (401, 800), (400, 400), (150, 200), (90, 100), (5, 100)])
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(needed, decoded):
     content = saved(picture(800, 1200), format="JPEG")
-    read = read_photo(content, needed)
+    read = read_image(content, needed)
     assert min(read.size) == decoded
-    assert read_photo(saved(picture(800, 1200), format="PNG"), needed).size == (1200, 800)
+    assert read_image(saved(picture(800, 1200), format="PNG"), needed).size == (1200, 800)
 
 
 def test_all_that_can_hold_a_picture_is_read(tmp_path):
@@ -175,7 +175,7 @@ def test_all_that_can_hold_a_picture_is_read(tmp_path):
     path = tmp_path / "p.png"
     image.save(path)
     pixels = np.asarray(image)
-    for photo in (
+    for given in (
         path,
         str(path),
         path.read_bytes(),
@@ -185,14 +185,14 @@ def test_all_that_can_hold_a_picture_is_read(tmp_path):
         pixels,
         torch.from_numpy(pixels.copy()).permute(2, 0, 1),
     ):
-        assert np.array_equal(np.asarray(read_photo(photo)), pixels)
+        assert np.array_equal(np.asarray(read_image(given)), pixels)
     with pytest.raises(TypeError, match="float is no picture: give a path, bytes, a Pillow image or an array"):
-        read_photo(1.0)
+        read_image(1.0)
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>no such photo</html>", saved(picture(), format="JPEG")[:300], b"\xff\xd8\xff\xe0" + b"\0" * 50],
+    [b"", b"<html>no such image</html>", saved(picture(), format="JPEG")[:300], b"\xff\xd8\xff\xe0" + b"\0" * 50],
 )
 def test_what_cannot_be_read_is_named_with_the_reason(tmp_path, content):
     path = tmp_path / "bad.jpg"
@@ -200,13 +200,13 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path, content):
     with pytest.raises(
         ValueError, match=r"bad.jpg: cannot be read as a picture \(.+\). Remove or replace it."
     ) as error:
-        read_photo(path)
+        read_image(path)
     assert "\n" not in str(error.value)
 
 
 @pytest.fixture
-def photos(tmp_path, make_photo_folder):
-    root = make_photo_folder(tmp_path / "photos", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 1, "dogs": 1}})
+def images(tmp_path, make_image_folder):
+    root = make_image_folder(tmp_path / "images", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 1, "dogs": 1}})
     return load_image_folder(root)["train"]
 
 
@@ -215,190 +215,190 @@ def augmented(tiny_model):
     return image_transforms(tiny_model, image_size=32, augment="side_on", max_zoom=1.2)[0]
 
 
-def test_rows_are_pixels_and_labels(photos, tiny_model):
+def test_rows_are_pixels_and_labels(images, tiny_model):
     _, transform = image_transforms(tiny_model, image_size=32)
-    dataset = PhotoDataset(photos, transform)
+    dataset = ImageDataset(images, transform)
     assert len(dataset) == 8
     assert dataset[5]["labels"] == 1
     assert dataset[5]["pixel_values"].dtype == torch.uint8
-    assert torch.equal(transform.normalize(dataset[5]["pixel_values"][None])[0], transform(photos[5]["image"]))
-    assert "labels" not in PhotoDataset(photos.map(lambda row: {"label": -1}), transform)[0]
-    assert "labels" not in PhotoDataset(photos.remove_columns("label"), transform)[0]
+    assert torch.equal(transform.normalize(dataset[5]["pixel_values"][None])[0], transform(images[5]["image"]))
+    assert "labels" not in ImageDataset(images.map(lambda row: {"label": -1}), transform)[0]
+    assert "labels" not in ImageDataset(images.remove_columns("label"), transform)[0]
 
 
-def test_labels_are_all_there_or_it_is_said(photos, augmented):
-    assert PhotoDataset(photos, augmented).labels() == [0] * 4 + [1] * 4
+def test_labels_are_all_there_or_it_is_said(images, augmented):
+    assert ImageDataset(images, augmented).labels() == [0] * 4 + [1] * 4
     with pytest.raises(ValueError, match=r"No label column 'kind': the dataset has \['image', 'label'\]"):
-        PhotoDataset(photos, augmented, label_column="kind").labels()
-    some = photos.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
-    with pytest.raises(ValueError, match="3 of 8 photos have no label"):
-        PhotoDataset(some, augmented).labels()
+        ImageDataset(images, augmented, label_column="kind").labels()
+    some = images.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
+    with pytest.raises(ValueError, match="3 of 8 images have no label"):
+        ImageDataset(some, augmented).labels()
 
 
-def test_labels_of_rows_that_are_no_data_set(photos, augmented):
+def test_labels_of_rows_that_are_no_data_set(images, augmented):
     rows = [{"image": picture(), "label": label} for label in (1, np.int64(0), torch.tensor(1))]
-    assert PhotoDataset(rows, augmented).labels() == [1, 0, 1]
+    assert ImageDataset(rows, augmented).labels() == [1, 0, 1]
     for wrong in ("cat", 0.5, [0, 1]):
         with pytest.raises(ValueError, match=rf"The label .* is a {type(wrong).__name__}; it must be a class id"):
-            PhotoDataset([{"image": picture(), "label": wrong}], augmented)[0]
+            ImageDataset([{"image": picture(), "label": wrong}], augmented)[0]
 
 
-def with_strings(photos):
-    return photos.cast_column("label", datasets.Value("string"))
+def with_strings(images):
+    return images.cast_column("label", datasets.Value("string"))
 
 
-def with_floats(photos):
-    return photos.cast_column("label", datasets.Value("float32"))
+def with_floats(images):
+    return images.cast_column("label", datasets.Value("float32"))
 
 
 USELESS = [
-    (lambda photos: datasets.DatasetDict(train=photos, extra=photos), "of the splits ['train', 'extra']: give one of"),
-    (lambda photos: photos.select([]), "is empty: it must have at least one image."),
-    (lambda photos: [], "is empty: it must have at least one image."),
+    (lambda images: datasets.DatasetDict(train=images, extra=images), "of the splits ['train', 'extra']: give one of"),
+    (lambda images: images.select([]), "is empty: it must have at least one image."),
+    (lambda images: [], "is empty: it must have at least one image."),
     (
-        lambda photos: photos.with_transform(lambda rows: rows),
+        lambda images: images.with_transform(lambda rows: rows),
         "has a transform (with_transform or set_transform), which",
     ),
     (with_strings, "the labels in 'label' are strings; they must be class ids, numbered alike in all splits"),
     (with_floats, "the labels in 'label' are Value('float32'); they must be class ids (integers)."),
     (
-        lambda photos: photos.remove_columns("label").add_column("label", [[0, 1]] * len(photos)),
+        lambda images: images.remove_columns("label").add_column("label", [[0, 1]] * len(images)),
         "they must be class ids (integers).",
     ),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), USELESS)
-def test_a_dataset_of_no_use_is_refused_with_the_mend(photos, augmented, tiny_model, tmp_path, change, message):
+def test_a_dataset_of_no_use_is_refused_with_the_mend(images, augmented, tiny_model, tmp_path, change, message):
     with pytest.raises(ValueError, match="dataset") as error:
-        PhotoDataset(change(photos), augmented)
+        ImageDataset(change(images), augmented)
     assert message in str(error.value)
     args = SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="train_dataset") as error:
-        SGDRTrainer(tiny_model, args, train_dataset=change(photos), eval_dataset=photos)
+        SGDRTrainer(tiny_model, args, train_dataset=change(images), eval_dataset=images)
     assert message in str(error.value)
-    if not isinstance(change(photos), dict):  # several evaluation sets are a dict
-        for evaluation, name in ((change(photos), "eval_dataset"), ({"one": change(photos)}, r"eval_dataset\['one'\]")):
+    if not isinstance(change(images), dict):  # several evaluation sets are a dict
+        for evaluation, name in ((change(images), "eval_dataset"), ({"one": change(images)}, r"eval_dataset\['one'\]")):
             with pytest.raises(ValueError, match=name) as error:
-                SGDRTrainer(tiny_model, args, train_dataset=photos, eval_dataset=evaluation)
+                SGDRTrainer(tiny_model, args, train_dataset=images, eval_dataset=evaluation)
             assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_mend_for_string_labels_is_one(photos, augmented):
-    names = photos.features["label"].names
-    words = photos.remove_columns("label").add_column("label", [names[label] for label in photos["label"]])
+def test_the_mend_for_string_labels_is_one(images, augmented):
+    names = images.features["label"].names
+    words = images.remove_columns("label").add_column("label", [names[label] for label in images["label"]])
     mended = words.cast_column("label", datasets.ClassLabel(names=names))
-    assert PhotoDataset(mended, augmented).labels() == photos["label"][:]
+    assert ImageDataset(mended, augmented).labels() == images["label"][:]
 
 
-def test_a_trainer_says_what_data_it_cannot_take(photos, tiny_model, tmp_path):
+def test_a_trainer_says_what_data_it_cannot_take(images, tiny_model, tmp_path):
     args = SGDRTrainingArguments(
         str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True, dataloader_drop_last=True,
         eval_strategy="no", per_device_train_batch_size=16, per_device_eval_batch_size=4, dataloader_num_workers=0,
     )  # fmt: skip
     _, transform = image_transforms(tiny_model, image_size=32)
-    trainer = SGDRTrainer(tiny_model, args, train_dataset=photos, eval_transform=transform)
+    trainer = SGDRTrainer(tiny_model, args, train_dataset=images, eval_transform=transform)
     with pytest.raises(ValueError, match="drop_last=True leaves no batch: the 8 images are fewer than a batch"):
         trainer.fit(1e-3, 1)
     with pytest.raises(ValueError, match="dataset is empty"):
-        trainer.predict(photos.select([]))
-    some = photos.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
-    with pytest.raises(ValueError, match=r"3 of 8 photos have no label. Give .* dataset.remove_columns\('label'\)"):
+        trainer.predict(images.select([]))
+    some = images.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
+    with pytest.raises(ValueError, match=r"3 of 8 images have no label. Give .* dataset.remove_columns\('label'\)"):
         trainer.predict(some)
     assert trainer.predict(some.remove_columns("label")).predictions.shape == (8, 2)
 
 
-def test_a_missing_image_column_is_named(photos, augmented):
+def test_a_missing_image_column_is_named(images, augmented):
     with pytest.raises(ValueError, match=r"No image column 'img': the dataset has \['image', 'label'\]"):
-        PhotoDataset(photos, augmented, image_column="img")
+        ImageDataset(images, augmented, image_column="img")
 
 
-def views(photos, augmented, workers=0, epoch=0, order=None, seed=0):
-    dataset = PhotoDataset(photos, augmented, seed=seed)
+def views(images, augmented, workers=0, epoch=0, order=None, seed=0):
+    dataset = ImageDataset(images, augmented, seed=seed)
     dataset.set_epoch(epoch)
     loader = DataLoader(dataset, batch_size=3, num_workers=workers, sampler=order)
     batches = torch.cat([batch["pixel_values"] for batch in loader])
     return batches if order is None else batches[np.argsort(order)]
 
 
-def test_the_number_of_workers_and_the_order_change_nothing(photos, augmented):
-    expected = views(photos, augmented)
-    assert torch.equal(views(photos, augmented, workers=2), expected)
-    assert torch.equal(views(photos, augmented, order=[3, 1, 7, 0, 2, 6, 5, 4]), expected)
+def test_the_number_of_workers_and_the_order_change_nothing(images, augmented):
+    expected = views(images, augmented)
+    assert torch.equal(views(images, augmented, workers=2), expected)
+    assert torch.equal(views(images, augmented, order=[3, 1, 7, 0, 2, 6, 5, 4]), expected)
 
 
-def test_epoch_and_seed_change_the_views(photos, augmented):
-    expected = views(photos, augmented)
-    assert not torch.equal(views(photos, augmented, epoch=1), expected)
-    assert not torch.equal(views(photos, augmented, seed=1), expected)
+def test_epoch_and_seed_change_the_views(images, augmented):
+    expected = views(images, augmented)
+    assert not torch.equal(views(images, augmented, epoch=1), expected)
+    assert not torch.equal(views(images, augmented, seed=1), expected)
 
 
-def test_the_hash_is_of_the_content_and_its_order(photos, augmented, tmp_path):
+def test_the_hash_is_of_the_content_and_its_order(images, augmented, tmp_path):
     def hash_of(rows):
-        return PhotoDataset(rows, augmented).content_hash()
+        return ImageDataset(rows, augmented).content_hash()
 
-    before = hash_of(photos)
-    path = photos.cast_column("image", datasets.Image(decode=False))[0]["image"]["path"]
+    before = hash_of(images)
+    path = images.cast_column("image", datasets.Image(decode=False))[0]["image"]["path"]
     os.utime(path, (1, 1))
-    assert hash_of(photos) == before
-    assert hash_of(photos.map(lambda row: {"label": 1 - row["label"]})) == before
-    assert hash_of(photos.select([1, 0, *range(2, 8)])) != before
+    assert hash_of(images) == before
+    assert hash_of(images.map(lambda row: {"label": 1 - row["label"]})) == before
+    assert hash_of(images.select([1, 0, *range(2, 8)])) != before
     with open(path, "ab") as file:
         file.write(b"\0")
-    assert hash_of(photos) != before
+    assert hash_of(images) != before
 
 
-def test_a_file_is_hashed_once_until_it_changes(photos, augmented, monkeypatch):
+def test_a_file_is_hashed_once_until_it_changes(images, augmented, monkeypatch):
     read = []
     digest = hashlib.file_digest
     monkeypatch.setattr("hashlib.file_digest", lambda file, *args: (read.append(file.name), digest(file, *args))[1])
-    expected = PhotoDataset(photos, augmented).content_hash()
+    expected = ImageDataset(images, augmented).content_hash()
     read.clear()
-    assert PhotoDataset(photos, augmented).content_hash() == expected
-    paths = [row["image"]["path"] for row in PhotoDataset(photos, augmented).rows]
-    assert PhotoDataset([{"image": path} for path in paths], augmented).content_hash() == expected
-    assert PhotoDataset(photos.select([2, 0]), augmented).content_hash() != expected
+    assert ImageDataset(images, augmented).content_hash() == expected
+    paths = [row["image"]["path"] for row in ImageDataset(images, augmented).rows]
+    assert ImageDataset([{"image": path} for path in paths], augmented).content_hash() == expected
+    assert ImageDataset(images.select([2, 0]), augmented).content_hash() != expected
     assert read == []
     os.utime(paths[1], ns=(1, 1))
     content = bytearray(Path(paths[2]).read_bytes())
     content[-3] ^= 1
     Path(paths[2]).write_bytes(content)  # of the same size
     os.utime(paths[2], ns=(2, 2))
-    assert PhotoDataset(photos, augmented).content_hash() != expected
+    assert ImageDataset(images, augmented).content_hash() != expected
     assert sorted(read) == paths[1:3]
     os.remove(paths[3])
     with pytest.raises(ValueError, match=r"003.jpg: cannot be read as a picture \(No such file or directory\)"):
-        PhotoDataset(photos, augmented).content_hash()
+        ImageDataset(images, augmented).content_hash()
 
 
-def test_encoded_bytes_files_and_paths_of_one_content_hash_alike(photos, augmented):
+def test_encoded_bytes_files_and_paths_of_one_content_hash_alike(images, augmented):
     def hash_of(rows):
-        return PhotoDataset(rows, augmented).content_hash()
+        return ImageDataset(rows, augmented).content_hash()
 
-    expected = hash_of(photos)
-    paths = [row["image"]["path"] for row in PhotoDataset(photos, augmented).rows]
+    expected = hash_of(images)
+    paths = [row["image"]["path"] for row in ImageDataset(images, augmented).rows]
     encoded = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
     mixed = [
         one if i % 3 else {"bytes": None, "path": path}
         for i, (one, path) in enumerate(zip(encoded, paths, strict=True))
     ]
     kind = datasets.Features({"image": datasets.Image()})
-    for images, features in ((encoded, kind), (mixed, kind), (paths, None), ([one["bytes"] for one in encoded], None)):
-        rows = datasets.Dataset.from_dict({"image": images}, features=features)
+    for column, features in ((encoded, kind), (mixed, kind), (paths, None), ([one["bytes"] for one in encoded], None)):
+        rows = datasets.Dataset.from_dict({"image": column}, features=features)
         assert hash_of(rows) == hash_of(rows.select(range(8))) == expected
-        assert hash_of(rows.select([3, 1, 2])) == hash_of(photos.select([3, 1, 2]))
+        assert hash_of(rows.select([3, 1, 2])) == hash_of(images.select([3, 1, 2]))
 
 
 FORKED = """
 import os, sys
-from hf_sgdr.data.images import PhotoDataset, readers
-photos = PhotoDataset([{"image": path} for path in sys.argv[1:]], None)
-expected = photos.content_hash()
+from hf_sgdr.data.images import ImageDataset, readers
+images = ImageDataset([{"image": path} for path in sys.argv[1:]], None)
+expected = images.content_hash()
 assert list(readers().map(abs, [-1, -2])) == [1, 2]
 child = os.fork()
 if child == 0:
-    ok = list(readers().map(abs, [-1, -2])) == [1, 2] and photos.content_hash() == expected
+    ok = list(readers().map(abs, [-1, -2])) == [1, 2] and images.content_hash() == expected
     os._exit(0 if ok else 1)
 _, status = os.waitpid(child, 0)
 assert list(readers().map(abs, [-3])) == [3]  # the parent's own go on
@@ -407,8 +407,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_reads_with_threads_of_its_own(photos, augmented):
-    paths = [row["image"]["path"] for row in PhotoDataset(photos, augmented).rows]
+def test_a_forked_process_reads_with_threads_of_its_own(images, augmented):
+    paths = [row["image"]["path"] for row in ImageDataset(images, augmented).rows]
     command = [sys.executable, "-W", "ignore", "-c", FORKED, *paths]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
@@ -416,6 +416,6 @@ def test_a_forked_process_reads_with_threads_of_its_own(photos, augmented):
 def test_a_file_and_its_bytes_have_one_hash_and_pixels_their_own(tmp_path):
     path = tmp_path / "p.png"
     picture().save(path)
-    assert photo_hash(path) == photo_hash(path.read_bytes()) == photo_hash({"path": str(path), "bytes": None})
-    assert photo_hash(picture()) == photo_hash(np.asarray(picture()))
-    assert photo_hash(picture(30, 20)) != photo_hash(picture(20, 30))
+    assert image_hash(path) == image_hash(path.read_bytes()) == image_hash({"path": str(path), "bytes": None})
+    assert image_hash(picture()) == image_hash(np.asarray(picture()))
+    assert image_hash(picture(30, 20)) != image_hash(picture(20, 30))

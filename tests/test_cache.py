@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
-from hf_sgdr.data.cache import cache_photos
-from hf_sgdr.data.images import PhotoDataset, photo_hash
+from hf_sgdr.data.cache import fill_cache
+from hf_sgdr.data.images import ImageDataset, image_hash
 from hf_sgdr.features.__main__ import main
 
 SIZE = 32
@@ -18,9 +18,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def photos(tmp_path, make_photo_folder):
+def images(tmp_path, make_image_folder):
     return load_image_folder(
-        make_photo_folder(tmp_path / "photos", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 2, "dogs": 2}})
+        make_image_folder(tmp_path / "images", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 2, "dogs": 2}})
     )
 
 
@@ -30,34 +30,34 @@ def transforms(tiny_model):
 
 
 def cached(dataset, transform, **kwargs):
-    photos = PhotoDataset(dataset, transform, seed=3)
-    photos.cache = cache_photos(photos, max_gb=1.0, **kwargs).open()
-    return photos
+    images = ImageDataset(dataset, transform, seed=3)
+    images.cache = fill_cache(images, max_gb=1.0, **kwargs).open()
+    return images
 
 
-def test_evaluation_views_are_kept_bit_for_bit(photos, transforms):
+def test_evaluation_views_are_kept_bit_for_bit(images, transforms):
     _, transform = transforms
-    plain, kept = PhotoDataset(photos["train"], transform), cached(photos["train"], transform)
+    plain, kept = ImageDataset(images["train"], transform), cached(images["train"], transform)
     for index in range(len(plain)):
         assert torch.equal(plain[index]["pixel_values"], kept[index]["pixel_values"])
         assert plain[index]["labels"] == kept[index]["labels"]
 
 
-def test_training_views_are_those_of_the_photo_itself(photos, transforms, shared_photos):
+def test_training_views_are_those_of_the_image_itself(images, transforms, shared_photos):
     transform, _ = transforms
     files = sorted((shared_photos / "dogscats" / "valid").rglob("*.jpg"))[:12]
     dataset = [{"image": str(file), "label": 0} for file in files]
-    plain, kept = PhotoDataset(dataset, transform, seed=3), cached(dataset, transform)
+    plain, kept = ImageDataset(dataset, transform, seed=3), cached(dataset, transform)
     for epoch in (0, 4):
-        for photos_ in (plain, kept):
-            photos_.set_epoch(epoch)
+        for images_ in (plain, kept):
+            images_.set_epoch(epoch)
         for index in range(len(files)):
             ours, theirs = (one[index]["pixel_values"].float().flatten() for one in (kept, plain))
             assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
     assert not torch.equal(kept[0]["pixel_values"], kept[1]["pixel_values"])
 
 
-def test_a_photo_keeps_no_more_pixels_than_the_highest_zoom_needs(transforms):
+def test_a_image_keeps_no_more_pixels_than_the_highest_zoom_needs(transforms):
     transform, _ = transforms
     noise = np.random.default_rng(0).integers(0, 255, (300, 200, 3)).astype(np.uint8)
     assert transform.to_keep(noise).shape == (3, 72, 48)
@@ -65,35 +65,35 @@ def test_a_photo_keeps_no_more_pixels_than_the_highest_zoom_needs(transforms):
     assert transform.of_kept(transform.to_keep(noise[:20, :30]), (0,)).shape == (3, SIZE, SIZE)
 
 
-def test_what_is_kept_is_keyed_by_content_order_and_size_but_not_by_augmentation(photos, tiny_model):
-    def key(dataset=photos["train"], **kwargs):
+def test_what_is_kept_is_keyed_by_content_order_and_size_but_not_by_augmentation(images, tiny_model):
+    def key(dataset=images["train"], **kwargs):
         transform = image_transforms(tiny_model, **{"image_size": SIZE, "augment": "side_on", **kwargs})[0]
         return cached(dataset, transform).cache.key
 
     first = key()
     assert key(augment="basic") == key(augment="top_down") == first
-    assert len({first, key(max_zoom=1.4), key(image_size=48), key(photos["train"].select([1, 0, *range(2, 12)]))}) == 4
+    assert len({first, key(max_zoom=1.4), key(image_size=48), key(images["train"].select([1, 0, *range(2, 12)]))}) == 4
     path = (
-        photos["train"].with_format(None).cast_column("image", photos["train"].features["image"])[0]["image"].filename
+        images["train"].with_format(None).cast_column("image", images["train"].features["image"])[0]["image"].filename
     )
-    content = photo_hash(path)
+    content = image_hash(path)
     Image.open(path).rotate(180).save(path)
-    assert photo_hash(path) != content
+    assert image_hash(path) != content
     assert key() != first
 
 
 @pytest.mark.parametrize("what", ["PIL.__version__", "torchvision.__version__", "hf_sgdr.data.images.PIXELS_VERSION"])
-def test_what_is_kept_is_keyed_by_what_makes_its_pixels(photos, transforms, monkeypatch, what):
-    keys = [cached(photos["train"], transform).cache.key for transform in transforms]
+def test_what_is_kept_is_keyed_by_what_makes_its_pixels(images, transforms, monkeypatch, what):
+    keys = [cached(images["train"], transform).cache.key for transform in transforms]
     monkeypatch.setattr(what, "0.0.1")
-    assert not set(keys) & {cached(photos["train"], transform).cache.key for transform in transforms}
+    assert not set(keys) & {cached(images["train"], transform).cache.key for transform in transforms}
 
 
-def test_a_damaged_shard_is_decoded_again_and_processes_share_the_work(photos, transforms, monkeypatch):
+def test_a_damaged_shard_is_decoded_again_and_processes_share_the_work(images, transforms, monkeypatch):
     transform, _ = transforms
-    dataset = PhotoDataset(photos["train"], transform)
-    cache_photos(dataset, max_gb=1.0, rank=0, world_size=2)
-    store = cache_photos(dataset, max_gb=1.0, rank=1, world_size=2).open()
+    dataset = ImageDataset(images["train"], transform)
+    fill_cache(dataset, max_gb=1.0, rank=0, world_size=2)
+    store = fill_cache(dataset, max_gb=1.0, rank=1, world_size=2).open()
     expected = [store[i].clone() for i in range(12)]
     path = store.folder / "shard-000001.safetensors"
     content = bytearray(path.read_bytes())
@@ -101,26 +101,26 @@ def test_a_damaged_shard_is_decoded_again_and_processes_share_the_work(photos, t
     path.write_bytes(content)
     decoded = []
     to_keep = type(transform).to_keep
-    monkeypatch.setattr(type(transform), "to_keep", lambda self, photo: (decoded.append(1), to_keep(self, photo))[1])
-    again = cache_photos(dataset, max_gb=1.0).open()
+    monkeypatch.setattr(type(transform), "to_keep", lambda self, image: (decoded.append(1), to_keep(self, image))[1])
+    again = fill_cache(dataset, max_gb=1.0).open()
     assert all(torch.equal(again[i], expected[i]) for i in range(12))
-    assert len(decoded) == 12 + 5  # a look at some photos for the size, and the damaged shard
+    assert len(decoded) == 12 + 5  # a look at some images for the size, and the damaged shard
 
 
-def test_too_much_is_refused_before_it_starts(photos, transforms, tmp_path):
-    with pytest.raises(ValueError, match=r"12 decoded photos would take 0\.00 GB .* than cache_disk_gb=1e-06 allows"):
-        cache_photos(PhotoDataset(photos["train"], transforms[0]), max_gb=1e-6)
+def test_too_much_is_refused_before_it_starts(images, transforms, tmp_path):
+    with pytest.raises(ValueError, match=r"12 decoded images would take 0\.00 GB .* than cache_disk_gb=1e-06 allows"):
+        fill_cache(ImageDataset(images["train"], transforms[0]), max_gb=1e-6)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_later_epochs_decode_nothing_and_evaluation_is_the_same(photos, transforms, tiny_model, tmp_path, monkeypatch):
+def test_later_epochs_decode_nothing_and_evaluation_is_the_same(images, transforms, tiny_model, tmp_path, monkeypatch):
     def trainer(**kwargs):
         values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
         return SGDRTrainer(
             tiny_model,
             SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=4, **values, **kwargs),
-            train_dataset=photos["train"],
-            eval_dataset=photos["validation"],
+            train_dataset=images["train"],
+            eval_dataset=images["validation"],
             train_transform=transforms[0],
             eval_transform=transforms[1],
         )
@@ -130,19 +130,19 @@ def test_later_epochs_decode_nothing_and_evaluation_is_the_same(photos, transfor
     assert ours.evaluate()["eval_loss"] == plain["eval_loss"]
     ours.fit(1e-3, 1)
     decoded = []
-    monkeypatch.setattr("hf_sgdr.data.transforms.read_photo", lambda *args: decoded.append(args))
+    monkeypatch.setattr("hf_sgdr.data.transforms.read_image", lambda *args: decoded.append(args))
     ours.fit(1e-3, 3, cycle_len=1)
     ours.unfreeze()
     ours.fit(1e-4, 1)
     assert decoded == []
     monkeypatch.undo()
-    assert ours.predict(photos["train"].select(range(3))).predictions.shape == (
+    assert ours.predict(images["train"].select(range(3))).predictions.shape == (
         3,
         2,
-    )  # photos that are not the trainer's
+    )  # images that are not the trainer's
 
 
-def test_decoded_photos_are_listed(photos, transforms, capsys):
-    cached(photos["train"], transforms[0])
+def test_decoded_images_are_listed(images, transforms, capsys):
+    cached(images["train"], transforms[0])
     main(["ls"])
-    assert capsys.readouterr().out.rstrip().endswith("decoded photos, 48 px")
+    assert capsys.readouterr().out.rstrip().endswith("decoded images, 48 px")

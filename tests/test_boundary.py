@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_sgdr import LayerGroups, create_image_classifier
-from hf_sgdr.models.boundary import Cut
+from hf_sgdr.models.boundary import Boundary
 
 SIZE = 64
 LABELS = {"id2label": {0: "cats", 1: "dogs"}, "label2id": {"cats": 0, "dogs": 1}}
@@ -70,15 +70,15 @@ def test_the_rest_makes_the_models_logits_and_gradients_of_the_features(name, n_
     pixels = torch.randn(3, 3, SIZE, SIZE)
     for frozen in range(1, n_groups):
         groups.freeze_to(frozen)
-        cut = Cut.at_boundary(groups, SIZE)
+        boundary = Boundary.at_boundary(groups, SIZE)
         model.zero_grad()
         logits = logits_of(model(pixels))
         logits.square().sum().backward()
         expected = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
         with torch.no_grad():
-            features, _ = cut.caught(pixels)
+            features, _ = boundary.caught(pixels)
         model.zero_grad()
-        alone = cut.logits(features)
+        alone = boundary.logits(features)
         torch.testing.assert_close(alone, logits)
         alone.square().sum().backward()
         got = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
@@ -86,21 +86,21 @@ def test_the_rest_makes_the_models_logits_and_gradients_of_the_features(name, n_
         for key in expected:  # convolutions in another memory layout round otherwise
             assert (got[key] - expected[key]).norm() <= 1e-2 * expected[key].norm(), key
         assert not [module for module in model.modules() if "forward" in vars(module)]
-        torch.testing.assert_close(logits_of(model(pixels)), logits)  # and it takes photos again
+        torch.testing.assert_close(logits_of(model(pixels)), logits)  # and it takes images again
 
 
 def test_the_frozen_part_does_not_run_on_features(monkeypatch):
     model = of_timm("resnet18")
     groups = LayerGroups.from_model(model)
     groups.freeze_to(1)
-    cut = Cut.at_boundary(groups, SIZE)
-    assert cut.name == "layer3"
+    boundary = Boundary.at_boundary(groups, SIZE)
+    assert boundary.name == "layer3"
     with torch.no_grad():
-        features, _ = cut.caught(torch.randn(2, 3, SIZE, SIZE))
+        features, _ = boundary.caught(torch.randn(2, 3, SIZE, SIZE))
         assert features.shape == (2, 128, SIZE // 8, SIZE // 8)
         convolve, ran = nn.functional.conv2d, []
         monkeypatch.setattr(nn.functional, "conv2d", lambda *args: (ran.append(args[1].shape), convolve(*args))[1])
-        cut.logits(features)
+        boundary.logits(features)
     expected = [module for stage in (model.layer3, model.layer4) for module in stage.modules()]
     assert len(ran) == sum(isinstance(module, nn.Conv2d) for module in expected)
 
@@ -109,12 +109,12 @@ def test_the_names_on_which_features_do_not_depend():
     model = of_transformers("vit")
     groups = LayerGroups.from_model(model)
     groups.freeze_to(1)
-    cut = Cut.at_boundary(groups, SIZE)
-    after = cut.names_after()
+    boundary = Boundary.at_boundary(groups, SIZE)
+    after = boundary.names_after()
     trained = {name for i in (1, 2) for name in groups.parameter_names(i)}
     assert after == trained
     groups.freeze_to(-1)
-    assert Cut.at_boundary(groups, SIZE).names_after() == {"classifier.weight", "classifier.bias"}
+    assert Boundary.at_boundary(groups, SIZE).names_after() == {"classifier.weight", "classifier.bias"}
 
 
 class Heads(nn.Module):
@@ -136,12 +136,12 @@ def test_what_comes_after_or_beside_the_head_is_part_of_the_rest(count):
     names = [name for name, _ in model.named_parameters()]
     groups = LayerGroups(model, {"body": names[:2], "head": names[2:]}, model.heads[0] if count == 1 else None)
     groups.freeze_to(-1)
-    cut = Cut.at_boundary(groups, SIZE)
+    boundary = Boundary.at_boundary(groups, SIZE)
     pixels = torch.randn(3, 3, SIZE, SIZE)
     with torch.no_grad():
-        features, _ = cut.caught(pixels)
+        features, _ = boundary.caught(pixels)
         assert features.shape == (3, 4)
-        torch.testing.assert_close(cut.logits(features), model(pixels))
+        torch.testing.assert_close(boundary.logits(features), model(pixels))
 
 
 class Skipping(nn.Module):
@@ -161,17 +161,19 @@ def test_what_cannot_be_cut_says_so():
     names = [name for name, _ in model.named_parameters()]
     groups = LayerGroups(model, {"early": names[:2], "middle": names[2:4], "head": names[4:]}, model.fc)
     groups.freeze_to(1)
-    cut = Cut.at_boundary(groups, SIZE)
+    boundary = Boundary.at_boundary(groups, SIZE)
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        features, logits = cut.caught(pixels, with_logits=True)
-        assert not torch.allclose(cut.logits(features), logits)  # which extraction looks at before it stores anything
+        features, logits = boundary.caught(pixels, with_logits=True)
+        assert not torch.allclose(
+            boundary.logits(features), logits
+        )  # which extraction looks at before it stores anything
     mixed = LayerGroups(model, {"early": names[1:2], "rest": names[:1] + names[2:]})
     mixed.freeze_to(1)
     with pytest.raises(
         ValueError, match=r"Skipping cannot be cut there: stem.weight is to train but is used before middle"
     ):
-        Cut.at_boundary(mixed, SIZE)
+        Boundary.at_boundary(mixed, SIZE)
     groups.freeze_to(0)
     with pytest.raises(ValueError, match="Nothing is frozen"):
-        Cut.at_boundary(groups, SIZE)
+        Boundary.at_boundary(groups, SIZE)

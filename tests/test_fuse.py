@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from hf_sgdr.models.fuse import batch_norms_folded
+from hf_sgdr.models.fuse import fused_batch_norms
 
 SIZE = 64
 
@@ -33,7 +33,7 @@ def test_it_gives_the_same_without_batch_norms_and_leaves_everything_as_it_was(n
     with torch.inference_mode():
         expected = model(pixels)
         assert counted
-        with batch_norms_folded(model, SIZE):
+        with fused_batch_norms(model, SIZE):
             counted.clear()
             folded = model(pixels)
             assert counted == []
@@ -64,13 +64,13 @@ def test_where_folding_would_change_something_nothing_is_folded():
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.inference_mode():
         expected = model(pixels)
-        with batch_norms_folded(model, SIZE):
+        with fused_batch_norms(model, SIZE):
             assert torch.equal(model(pixels), expected)
 
 
 def test_an_exception_inside_leaves_the_model_as_it_was():
     model = network("test_resnet")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), batch_norms_folded(model, SIZE):
+    with pytest.raises(KeyboardInterrupt), fused_batch_norms(model, SIZE):
         raise KeyboardInterrupt
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
