@@ -12,7 +12,7 @@ from timing import Row, medians
 from timm.data import create_transform, resolve_data_config
 
 from hf_sgdr import create_image_classifier, image_transforms
-from hf_sgdr.data.images import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.features.extract import _depends_on, extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import CPU_BATCH

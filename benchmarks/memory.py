@@ -27,7 +27,7 @@ import json, os, sys, time
 import torch
 from hf_sgdr import LayerGroups, create_image_classifier, image_transforms
 from hf_sgdr._utils.memory import keep_freed_memory
-from hf_sgdr.data.images import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.extract import extract_features
 
 folder, count, rank, world, model, size = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5], int(sys.argv[6])

@@ -101,7 +101,7 @@ def _child() -> None:
     from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
     from hf_sgdr.data import folders
-    from hf_sgdr.data.images import ImageDataset
+    from hf_sgdr.data.dataset import ImageDataset
     from hf_sgdr.features import extract
     from hf_sgdr.optim import range_test
 

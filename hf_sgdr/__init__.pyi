@@ -4,8 +4,8 @@ from .callbacks.snapshots import SnapshotCallback as SnapshotCallback
 from .callbacks.snapshots import average_weights as average_weights
 from .callbacks.snapshots import ensemble_predictions as ensemble_predictions
 from .callbacks.unfreezing import StagedUnfreezing as StagedUnfreezing
-from .data.folders import load_image_dataset as load_image_dataset
 from .data.folders import load_image_folder as load_image_folder
+from .data.hub import load_image_dataset as load_image_dataset
 from .data.transforms import ImageTransform as ImageTransform
 from .data.transforms import image_transforms as image_transforms
 from .features.store import FeatureStore as FeatureStore

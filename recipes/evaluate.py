@@ -26,27 +26,20 @@ from transformers.utils import cached_file
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.metrics import class_metrics
-from hf_sgdr._utils.text import printable
+from hf_sgdr._utils.text import few, printable
 from hf_sgdr.cli.arguments import parse
 from hf_sgdr.cli.errors import run_cli
 from hf_sgdr.data.audit import UnreadableImagesError, readable
-from hf_sgdr.data.folders import (
-    LAYOUT,
-    TEST_FOLDERS,
-    VALIDATION_FOLDERS,
-    check_fraction,
-    class_folders,
-    image_files,
-    stratified_split,
-)
-from hf_sgdr.data.training_images import image_hashes, read_image_hashes
+from hf_sgdr.data.folders import TEST_FOLDERS, class_folders, image_files
+from hf_sgdr.data.hashes import image_hashes, read_image_hashes
+from hf_sgdr.data.splits import LAYOUT, VALIDATION_NAMES, check_fraction, stratified_split
 from hf_sgdr.hub.recipe_file import RECIPE_FILE
 from hf_sgdr.inference.evaluation import Evaluation
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.inference.report import FORMATS, write_report
 
-FOLDERS = {"train": ("train",), "validation": VALIDATION_FOLDERS, "test": TEST_FOLDERS}
+FOLDERS = {"train": ("train",), "validation": VALIDATION_NAMES, "test": TEST_FOLDERS}
 CLASSES_ON_TERMINAL = 40
 
 
@@ -187,7 +180,7 @@ def images_of_classes(folders: Sequence[Path], names: Sequence[str]) -> tuple[Da
     unknown = sorted({name for _, name in rows} - set(names))
     if unknown:
         raise ValueError(
-            f"{place}: {_few(unknown)} not among the model's classes, which are {_few(names)}. "
+            f"{place}: {few(unknown)} not among the model's classes, which are {few(names)}. "
             "Rename the folder as the model calls it, or take it out."
         )
     files = [file for file, _ in rows]
@@ -259,11 +252,6 @@ def check(options: EvaluationArguments) -> None:
 
 def _below(folder: Path, file: str) -> str:
     return Path(file).relative_to(folder).as_posix()
-
-
-def _few(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
 
 
 if __name__ == "__main__":

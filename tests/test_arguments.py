@@ -52,8 +52,8 @@ def no_work(monkeypatch):
     def work(*args, **kwargs):
         raise AssertionError("work was begun before the arguments were refused")
 
-    monkeypatch.setattr("hf_sgdr.data.images.ImageDataset.__getitems__", work)
-    monkeypatch.setattr("hf_sgdr.data.images.image_hash", work)
+    monkeypatch.setattr("hf_sgdr.data.dataset.ImageDataset.__getitems__", work)
+    monkeypatch.setattr("hf_sgdr.data.hashes.image_hash", work)
     monkeypatch.setattr("torch.optim.SGD.step", work)
 
 

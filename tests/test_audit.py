@@ -16,7 +16,8 @@ from PIL import Image
 from hf_sgdr import load_image_folder
 from hf_sgdr.data.audit import UnreadableImagesError, readable
 from hf_sgdr.data.folders import image_files
-from hf_sgdr.data.images import UnreadableImageError, image_hash, read_image
+from hf_sgdr.data.hashes import image_hash
+from hf_sgdr.data.images import UnreadableImageError, read_image
 from hf_sgdr.data.transforms import image_transforms
 
 

@@ -5,7 +5,8 @@ from PIL import Image
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
 from hf_sgdr.data.cache import fill_cache
-from hf_sgdr.data.images import ImageDataset, image_hash
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.hashes import image_hash
 from hf_sgdr.features.__main__ import main
 
 SIZE = 32

@@ -14,7 +14,8 @@ CODE = """
 import json, sys, torch
 from torch.utils.data import DataLoader
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import ImageDataset, read_image
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.images import read_image
 images = load_image_folder(sys.argv[1], on_error="skip")
 torch.manual_seed(0)
 model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)

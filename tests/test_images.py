@@ -14,7 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
-from hf_sgdr.data.images import ImageDataset, image_hash, read_image
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.hashes import image_hash
+from hf_sgdr.data.images import read_image
 
 
 def picture(height=20, width=30) -> Image.Image:
@@ -392,7 +394,8 @@ def test_encoded_bytes_files_and_paths_of_one_content_hash_alike(images, augment
 
 FORKED = """
 import os, sys
-from hf_sgdr.data.images import ImageDataset, readers
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.images import readers
 images = ImageDataset([{"image": path} for path in sys.argv[1:]], None)
 expected = images.content_hash()
 assert list(readers().map(abs, [-1, -2])) == [1, 2]

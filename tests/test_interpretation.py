@@ -7,7 +7,7 @@ from sklearn import metrics
 from transformers import Trainer, TrainingArguments
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
 
 NAMES = ["cats", "dogs", "birds"]

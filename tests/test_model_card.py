@@ -24,8 +24,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.hub.card import hub_id, write_model_card
-from hf_sgdr.hub.card_text import PLACEHOLDER, put_model_id
+from hf_sgdr.hub.card import PLACEHOLDER, hub_id, put_model_id, write_model_card
 
 HOSTILE = "|{{ 7 * 7 }}|<script>alert(1)<", "=1+1\n# head\x1b[31m", "__a__ `b` [c](https:x) $d$"
 STAGES = (

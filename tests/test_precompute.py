@@ -13,7 +13,7 @@ from PIL import Image
 from timm.layers import SelectAdaptivePool2d
 
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.data.images import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import FeatureDataset, HeadClassifier, whole_batch
@@ -167,7 +167,7 @@ import sys, time, torch
 import hf_sgdr._utils.store
 from hf_sgdr import create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.optim.layer_groups import LayerGroups
-from hf_sgdr.data.images import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.extract import extract_features
 
 hf_sgdr._utils.store.ROWS_PER_SHARD = 2

@@ -23,7 +23,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.callbacks.snapshot_files import snapshot_files
+from hf_sgdr.callbacks.snapshots import snapshot_files
 from hf_sgdr.cli.arguments import DataArguments, ModelArguments, parse
 from hf_sgdr.hub.push import push_snapshots
 from hf_sgdr.hub.recipe_file import write_recipe

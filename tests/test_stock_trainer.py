@@ -25,7 +25,7 @@ from hf_sgdr import (
     get_sgdr_schedule,
     image_transforms,
 )
-from hf_sgdr.data.images import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.extract import extract_features
 from hf_sgdr.features.head import FeatureDataset, whole_batch
 

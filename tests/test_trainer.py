@@ -34,7 +34,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.features.head import FeatureReader
+from hf_sgdr.features.reader import FeatureReader
 
 SIZE = 32
 

@@ -7,6 +7,7 @@ formula, a piece of HTML. JSON and YAML are written by their libraries and need 
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Bidirectional controls, which show text in another order than it is read in.
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
@@ -53,6 +54,12 @@ def plot_text(text: object, longest: int = 40) -> str:
     if len(text) > longest:
         text = text[: longest // 2] + "…" + text[-(longest - longest // 2 - 1) :]
     return text.replace("$", r"\$")
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """The first names of a list, quoted, and how many there are beside them."""
+    shown = ", ".join(repr(printable(name)) for name in names[:most]) or "nothing"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def _is_control(character: str) -> bool:

@@ -1,6 +1,7 @@
 """Snapshots at the ends of cycles, their average and their ensemble (Huang et al. 2017, "Snapshot Ensembles")."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +16,11 @@ from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.callbacks.loop import equal_buffers
-from hf_sgdr.callbacks.snapshot_files import FIGURES, Snapshots, recorded_figures, snapshot_files
 from hf_sgdr.optim.schedule import SGDRScheduler
+
+FIGURES = "figures.json"
+
+Snapshots = str | Path | Sequence[str | Path]
 
 
 class SnapshotCallback(TrainerCallback):
@@ -85,6 +89,52 @@ class SnapshotCallback(TrainerCallback):
         if self.folder is None or finished == 0 or state.global_step != scheduler.schedule.cycle_start(finished):
             return None
         return self.folder / f"cycle-{finished:03d}.safetensors"
+
+
+def recorded_figures(folder: Path) -> dict[str, dict[str, float | None]]:
+    """What the evaluations at the ends of cycles gave, by snapshot."""
+    path = folder / FIGURES
+    figures: dict[str, dict[str, float | None]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return figures
+
+
+def snapshot_files(snapshots: Snapshots) -> list[Path]:
+    """The files of a folder of snapshots, in the order of their cycles; or those that are given.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(snapshots, str | Path):
+        files = sorted(Path(snapshots).glob("cycle-*.safetensors"))
+    else:
+        files = [Path(file) for file in snapshots]
+    if not files:
+        raise ValueError(f"{snapshots}: no snapshot there; SnapshotCallback writes cycle-001.safetensors and so on.")
+    return files
+
+
+def best_snapshots(snapshots: Snapshots, count: int) -> list[Path]:
+    """The snapshots with the lowest validation loss at the end of their cycle, in the order of their cycles.
+
+    Args:
+        snapshots: a folder of [`SnapshotCallback`], or safetensors files.
+        count (`int`): how many.
+
+    Raises:
+        ValueError: if there is no snapshot, fewer than `count`, or one without a recorded loss.
+    """
+    files = snapshot_files(snapshots)
+    if not 1 <= count <= len(files):
+        raise ValueError(f"The {count} best of {len(files)} snapshots: give a number from 1 to {len(files)}.")
+    losses: dict[Path, float] = {}
+    for file in files:
+        loss = recorded_figures(file.parent).get(file.stem, {}).get("eval_loss")
+        if loss is None:
+            raise ValueError(
+                f"{file}: no validation loss is recorded: the best need an evaluation at each end of a cycle."
+            )
+        losses[file] = loss
+    return sorted(sorted(files, key=lambda file: losses[file])[:count])
 
 
 def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dict[str, torch.Tensor]:

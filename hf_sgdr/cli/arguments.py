@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import numpy as np
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import HfArgumentParser, set_seed
 
 from hf_sgdr.cli.errors import OneLineParser, remove_empty_dir_on_error
-from hf_sgdr.data.folders import load_image_dataset, load_image_folder
+from hf_sgdr.data.folders import load_image_folder
+from hf_sgdr.data.hub import load_image_dataset
+from hf_sgdr.data.splits import stratified_sample
 from hf_sgdr.data.transforms import image_transforms
 from hf_sgdr.models.classifiers import create_image_classifier
 from hf_sgdr.optim.schedule import require_whole
@@ -152,29 +153,6 @@ def _truncated(images: DatasetDict, data: DataArguments, seed: int) -> DatasetDi
         if count is not None and count < len(images[split]):
             images[split] = stratified_sample(images[split], count, seed)
     return images
-
-
-def stratified_sample(dataset: Dataset, count: int, seed: int) -> Dataset:
-    """Draw rows so that each class keeps its share, and none is lost if there are as many rows as classes.
-
-    Args:
-        dataset (`datasets.Dataset`): with a column `label`.
-        count (`int`): how many rows; at most as many as there are.
-        seed (`int`): of the draw.
-
-    Returns:
-        `datasets.Dataset`: the rows, in the order they had.
-    """
-    labels = np.asarray(dataset["label"])
-    rng = np.random.default_rng(seed)
-    # A row's place within its class, as a share of the class: the lowest places are an equal share of every class.
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-        place[members[0]] = 0.0  # the first of each class before all others
-    chosen = np.lexsort((rng.random(len(labels)), place))[:count]
-    return dataset.select(np.sort(chosen))
 
 
 def build_trainer(images: DatasetDict, model_args: ModelArguments, training: SGDRTrainingArguments) -> SGDRTrainer:

@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.files import FileIdentity
 from hf_sgdr._utils.store import ShardStore, mapped
-from hf_sgdr.data.images import ImageDataset, pixel_versions, readers
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.images import pixel_versions, readers
 from hf_sgdr.data.transforms import ImageTransform
 
 logger = logging.get_logger(__name__)

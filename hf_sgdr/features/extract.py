@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr._utils.processors import use_all_processors
-from hf_sgdr.data.images import ImageDataset, pixel_versions
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.images import pixel_versions
 from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.features.store import FeatureStore, module_hash
 from hf_sgdr.models.boundary import Boundary

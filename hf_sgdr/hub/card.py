@@ -18,7 +18,6 @@ from transformers.utils import logging
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
 from hf_sgdr.hub import card_sentences as card_facts
-from hf_sgdr.hub.card_text import PLACEHOLDER
 from hf_sgdr.hub.environment import environment
 from hf_sgdr.hub.record import TrainedRun
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
@@ -27,6 +26,8 @@ from hf_sgdr.recipe import RunResults
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+# Where the model is, as long as nobody has pushed it.
+PLACEHOLDER = "user/name"
 # The Hub's own word for a licence that nobody has stated.
 UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
@@ -146,6 +147,19 @@ def write_model_card(
     )
     replace_file(path, str(card).encode())
     return path
+
+
+def put_model_id(card: str, model_id: str) -> str:
+    """The text of a card with a model's id on the Hub in the lines that load it.
+
+    Args:
+        card (`str`): the content of a `README.md` that [`~hf_sgdr.hub.card.write_model_card`] wrote; in others
+            nothing changes.
+        model_id (`str`): such as "user/name".
+    """
+    card = re.sub(r'(pipeline\("image-classification", model=)"[^"\n]*"', rf'\1"{model_id}"', card)
+    card = re.sub(r'(hf_sgdr\.pipeline\()"[^"\n]*"', rf'\1"{model_id}"', card)
+    return re.sub(rf"^`{PLACEHOLDER}` stands for .*\n\n", "", card, flags=re.MULTILINE)
 
 
 def hub_id(name: str, *, with_user: bool = True) -> str | None:

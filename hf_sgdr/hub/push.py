@@ -20,8 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
 
 from hf_sgdr._utils.files import RUNS_FOLDER
-from hf_sgdr.callbacks.snapshot_files import best_snapshots, snapshot_files
-from hf_sgdr.hub.card_text import put_model_id
+from hf_sgdr.callbacks.snapshots import best_snapshots, snapshot_files
+from hf_sgdr.hub.card import put_model_id
 from hf_sgdr.hub.retry import LOG_IN, HubError, retry
 from hf_sgdr.version import __version__
 

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import Trainer
 
 from hf_sgdr._utils.plots import plot_confusion_matrix, plot_images, plot_per_class
+from hf_sgdr._utils.text import few
 from hf_sgdr.data.images import read_image
 from hf_sgdr.inference.predictions import labelled_predictions
 from hf_sgdr.optim.schedule import require_whole
@@ -271,7 +272,7 @@ class ClassifierInterpretation:
             of_class = self.names.index(of_class)
         if isinstance(of_class, str) or not 0 <= of_class < len(self.names):
             ids = f"0 to {len(self.names) - 1}"
-            raise ValueError(f"of_class={of_class!r}: give a class by its name ({_few(self.names)}) or its id ({ids}).")
+            raise ValueError(f"of_class={of_class!r}: give a class by its name ({few(self.names)}) or its id ({ids}).")
         return self.labels == of_class
 
     def _first(self, n: int, key: NDArray[Any], allowed: NDArray[np.bool_]) -> list[ImagePrediction]:
@@ -333,8 +334,4 @@ def _checked_labels(given: ArrayLike, count: int, names: list[str]) -> NDArray[n
 
 
 def _ids_and_names(names: list[str]) -> str:
-    return f"class ids from 0 to {len(names) - 1} ({_few(names)})"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"class ids from 0 to {len(names) - 1} ({few(names)})"

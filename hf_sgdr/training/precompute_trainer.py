@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr.features.extract import resolve_feature_dtype
-from hf_sgdr.features.head import FeatureDataset, FeatureReader, HeadClassifier, whole_batch
+from hf_sgdr.features.head import FeatureDataset, HeadClassifier, whole_batch
+from hf_sgdr.features.reader import FeatureReader
 from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.layer_groups import LayerGroups

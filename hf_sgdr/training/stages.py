@@ -16,7 +16,7 @@ from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback
-from hf_sgdr.data.training_images import write_image_hashes
+from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RunResults, Stage
@@ -106,7 +106,11 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     best.restore()
     results = RunResults(trainer.args.world_size, progress.stages, best.figures, run=run_key(progress.depends_on))
     if trainer.is_world_process_zero():
-        write_image_hashes(trainer.train_dataset, trainer.args.image_column_name, progress.folder)
+        write_image_hashes(
+            getattr(trainer.train_dataset, "rows", trainer.train_dataset),
+            trainer.args.image_column_name,
+            progress.folder,
+        )
     trainer.run = tuple(stages), results
     return results
 

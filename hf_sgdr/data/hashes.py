@@ -1,0 +1,111 @@
+"""What images are told apart by: the SHA-256 of each one's content, and those that a saved model was trained on.
+
+An evaluation says by the latter how many of its images the model has seen before; they are never pushed.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_sgdr._utils.files import FileIdentity, file_identity
+from hf_sgdr._utils.store import replace_file
+from hf_sgdr.data.images import UnreadableImageError, failure_reason, read_image, readers, require_regular, undecoded
+
+IMAGE_HASHES = "training-images.txt"
+_HASHED_AT_ONCE = 1024
+
+
+def image_hash(image: Any) -> bytes:
+    """SHA-256 of an image's content: of the file's bytes where there is a file, of the pixels otherwise.
+
+    A process reads a file once; it is read again when its size or its time of modification has changed.
+
+    Raises:
+        UnreadableImageError: a `ValueError`, if it cannot be read.
+    """
+    if isinstance(image, Mapping):
+        image = image["bytes"] if image.get("bytes") is not None else image["path"]
+    if isinstance(image, bytes | bytearray):
+        return hashlib.sha256(image).digest()
+    if isinstance(image, str | os.PathLike):
+        try:
+            require_regular(image)
+            identity = file_identity(image)
+            if identity not in _hash_of_file:
+                with open(image, "rb") as file:
+                    _hash_of_file[identity] = hashlib.file_digest(file, "sha256").digest()
+            return _hash_of_file[identity]
+        except OSError as error:
+            raise UnreadableImageError(os.fspath(image), failure_reason(error, image)) from error
+    pixels = np.asarray(read_image(image))
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+# What was hashed by this process; a changed file has another identity, so nothing here can be out of date.
+_hash_of_file: dict[FileIdentity, bytes] = {}
+
+
+def _known_hash(path: str | None) -> bytes | None:
+    try:
+        return _hash_of_file.get(file_identity(path)) if path else None
+    except OSError:  # whoever reads it says why
+        return None
+
+
+def image_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
+    """[`image_hash`] of every image of a data set, in order.
+
+    Args:
+        rows (`datasets.Dataset`, or any sequence of dicts): with the images still encoded; see [`undecoded`].
+        image_column (`str`): where they are.
+
+    Raises:
+        UnreadableImageError: a `ValueError`, if one cannot be read.
+    """
+    paths = _paths(rows, image_column)
+    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future an image takes memory
+        indices = range(start, min(start + _HASHED_AT_ONCE, len(rows)))
+        known = list(map(_known_hash, islice(paths, len(indices))))
+        todo = [index for index, one in zip(indices, known, strict=True) if one is None]
+        new = readers().map(lambda index: image_hash(rows[index][image_column]), todo)
+        yield from (next(new) if one is None else one for one in known)
+
+
+def _paths(rows: Any, image_column: str) -> Iterator[str | None]:
+    """Every image's file, None for what is none; read by columns, as row by row takes ten times as long."""
+    if not isinstance(rows, datasets.Dataset):
+        yield from [None] * len(rows)
+        return
+    images = rows.select_columns(image_column).with_format("arrow")
+    for start in range(0, len(rows), _HASHED_AT_ONCE):
+        column = images[start : start + _HASHED_AT_ONCE][image_column]
+        if pa.types.is_struct(column.type) and not column.chunk(0).field("bytes")[0].is_valid:
+            both = column.combine_chunks()  # of a selection each chunk is one row; encoded bytes would be copied
+            column = pc.if_else(pc.is_valid(both.field("bytes")), None, both.field("path"))
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        yield from column.to_pylist() if is_text else [None] * len(column)
+
+
+def write_image_hashes(rows: Any, image_column: str, folder: Path) -> None:
+    """Write the SHA-256 of every image of a data set, one a line, sorted, to `training-images.txt` in a folder."""
+    hashes = sorted(digest.hex() for digest in image_hashes(undecoded(rows, image_column), image_column))
+    replace_file(folder / IMAGE_HASHES, "".join(f"{digest}\n" for digest in hashes).encode())
+
+
+def read_image_hashes(folder: Path) -> set[str] | None:
+    """What [`write_image_hashes`] wrote to a folder; None if it did not."""
+    path = folder / IMAGE_HASHES
+    return set(path.read_text(encoding="ascii").split()) if path.exists() else None
+
+
+def content_hashes(images: Iterable[Any]) -> list[str]:
+    """The SHA-256 of every image: of the file's bytes where there is a file, of the pixels otherwise."""
+    return [one.hex() for one in readers().map(image_hash, images)]

