@@ -38,7 +38,7 @@ def head(repetitions: int) -> list[Row]:
             store.write(shard, features[store.shard_rows(shard).start : store.shard_rows(shard).stop])
 
         def ours(rows: Rows) -> None:
-            trainer._training_features = lambda boundary: FeatureDataset([rows], labels)
+            trainer.features.training = lambda _: FeatureDataset([rows], labels)
             trainer.fit(0.01, 1, cycle_len=1)
 
         rows = [{"features": row, "labels": label} for row, label in zip(features, labels, strict=True)]

@@ -79,8 +79,8 @@ def _ours(images: Dataset, place: str) -> Callable[[str], Any]:
             with tempfile.TemporaryDirectory() as cache:
                 os.environ["HF_SGDR_CACHE"] = cache
                 trainer.precompute = True
-                trainer._training_features(trainer._boundary())
-                trainer._features._read.clear()
+                trainer.features.training(trainer.train_dataset)
+                trainer.features._read.clear()
                 trainer.precompute = False
             os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
             return

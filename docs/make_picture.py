@@ -67,7 +67,7 @@ def main() -> None:
     results = run_stages(trainer)
     figure = Figure(figsize=(13, 3.7), dpi=110, layout="constrained", facecolor="white")
     first, second, third = figure.subplots(1, 3)
-    found = trainer.range_tests[results.stages[0]["name"]]
+    found = trainer.history.range_tests[results.stages[0]["name"]]
     plot_range_test(found.history["lr"], found.history["smoothed_loss"], found.suggestion(), first)
     first.set_title("find the learning rate")
     draw_rates(second, watch)

@@ -4,7 +4,7 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -174,14 +174,43 @@ LESSON: tuple[Stage, ...] = (
 )
 
 
+class FitRecord(TypedDict):
+    """What one fit did, in plain values: an entry of `results.json` and a line of the model card.
+
+    Keys:
+        name (`str`): of the fit, or the stage.
+        epochs (`int`, or `float` where `max_steps` ended it), cycles (`int`): how many were finished.
+        learning_rates (`list[float]`): the highest of each layer group.
+        train_loss, eval_loss, eval_accuracy (`float` or None): the last ones; None where there was none.
+        seconds (`float`): how long it took.
+        precompute (`bool`), freeze_to (`int`): on what it trained, and the first layer group that did.
+        best_epoch (`float` or None): of the lowest validation loss.
+        kept (`dict`): epoch, eval_loss and eval_accuracy of the weights that the model has afterwards.
+        max_steps (`int` or None): where that cut the fit off.
+    """
+
+    name: str
+    epochs: float
+    cycles: int
+    learning_rates: list[float]
+    train_loss: float | None
+    eval_loss: float | None
+    eval_accuracy: float | None
+    seconds: float
+    precompute: bool
+    freeze_to: int
+    best_epoch: float | None
+    kept: dict[str, float | None]
+    max_steps: int | None
+
+
 @dataclass
 class RunResults:
     """What a recipe did: the content of `results.json`.
 
     Args:
         world_size (`int`): how many processes.
-        stages (`list[dict]`): for each stage name, epochs, cycles, learning_rates, train_loss, eval_loss,
-            eval_accuracy, seconds, precompute and freeze_to.
+        stages (`list[FitRecord]`): a record for each stage.
         best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
             which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
         tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
@@ -190,7 +219,7 @@ class RunResults:
     """
 
     world_size: int
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[FitRecord] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     tta: dict[str, float] = field(default_factory=dict)
     run: str = ""

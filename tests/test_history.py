@@ -1,12 +1,12 @@
 from transformers import TrainerState
 
-from hf_sgdr import SGDRSchedule, SGDRTrainingArguments
-from hf_sgdr.training.history import fit_metrics
+from hf_sgdr import SGDRSchedule
+from hf_sgdr.training.history import fit_record
 
 
 def figures(tmp_path, state: TrainerState, schedule: SGDRSchedule | None) -> dict:
-    return fit_metrics(
-        state, schedule, SGDRTrainingArguments(str(tmp_path), num_cycles=3, use_cpu=True),
+    return fit_record(
+        state, schedule, max_steps=-1,
         name="head", learning_rates=[1e-3, 1e-2], seconds=1.23456, precompute=True, freeze_to=-1,
     )  # fmt: skip
 

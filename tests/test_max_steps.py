@@ -86,7 +86,7 @@ def test_a_fit_is_cut_off_and_evaluated_there_once(make_trainer, precompute, max
     assert recorder.rates == shape[:max_steps]
     assert recorder.evaluations == evaluations
     assert trainer.schedule.total_steps == 12
-    record = trainer.fits[-1]
+    record = trainer.history.fits[-1]
     assert (record["epochs"], record["cycles"], record["max_steps"]) == (epochs, cycles, max_steps)
     assert record["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
     assert record["train_loss"] is not None
@@ -97,7 +97,7 @@ def test_train_and_a_constant_rate_are_cut_off_too(make_trainer):
     trainer = make_trainer(precompute=True, max_steps=3, cycle_len=None, callbacks=[recorder])
     output = trainer.train()
     assert (output.global_step, output.metrics["epoch"], recorder.evaluations) == (3, 0.75, [3])
-    assert (trainer.fits[-1]["epochs"], trainer.fits[-1]["cycles"]) == (0.75, 0)
+    assert (trainer.history.fits[-1]["epochs"], trainer.history.fits[-1]["cycles"]) == (0.75, 0)
 
 
 @pytest.mark.parametrize("eval_strategy", ["epoch", "steps"])
@@ -147,7 +147,7 @@ def test_keep_best_takes_the_evaluation_at_the_end_into_account(make_trainer):
     trainer.fit(1e-2, 3, cycle_len=1, keep_best=True)
     losses = {entry["epoch"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     assert list(losses) == [1.0, 1.5]
-    assert trainer.fits[-1]["kept"]["epoch"] == min(losses, key=losses.get)
+    assert trainer.history.fits[-1]["kept"]["epoch"] == min(losses, key=losses.get)
 
 
 @pytest.mark.parametrize("save", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 2}])

@@ -282,7 +282,7 @@ def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_image_fo
         ["head, on precomputed features", "2 (2)", "head 0.01"],
         ["everything", "1 (1)", "early 0.0001, middle 0.001, head 0.01"],
     ]
-    assert [row[6] for row in rows] == [f"{fit['eval_accuracy']:.4f}" for fit in trainer.fits]
+    assert [row[6] for row in rows] == [f"{fit['eval_accuracy']:.4f}" for fit in trainer.history.fits]
     assert "of all epochs" not in card.text
     assert card.data.license == "mit"
     assert "generated_from_trainer" not in card.content

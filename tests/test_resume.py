@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.recipe import Stage
-from hf_sgdr.training.checkpoints import SEAL, newest_checkpoint, sealed_state
+from hf_sgdr.training.checkpoints import MANIFEST, newest_checkpoint, sealed_state
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
 SIZE = 32
@@ -60,7 +60,7 @@ def end_of(trainer, results=None):
     for stage in figures.get("stages", []):
         stage.pop("seconds")
     weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    return figures, without_times(trainer.state.log_history), trainer._last_rates, weights
+    return figures, without_times(trainer.state.log_history), trainer.learning_rates(), weights
 
 
 def assert_same(one, other):
@@ -130,8 +130,8 @@ def test_more_cycles_than_at_first_go_on_where_the_schedule_was(make_trainer):
     more = make_trainer("broken", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
     more.train(resume_from_checkpoint=True)
     assert more.state.global_step == whole.state.global_step == 42
-    assert more._last_rates == whole._last_rates
-    assert min(more._last_rates["head"]) > 0
+    assert more.learning_rates() == whole.learning_rates()
+    assert min(more.learning_rates()["head"]) > 0
     entries = [entry for entry in without_times(whole.state.log_history) if "train_loss" not in entry]
     assert [e for e in without_times(more.state.log_history) if "train_loss" not in e and e in entries] == entries
     ours, theirs = more.model.state_dict(), whole.model.state_dict()
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, cap
     elif damage == "missing":
         path.unlink()
     else:
-        (last / SEAL).unlink()
+        (last / MANIFEST).unlink()
     assert sealed_state(last) is None
     logging.enable_propagation()
     try:

@@ -309,7 +309,7 @@ def test_evaluations_without_a_loss_end_the_stage(trainer, monkeypatch):
     monkeypatch.setattr(SGDRTrainer, "evaluation_loop", without_loss)
     with pytest.raises(ValueError, match="Stage 'head': no evaluation gave a finite eval_loss"):
         run_stages(trainer, (Stage("head", lr=1e-2), Stage("more", lr=1e-2)))
-    assert len(trainer.fits) == 1
+    assert len(trainer.history.fits) == 1
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.features.reader import FeatureReader
+from hf_sgdr.features.reader import PrecomputedFeatures
 
 SIZE = 32
 
@@ -418,7 +418,7 @@ def test_after_a_change_of_image_size_the_boundary_is_of_the_new_size(make_train
 def test_what_trained_is_recorded_in_one_form(make_trainer, given, recorded):
     trainer = make_trainer(freeze_to=given)
     trainer.fit(1e-2, 1)
-    assert trainer.fits[0]["freeze_to"] == trainer.fit_stages[0]["freeze_to"] == recorded
+    assert trainer.history.fits[0]["freeze_to"] == trainer.history.recipe()[0].freeze_to == recorded
     results = run_stages(trainer, [Stage("once", lr=1e-2, cycles=1, freeze_to=given)])
     assert results.stages[0]["freeze_to"] == recorded
 
@@ -486,21 +486,18 @@ def test_memory_holds_no_more_features_than_its_budget(make_trainer):
     size = 26 * 4 * tiny_resnet().timm_model.fc.in_features / 1e9
     trainer = make_trainer(precompute=True, precompute_views=3, feature_memory_gb=2.5 * size)
     trainer.fit(1e-2, 1)
-    held = sum(rows.nbytes for rows in trainer._features._read.values() if isinstance(rows, torch.Tensor))
+    held = sum(rows.nbytes for rows in trainer.features._read.values() if isinstance(rows, torch.Tensor))
     assert 0 < held <= 2.5 * size * 1e9
 
 
 def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch):
     trainer = make_trainer(precompute=True, precompute_views=2)
     extracted, taken = [], []
-    original = FeatureReader._features
+    original = PrecomputedFeatures._rows
     monkeypatch.setattr(
-        FeatureReader,
-        "_features",
-        lambda self, images, boundary, name, dtype: (
-            extracted.append(name),
-            original(self, images, boundary, name, dtype),
-        )[1],
+        PrecomputedFeatures,
+        "_rows",
+        lambda self, images, name, dtype: (extracted.append(name), original(self, images, name, dtype))[1],
     )
     training_step = trainer.training_step
 
@@ -817,7 +814,7 @@ def test_epochs_given_after_construction_must_agree_too(make_trainer):
 def test_numpys_integers_are_taken_for_cycles(make_trainer, tmp_path):
     trainer = make_trainer(precompute=True)
     trainer.fit(1e-2, np.int64(1), cycle_len=np.int64(1), cycle_mult=np.int32(2))
-    assert json.loads(json.dumps(trainer.fits[-1]))["cycles"] == 1
+    assert json.loads(json.dumps(trainer.history.fits[-1]))["cycles"] == 1
     assert json.loads(SGDRTrainingArguments(str(tmp_path), num_cycles=np.int64(2)).to_json_string())["num_cycles"] == 2
 
 
@@ -832,7 +829,7 @@ def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, images, 
     assert (optimizer.param_groups[0]["lr"], "initial_lr" in optimizer.param_groups[0]) == (1e-3, False)
     trainer.fit(0.05, 1, cycle_len=1)
     assert [rates[-1] for rates in recorder.rates] == [0.05 * cosine(step, 4) for step in range(4)]
-    assert trainer.fits[-1]["learning_rates"] == [0.05] * 3
+    assert trainer.history.fits[-1]["learning_rates"] == [0.05] * 3
     trainer.fit(0.02, 1)  # the last fit's rates are forgotten
     assert recorder.rates[-1] == [0.02]
     assert trainer.lr_find(1e-4, 1e-2, 4, group_learning_rates=0.5).history["lr"]
@@ -846,7 +843,7 @@ def test_a_given_optimizers_groups_get_the_rates_of_their_layer_groups(make_trai
     trainer = make_trainer(optimizers=(optimizer, None), callbacks=[recorder], layer_groups=groups, freeze_to=0)
     trainer.fit([1e-4, 1e-3, 1e-2], 1)
     assert recorder.rates[0] == [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4]
-    assert trainer.fits[-1]["learning_rates"] == [1e-4, 1e-3, 1e-2]
+    assert trainer.history.fits[-1]["learning_rates"] == [1e-4, 1e-3, 1e-2]
 
 
 def test_what_a_given_optimizer_cannot_be_told_is_refused_before_any_work(make_trainer, tiny_model):
@@ -868,7 +865,7 @@ def test_train_leaves_a_given_optimizer_its_rates_and_records_them(make_trainer,
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     trainer = make_trainer(optimizers=(optimizer, scheduler), num_cycles=1, precompute=True)
     trainer.train()
-    assert trainer.fits[-1]["learning_rates"] == [0.0, 0.0, 1.5e-3]
+    assert trainer.history.fits[-1]["learning_rates"] == [0.0, 0.0, 1.5e-3]
 
 
 # ---- The best epoch ----
@@ -886,7 +883,7 @@ class Worsen(TrainerCallback):
 def test_keep_best_ends_with_the_weights_of_the_lowest_validation_loss(make_trainer, precompute, capsys):
     trainer = make_trainer(precompute=precompute, callbacks=[Worsen()])
     trainer.fit(1e-2, 4, keep_best=True)
-    figures, history = trainer.fits[-1], losses(trainer, "eval_loss")
+    figures, history = trainer.history.fits[-1], losses(trainer, "eval_loss")
     best = history.index(min(history))
     assert best < 3
     assert figures["best_epoch"] == figures["kept"]["epoch"] == best + 1
@@ -901,7 +898,7 @@ def test_without_keep_best_the_last_weights_stay_and_the_table_says_which_epoch_
     history = losses(trainer, "eval_loss")
     assert history[-1] > min(history)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(history[-1], rel=1e-4)
-    assert trainer.fits[-1]["kept"]["eval_loss"] == history[-1]
+    assert trainer.history.fits[-1]["kept"]["eval_loss"] == history[-1]
     assert capsys.readouterr().out.count(f"best: epoch {1 + history.index(min(history))}, valid loss") == 1
 
 
@@ -916,7 +913,7 @@ def test_a_resumed_fit_keeps_the_best_of_what_was_before(make_trainer):
                 trainer.fit(1e-2, 4, keep_best=True)
         else:
             trainer.fit(1e-2, 4, keep_best=True, resume_from_checkpoint=kill == "resume")
-            ends.append((trainer.fits[-1]["kept"], weights(trainer.model)))
+            ends.append((trainer.history.fits[-1]["kept"], weights(trainer.model)))
     assert ends[0][0] == ends[1][0]
     assert ends[0][0]["epoch"] <= 2
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
@@ -1042,7 +1039,7 @@ def with_names(dataset, names):
 
 def test_classes_in_another_order_are_refused(make_trainer, images):
     message = (
-        r"eval_dataset has the classes \[dogs, cats\] and the model has \[cats, dogs\]: label 0 is 'dogs' there and "
+        r"eval_dataset has the classes 'dogs', 'cats' and the model has 'cats', 'dogs': label 0 is 'dogs' there and "
         r"'cats' here. Give datasets.ClassLabel\(names=...\) the names in that order"
     )
     swapped = with_names(images["validation"], ["dogs", "cats"])
@@ -1054,27 +1051,29 @@ def test_classes_in_another_order_are_refused(make_trainer, images):
         make_trainer(train_dataset=with_names(images["train"], ["dogs", "cats"]))
     trainer = make_trainer()
     for call in (trainer.evaluate, trainer.predict, trainer.log_predictions, lambda data: trainer.tta(1, dataset=data)):
-        with pytest.raises(ValueError, match=r"has the classes \[dogs, cats\] and the model has \[cats, dogs\]"):
+        with pytest.raises(ValueError, match=r"has the classes 'dogs', 'cats' and the model has 'cats', 'dogs'"):
             call(swapped)
 
 
 def test_another_number_of_classes_is_refused_and_names_count_only_where_there_are_any(make_trainer, images):
     torch.manual_seed(0)
     four = create_image_classifier("test_resnet", labels=["cats", "dogs", "emus", "foxes"], pretrained=False)
-    with pytest.raises(ValueError, match=r"and the model has \[cats, dogs, emus, foxes\]: label 2 is none"):
+    with pytest.raises(ValueError, match=r"and the model has 'cats', 'dogs', 'emus', 'foxes': label 2 is none"):
         make_trainer(model=four)
     four.config.id2label = {i: f"LABEL_{i}" for i in range(4)}
-    with pytest.raises(ValueError, match=r"\[cats, dogs\] and the model has \[LABEL_0, LABEL_1, LABEL_2, LABEL_3\]"):
+    with pytest.raises(
+        ValueError, match=r"'cats', 'dogs' and the model has 'LABEL_0', 'LABEL_1', 'LABEL_2', 'LABEL_3'"
+    ):
         make_trainer(model=four)
     two = tiny_resnet()
     two.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
     trainer = make_trainer(model=two)
-    with pytest.raises(ValueError, match=r"classes \[dogs, cats\] and train_dataset has \[cats, dogs\]"):
+    with pytest.raises(ValueError, match=r"classes 'dogs', 'cats' and train_dataset has 'cats', 'dogs'"):
         trainer.evaluate(with_names(images["validation"], ["dogs", "cats"]))
     plain = images["validation"].cast_column("label", Value("int64"))
     assert make_trainer().evaluate(plain)["eval_loss"] > 0
     wrong = plain.map(lambda row: {"label": row["label"] + 2}, new_fingerprint="wrong")
-    with pytest.raises(ValueError, match=r"has the label 3, but the model has 2 classes \(\[cats, dogs\]\)"):
+    with pytest.raises(ValueError, match=r"has the label 3, but the model has 2 classes \('cats', 'dogs'\)"):
         make_trainer(eval_dataset=wrong)
 
 

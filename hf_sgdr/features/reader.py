@@ -1,20 +1,25 @@
 """Features of images as data sets: read from their store, after what it lacks was computed."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import available_memory
 from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
-from hf_sgdr.features.head import FeatureDataset, Rows
+from hf_sgdr.features.head import FeatureDataset, HeadClassifier, Rows
 from hf_sgdr.features.store import FeatureStore
 from hf_sgdr.models.boundary import Boundary
+from hf_sgdr.optim.layer_groups import LayerGroups
 
 logger = logging.get_logger(__name__)
 
@@ -26,39 +31,120 @@ class ExtractionArguments(CacheArguments, Protocol):
     """What extraction wants to know of a Trainer's arguments; [`SGDRTrainingArguments`] say it."""
 
     dataloader_num_workers: int
+    feature_dtype: str
     feature_memory_gb: float | None
+    precompute_views: int
 
     @property
     def eval_batch_size(self) -> int:
         """Images of an evaluation step."""
 
 
-class FeatureReader:
-    """Features of images for one model: read from their store, after what it lacks was computed.
+@dataclass(frozen=True)
+class Session:
+    """What a fit on features trains and evaluates in the places of the model and its images.
+
+    Args:
+        model (`nn.Module`): the head alone, or the whole model, which takes features inside the context.
+        groups ([`LayerGroups`]): those of `model`.
+        train_dataset ([`FeatureDataset`]), eval_dataset ([`FeatureDataset`], dict of them, or None): features.
+        context (context manager): to train in.
+    """
+
+    model: nn.Module
+    groups: LayerGroups
+    train_dataset: FeatureDataset
+    eval_dataset: FeatureDataset | dict[str, FeatureDataset] | None
+    context: AbstractContextManager[None]
+
+
+class PrecomputedFeatures:
+    """Features of images before the layer groups that train: computed when they are first needed, then read.
 
     Args:
         model (`PreTrainedModel`): the whole classifier.
-        args ([`ExtractionArguments`]): batch size, workers, budgets, progress bars.
+        groups ([`LayerGroups`]): its layer groups; what is frozen is computed once for every image.
+        images ([`ImageInputs`]): which pixels the model sees.
+        args ([`ExtractionArguments`]): precision, views, batch size, workers, budgets, progress bars.
         accelerator (`Accelerator`): the processes that share the work.
     """
 
-    def __init__(self, model: PreTrainedModel, args: ExtractionArguments, accelerator: Accelerator) -> None:
-        self.model, self.args, self.accelerator = model, args, accelerator
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        groups: LayerGroups,
+        images: ImageInputs,
+        args: ExtractionArguments,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.groups, self.images, self.args, self.accelerator = model, groups, images, args, accelerator
+        self.are_used = False
         self._read: dict[str, Rows] = {}
+        self._boundaries: dict[tuple[LayerGroups, int, int], Boundary] = {}
 
-    def dataset(self, views: Sequence[ImageDataset], boundary: Boundary, name: str, dtype: str) -> FeatureDataset:
-        """The features of one or more views of the same images, with their labels.
+    @property
+    def dtype(self) -> str:
+        """The precision in which training features are computed: "float32" or "bfloat16"."""
+        return str(resolve_feature_dtype(self.accelerator.device, self.args.feature_dtype)).removeprefix("torch.")
+
+    def boundary(self, frozen: int | None = None) -> Boundary:
+        """Where the frozen groups end, or would end with so many frozen.
+
+        Raises:
+            ValueError: if nothing is frozen, or the model cannot be cut there.
+        """
+        frozen, size = self.groups.frozen if frozen is None else frozen, self.images.eval_transform.spec.size
+        key = (self.groups, frozen, size)
+        if key not in self._boundaries:
+            self._boundaries[key] = Boundary.at_boundary(self.groups, size, frozen)
+        return self._boundaries[key]
+
+    def check(self) -> None:
+        """Raise a ValueError, before anything changes, if there can be no features with what is frozen now."""
+        self.boundary()
+        if self.args.precompute_views and not self.images.train_transform.is_random:
+            raise ValueError(
+                f"precompute_views={self.args.precompute_views} needs a training transform that augments: give the "
+                'trainer the first one of image_transforms(model, augment="side_on", max_zoom=1.1).'
+            )
+
+    def session(self, train_rows: Any, eval_rows: Any) -> Session:
+        """What to train on features instead of images; those that are not stored yet are computed.
 
         Args:
-            views (sequence of [`ImageDataset`]): the plain one first.
-            boundary ([`Boundary`]): what part of the model makes them.
-            name (`str`): for the progress bar.
-            dtype (`str`): see [`~hf_sgdr.features.extract.feature_dtype`].
+            train_rows (`datasets.Dataset`): images and labels.
+            eval_rows (`datasets.Dataset`, a dict of them, or None): likewise.
         """
+        boundary = self.boundary()
+        train = self.training(train_rows)
+        if isinstance(eval_rows, dict):
+            evaluation: Any = {name: self._evaluation(rows, name) for name, rows in eval_rows.items()}
+        else:
+            evaluation = None if eval_rows is None else self._evaluation(eval_rows, "validation")
+        if boundary.skipped is not None:
+            return Session(self.model, self.groups, train, evaluation, boundary.fed_with_features())
+        head = HeadClassifier(self.model, boundary.module)
+        names = [name for name, _ in head.named_parameters()]
+        groups = LayerGroups(head, {self.groups.names[-1]: names})
+        return Session(head, groups, train, evaluation, nullcontext())
+
+    def training(self, rows: Any) -> FeatureDataset:
+        """The features of the plain training images, and those of the augmented views, if any."""
+        views = [self.images.view(rows, number) for number in range(1 + self.args.precompute_views)]
+        return self._dataset(views, "train", self.args.feature_dtype)
+
+    # ---- Helpers ----
+
+    def _evaluation(self, rows: Any, name: str) -> FeatureDataset:
+        dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
+        return self._dataset([self.images.evaluation(rows)], name, dtype)
+
+    def _dataset(self, views: Sequence[ImageDataset], name: str, dtype: str) -> FeatureDataset:
+        """The features of one or more views of the same images, the plain one first, with their labels."""
         count = len(views) - 1
         features = [
-            self._features(view, boundary, f"{name}, view {i} of {count}" if i else name, dtype)
-            for i, view in enumerate(views)
+            self._rows(view, f"{name}, view {number} of {count}" if number else name, dtype)
+            for number, view in enumerate(views)
         ]
         if count:
             megabytes = sum(view.nbytes for view in features) / 1e6
@@ -68,12 +154,12 @@ class FeatureReader:
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 
-    def _features(self, images: ImageDataset, boundary: Boundary, name: str, wanted_dtype: str) -> Rows:
+    def _rows(self, images: ImageDataset, name: str, wanted_dtype: str) -> Rows:
         on_cpu = self.accelerator.device.type == "cpu"
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         store = extract_features(
             self.model,
-            boundary,
+            self.boundary(),
             images,
             dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,

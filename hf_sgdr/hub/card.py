@@ -93,8 +93,8 @@ def write_model_card(
         if value is not None and hub_id(value, with_user=name != "dataset") is None:
             raise ValueError(f"{name}={value!r}: give an id of the Hub, such as user/name, or leave it out.")
     require_license(license)
-    if results is None and trainer.run is not None:
-        results = trainer.run[1]
+    if results is None and trainer.history.run is not None:
+        results = trainer.history.run[1]
     seen = ClassifierInterpretation.from_trainer(trainer)
     place = Path(folder if folder is not None else trainer.args.output_dir)
     path = place / "README.md"
@@ -234,16 +234,16 @@ def _metadata(
 def _own_fits(trainer: TrainedRun) -> RunResults:
     """The fits that were called one by one, and their plots, of rates as far as they are known, in `output_dir`."""
     folder = Path(trainer.args.output_dir)
-    for number, fit in enumerate(trainer.fits, start=1):
-        found = trainer.range_tests.get(fit["name"])
+    for number, fit in enumerate(trainer.history.fits, start=1):
+        found = trainer.history.range_tests.get(fit["name"])
         range_test, rates = folder / f"{fit['name']}-range-test.png", folder / f"{fit['name']}-learning-rate.png"
         for path in (range_test, rates):  # of an earlier run
             path.unlink(missing_ok=True)
         if found is not None:
             _save(found.plot(chosen=fit["learning_rates"][-1]), range_test)
-        if number == len(trainer.fits):
+        if number == len(trainer.history.fits):
             _save(trainer.plot_lr(), rates)
-    return RunResults(trainer.args.world_size, trainer.fits)
+    return RunResults(trainer.args.world_size, trainer.history.fits)
 
 
 def _stage_pictures(results: RunResults, source: Path, place: Path) -> list[dict[str, Any]]:

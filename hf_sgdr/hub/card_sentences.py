@@ -141,7 +141,7 @@ def settings(trainer: TrainedRun, results: RunResults) -> dict[str, str]:
         "seed": f"{args.seed}",
     }
     if any(stage["precompute"] for stage in results.stages):
-        rows["precision of training features"] = trainer.feature_dtype
+        rows["precision of training features"] = trainer.features.dtype
     return rows
 
 

@@ -27,6 +27,8 @@ class TrainedRun(Protocol):
     """
 
     model: Any
+    history: Any
+    features: Any
     args: Any
     train_dataset: Any
     eval_dataset: Any

@@ -29,7 +29,7 @@ def write_run_files(trainer: TrainedRun, card_facts: dict[str, Any]) -> None:
         card_facts (`dict`): for [`~hf_sgdr.hub.card.write_model_card`]; if there are any, the card is written anew.
     """
     folder = Path(trainer.args.output_dir)
-    stages, results = of_fits(trainer) if trainer.run is None else trainer.run
+    stages, results = trainer.history.recipe(), trainer.history.results(trainer.args.world_size)
     if trainer.is_world_process_zero() and results.stages:
         if _is_old(folder / "results.json", trainer):
             replace_file(folder / "results.json", (json.dumps(results.to_dict(), indent=2) + "\n").encode())
@@ -43,7 +43,7 @@ def write_run_files(trainer: TrainedRun, card_facts: dict[str, Any]) -> None:
         if trainer.is_world_process_zero():
             (folder / "README.md").unlink(missing_ok=True)  # of an earlier model
     elif wanted[0]:
-        trainer.create_model_card(**({"results": trainer.run[1]} if trainer.run else {}), **card_facts)
+        trainer.create_model_card(**({"results": trainer.history.run[1]} if trainer.history.run else {}), **card_facts)
 
 
 def of_fits(trainer: TrainedRun) -> tuple[list[Stage], RunResults]:
@@ -61,4 +61,4 @@ def of_fits(trainer: TrainedRun) -> tuple[list[Stage], RunResults]:
 
 def _is_old(file: Path, trainer: TrainedRun) -> bool:
     """Whether a file is missing or was written before the trainer trained."""
-    return not file.exists() or file.stat().st_mtime < trainer.trained_at
+    return not file.exists() or file.stat().st_mtime < trainer.history.trained_at

@@ -1,36 +1,87 @@
-"""Checkpoints that are whole or do not count: a seal written last, and what transformers' own state leaves out."""
+"""Checkpoints that are whole or do not count, and runs that resume to the bit.
+
+transformers restores weights, optimizer, scheduler, random generators and the place in the data. What is added: a
+checkpoint is used only if its manifest, written last, is complete; the loss since the last log line goes on; and a
+checkpoint at the end of an epoch is written after that epoch was evaluated, not before.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
 
 logger = logging.get_logger(__name__)
 
-SEAL = "sgdr_state.json"
+MANIFEST = "sgdr_state.json"
+
+
+class SealCheckpoints(TrainerCallback):
+    """Writes the manifest of each checkpoint last, then removes older checkpoints.
+
+    Args:
+        state (`Callable[[], dict]`): plain values that a resumed run needs beside transformers' own; every process
+            calls it.
+        restore (`Callable[[dict], None]`): is given them back when a resumed training begins.
+    """
+
+    def __init__(self, state: Callable[[], dict[str, Any]], restore: Callable[[dict[str, Any]], None]) -> None:
+        self._state, self._restore = state, restore
+        self.resumed: dict[str, Any] = {}  # of the checkpoint that the next training goes on from
+        self.limit: int | None = None  # `save_total_limit`, which the Trainer would apply before the manifest is there
+        self._save_after_epoch = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the state of a resumed run."""
+        self._save_after_epoch = False
+        if self.resumed:
+            self._restore(self.resumed)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put a checkpoint of an epoch's last step off until the epoch was evaluated."""
+        is_last = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
+        if control.should_save and is_last:
+            control.should_save, self._save_after_epoch = False, True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save what was put off."""
+        control.should_save |= self._save_after_epoch
+        self._save_after_epoch = False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the manifest, then remove the oldest checkpoints."""
+        values = self._state()
+        if args.should_save:
+            seal(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), values)
+            rotate_checkpoints(args.output_dir, self.limit, state.best_model_checkpoint)
 
 
 def seal(checkpoint: Path, state: dict[str, Any]) -> None:
-    """Write, as a checkpoint's last file, the hashes of all others, and plain values to go on with."""
+    """Write a checkpoint's manifest: the hashes of all its files, and plain values to go on with."""
     files = {
         str(path.relative_to(checkpoint)): _sha256(path)
         for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != SEAL and not path.name.startswith(".tmp-")
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith(".tmp-")
     }
-    replace_file(checkpoint / SEAL, json.dumps({"files": files, "state": state}).encode())
+    replace_file(checkpoint / MANIFEST, json.dumps({"files": files, "state": state}).encode())
 
 
 def sealed_state(checkpoint: Path) -> dict[str, Any] | None:
     """What [`seal`] was given, None if the checkpoint is not whole: a file is missing, cut off or changed."""
     try:
-        content = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if any(_sha256(checkpoint / name) != digest for name, digest in content["files"].items()):
             return None
         state: dict[str, Any] = content["state"]
@@ -48,13 +99,44 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def checkpoint_to_resume(wanted: str | bool | None, folder: Path) -> tuple[str | None, dict[str, Any], int]:
+    """Where a training goes on from.
+
+    Args:
+        wanted (`str`, `bool` or None): a checkpoint; True is the last whole one of the folder.
+        folder (`Path`): of the checkpoints.
+
+    Returns:
+        `tuple[str | None, dict, int]`: the checkpoint, what [`seal`] was given, and its optimizer step.
+
+    Raises:
+        ValueError: if there is none, or the named one is not whole.
+    """
+    if wanted is True:
+        wanted = str(newest_checkpoint(folder) or "")
+        if not wanted:
+            raise ValueError(f"{folder} holds no whole checkpoint to resume from.")
+    if not wanted:
+        return None, {}, 0
+    state = sealed_state(Path(wanted)) if Path(wanted, MANIFEST).exists() else {}
+    if state is None:
+        raise ValueError(
+            f"{wanted} is damaged: a file is missing, cut off or changed. resume_from_checkpoint=True takes the last "
+            "one that is whole."
+        )
+    file, step = Path(wanted, TRAINER_STATE_NAME), 0
+    if file.exists():
+        step = TrainerState.load_from_json(str(file)).global_step
+    return wanted, state, step
+
+
 def _newest_first(folder: Path) -> Iterator[Path]:
-    found = {}
+    checkpoints = {}
     for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
         if match and path.is_dir():
-            found[int(match[1])] = path
-    return (found[step] for step in sorted(found, reverse=True))
+            checkpoints[int(match[1])] = path
+    return (checkpoints[step] for step in sorted(checkpoints, reverse=True))
 
 
 def _sha256(path: Path) -> str:

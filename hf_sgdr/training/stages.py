@@ -84,7 +84,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
             best.stage = stage.name
             _fit(trainer, stage, rates, newest_checkpoint(progress.folder / stage.name))
             figures = {
-                **trainer.fits[-1],
+                **trainer.history.fits[-1],
                 "seconds": round(time.perf_counter() - start, 2),  # with the range test
             }
             figures["eval_loss"], figures["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
@@ -111,7 +111,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
             trainer.args.image_column_name,
             progress.folder,
         )
-    trainer.run = tuple(stages), results
+    trainer.history.run = tuple(stages), results
     return results
 
 
@@ -145,9 +145,9 @@ def _progress(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> Ru
     """What is done already, the model's weights with it; a run that begins finds an empty place."""
     folder = Path(trainer.args.output_dir, RUNS_FOLDER)
     if not (resume and (folder / "progress.json").exists()):
-        trainer.starting_weights = None
+        trainer.history.starting_weights = None
     progress = RunProgress(folder, _depends_on(trainer, stages))
-    trainer.starting_weights = progress.depends_on["starting weights"]
+    trainer.history.starting_weights = progress.depends_on["starting weights"]
     with trainer.accelerator.main_process_first():
         if resume and progress.exists:
             progress.load()
@@ -173,14 +173,14 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         images["validation images"] = trainer.eval_dataset
     return {
         **json.loads(json.dumps(args, default=str)),
-        "feature_dtype": trainer.feature_dtype,  # what "auto" means depends on the machine
+        "feature_dtype": trainer.features.dtype,  # what "auto" means depends on the machine
         "stages": [asdict(stage) for stage in stages],
         "model": config.get("architecture") or type(trainer.model).__name__,
         # in a trainer that was interrupted, weights are no longer those that it began with
-        "starting weights": trainer.starting_weights or module_hash(trainer.model),
+        "starting weights": trainer.history.starting_weights or module_hash(trainer.model),
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],
         "processes": trainer.args.world_size,
-        **{name: trainer.content_hash(dataset) for name, dataset in images.items()},
+        **{name: trainer.images.content_hash(dataset) for name, dataset in images.items()},
     }
 
 
@@ -191,9 +191,9 @@ def _prepare(trainer: SGDRTrainer, stage: Stage, number: int) -> None:
     trainer.freeze_to(stage.freeze_to)
     trainer.layer_groups.freeze_batch_norm = stage.freeze_batch_norm
     if stage.precompute:
-        trainer.check_precompute()
+        trainer.features.check()
         # not by the setter, which warns that augmentation has no effect: such a stage says that it wants plain images
-        trainer._precompute = True
+        trainer.features.are_used = True
 
 
 def _fit(trainer: SGDRTrainer, stage: Stage, rates: list[float], checkpoint: Path | None) -> None:
@@ -240,7 +240,7 @@ def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
                     groups.learning_rates(stage.lr)
                 groups.freeze_to(stage.freeze_to)
                 if stage.precompute:
-                    trainer.check_precompute()
+                    trainer.features.check()
             except ValueError as error:
                 raise ValueError(f"Stage {stage.name!r}: {error}") from error
     finally:

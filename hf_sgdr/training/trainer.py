@@ -1,50 +1,75 @@
 """`SGDRTrainer`: transformers' Trainer with the lesson's calls, wiring the plug-ins together.
 
-It stays a Trainer: loops, callbacks, logging, checkpoints and processes are the ordinary ones. Its bases add one thing
-each: exact resume, images, precomputed features, pushing.
+It stays a Trainer: loops, callbacks, logging, checkpoints and processes are the ordinary ones, reached by public hooks.
 """
 
 import copy
+import functools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
-from transformers.trainer_utils import TrainOutput
+from transformers import PreTrainedModel, Trainer
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
+from typing_extensions import override
 
+from hf_sgdr._utils import scoped
+from hf_sgdr._utils._compat import (
+    forget_prepared_models,
+    loss_counters,
+    mean_training_loss,
+    restore_loss_counters,
+    skip_gradient_norm,
+)
 from hf_sgdr._utils.files import RUNS_FOLDER
+from hf_sgdr._utils.memory import keep_freed_memory
 from hf_sgdr._utils.plots import plot_rates
+from hf_sgdr._utils.processors import use_all_processors
+from hf_sgdr._utils.store import apply_umask
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
-from hf_sgdr.data.transforms import ImageTransform
-from hf_sgdr.features.head import HeadClassifier
+from hf_sgdr.data.cache import ImageCaches
+from hf_sgdr.data.inputs import ImageInputs
+from hf_sgdr.data.labels import ClassNames
+from hf_sgdr.data.transforms import ImageTransform, image_transforms
+from hf_sgdr.features.head import HeadClassifier, whole_batch
+from hf_sgdr.features.reader import PrecomputedFeatures
+from hf_sgdr.hub.card import write_model_card
+from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
+from hf_sgdr.hub.run_files import write_run_files
+from hf_sgdr.inference.tta import AugmentedViews, check_beta, mean_of_views
+from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
+from hf_sgdr.optim.rates import RecordRates, highest_rates, rates_at, rates_by_step, set_rates
 from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
 from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.history import fit_metrics
-from hf_sgdr.training.hub_trainer import HubTrainer
-from hf_sgdr.training.precompute_trainer import PrecomputeTrainer
+from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
+from hf_sgdr.training.history import TrainingHistory, fit_record
+from hf_sgdr.training.hub_trainer import card_facts
 
 logger = logging.get_logger(__name__)
 
 Rates = float | Sequence[float] | slice
 
 
-class SGDRTrainer(HubTrainer, PrecomputeTrainer):
+class SGDRTrainer(Trainer):
     """Train an image classifier by the lesson's recipe. Only the head trains at first.
 
     Args:
@@ -57,10 +82,20 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         layer_groups ([`LayerGroups`], *optional*): by default `args.n_groups` groups of the model.
         **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default.
 
+    Attributes:
+        images ([`ImageInputs`]): which pixels the model sees.
+        features ([`PrecomputedFeatures`]): what it trains on while `precompute` is on.
+        history ([`TrainingHistory`]): what its fits did.
+
     Raises:
         TypeError: if `args` are not [`SGDRTrainingArguments`], or a transform is not an [`ImageTransform`].
-        ValueError: if the model cannot be split into layer groups, or a data set's classes are not the model's.
+        ValueError: if the model cannot be trained on images with labels or be split into layer groups, or a data set
+            cannot be used, or its classes are not the model's.
     """
+
+    args: SGDRTrainingArguments
+    model: PreTrainedModel
+    _share_of_batch = 1.0  # of the micro-batch that is computed now
 
     def __init__(
         self,
@@ -77,33 +112,50 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         args = args if args is not None else SGDRTrainingArguments("hf_sgdr_out")
         if not isinstance(args, SGDRTrainingArguments):
             raise TypeError(f"args is {type(args).__name__}: give SGDRTrainingArguments.")
-        super().__init__(
-            model,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            layer_groups=layer_groups,
-            **kwargs,
+        check_trainable(model)
+        layer_groups = layer_groups or LayerGroups.from_model(model, args.n_groups)
+        layer_groups.learning_rates(args.group_learning_rates or args.learning_rate)  # a wrong number shows now
+        self.images = ImageInputs(
+            train_transform,
+            eval_transform if eval_transform is not None else image_transforms(model)[1],
+            columns=(args.image_column_name, args.label_column_name),
+            seed=args.data_seed if args.data_seed is not None else args.seed,
         )
-        self.add_callback(DatasetEpoch())
-        self.add_callback(StopOnNonFiniteLoss(self))
-        self.add_callback(EqualBuffers())
-        show_epoch_table(self)
-        self._tracked_fits = TrackedFits(self.callback_handler, self.plot_lr)
-        self.add_callback(self._tracked_fits)
+        classes = ClassNames.of(model.config, train_dataset, args.label_column_name)
+        for name, rows in _named(train_dataset, eval_dataset).items():
+            self.images.check(name, rows, classes)
+        if "compute_metrics" not in kwargs:
+            from hf_sgdr._utils.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
+
+            kwargs["compute_metrics"] = accuracy_of_logits()
+        if args.device.type == "cpu":
+            keep_freed_memory()
+            use_all_processors()
+        if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
+            model = model.to(memory_format=torch.channels_last)
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if args.cache_images:
+            self.images.caches = ImageCaches(args, self.accelerator)
+        self.features = PrecomputedFeatures(model, layer_groups, self.images, args, self.accelerator)
+        self.history = TrainingHistory()
+        self.num_fits = 0  # begun so far; each draws augmentations of its own
+        self._own_processor = kwargs.get("processing_class") is None
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
-        self._last_rates: dict[str, list[float]] = {}
-        self.fits: list[dict[str, Any]] = []  # what each did, as in results.json
-        self.range_tests: dict[str, LRRangeResult] = {}  # by the name of the fit that came after it
-        self.fit_stages: list[dict[str, Any]] = []  # what a recipe's stage would be told to do the same
-        self.run: tuple[Any, Any] | None = None  # stages and results of run_stages, until the next fit
-        self.starting_weights: str | None = None  # the hash of those that run_stages began with
-        self.trained_at = 0.0  # seconds since the epoch
-        self._fit_name: str | None = None
-        self._best: KeepBestWeights | None = None
-        self._new_range_test: LRRangeResult | None = None
+        self._groups_on_features: LayerGroups | None = None
+        self._steps_per_epoch = 0
+        if args.max_grad_norm == 0:
+            skip_gradient_norm(self)
+        self._checkpoints = SealCheckpoints(self._state_to_keep, self._restore_state)
+        self._tracked_fits = TrackedFits(self.callback_handler, self.plot_lr)
+        self._user_rates = RecordRates()
+        for callback in (self._checkpoints, DatasetEpoch(), StopOnNonFiniteLoss(self), EqualBuffers()):
+            self.add_callback(callback)
+        show_epoch_table(self)
+        for callback in (self._tracked_fits, self._user_rates):
+            self.add_callback(callback)
+        self.layer_groups.freeze_to(args.freeze_to)
+        self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
+        self.precompute = args.precompute
 
     # ---- The lesson's calls ----
 
@@ -148,19 +200,36 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             cycle_len = require_whole("cycle_len", cycle_len, at_least=1)
         elif cycle_mult != 1:
             raise ValueError(f"cycle_mult={cycle_mult} needs cycle_len: without it the rate is constant.")
-        rates = self.layer_groups.learning_rates(lr)
         if keep_best and self.args.eval_strategy == "no":
             raise ValueError('keep_best=True compares validation losses: it needs an eval_strategy other than "no".')
-        args = copy.copy(self.args)
-        args.group_learning_rates, args.learning_rate = rates, rates[-1]
-        args.num_cycles, args.cycle_len, args.cycle_mult = cycles, cycle_len, cycle_mult
-        args.num_train_epochs = None
         name = name or f"fit-{self.num_fits + 1:03d}"
-        args.output_dir = str(Path(self.args.output_dir, RUNS_FOLDER, name))
+        folder = Path(self.args.output_dir, RUNS_FOLDER, name)
+        args = copy.copy(self.args)
+        args.group_learning_rates = self.layer_groups.learning_rates(lr)
+        args.learning_rate = args.group_learning_rates[-1]
+        args.num_cycles, args.cycle_len, args.cycle_mult, args.num_train_epochs = cycles, cycle_len, cycle_mult, None
+        args.output_dir = str(folder)
         self._tracked_fits.name_fit(args, self.args.output_dir, name)
-        with self._replaced(args=args, _fit_name=name), self._best_kept(keep_best, bool(resume_from_checkpoint)):
-            return self.train(resume_from_checkpoint)
+        with scoped.attributes(self, args=args):
+            if not keep_best:
+                return self._train(name, resume_from_checkpoint)
+            with self.accelerator.main_process_first():
+                if not resume_from_checkpoint and self.is_world_process_zero():
+                    (folder / "best.safetensors").unlink(missing_ok=True)  # of an earlier run
+            best = KeepBestWeights(self.model, folder / "best.safetensors", judged_losses(self))
+            best.stage = name
+            self.add_callback(best)
+            try:
+                output = self._train(name, resume_from_checkpoint)
+            finally:
+                self.remove_callback(best)
+            self.accelerator.wait_for_everyone()  # the main process has written the best weights
+            best.restore()
+            kept = self.history.fits[-1]["kept"]
+            kept |= {key: best.figures[key] for key in kept if key in best.figures}
+            return output
 
+    @override
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -169,51 +238,19 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
     ) -> TrainOutput:
         """Train as the arguments say: cycles, layer groups, precompute. A new optimizer each time.
 
-        A given optimizer keeps its own rates, unless the arguments have `group_learning_rates`.
+        A given optimizer keeps its own rates, unless the arguments have `group_learning_rates`. A resumed training ends
+        with the very weights and history of an uninterrupted one, on one CPU process to the bit.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): True goes on from the last checkpoint that is whole.
+            trial, ignore_keys_for_eval (*optional*): as in [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: if a data set is missing, or there is no checkpoint to go on from or it is not whole.
         """
-        self._check_before_training()
-        self.args.settle_epochs()
-        self.optimizer, self.lr_scheduler = self._given_optimizers
-        if self.optimizer is not None and self.args.group_learning_rates is not None:
-            self._set_rates_of(self.optimizer, self.args.group_learning_rates)
-        self.num_fits += 1
-        self.model_wrapped = self.model
-        self._last_rates = {}
-        self.run = None
-        name, start = self._fit_name or f"train-{len(self.fits) + 1:03d}", time.perf_counter()
-        with self._features_instead_of_images():
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        if self._best is not None:
-            self.accelerator.wait_for_everyone()  # the main process has written the best weights
-            self._best.restore()
-        self.fits.append(
-            fit_metrics(
-                self.state,
-                self.schedule,
-                self.args,
-                name=name,
-                learning_rates=self._highest_rates(),
-                seconds=time.perf_counter() - start,
-                precompute=self._precompute,
-                freeze_to=self.layer_groups.first_trained,
-                kept=self._best.figures if self._best is not None else None,
-            )
+        return self._train(
+            f"train-{len(self.history.fits) + 1:03d}", resume_from_checkpoint, trial, ignore_keys_for_eval
         )
-        self.fit_stages.append(
-            {
-                "lr": self.fits[-1]["learning_rates"],
-                "cycles": self.args.num_cycles,
-                "cycle_len": self.args.cycle_len,
-                "cycle_mult": self.args.cycle_mult,
-                "freeze_to": self.layer_groups.first_trained,
-                "precompute": self._precompute,
-                "freeze_batch_norm": self.layer_groups.freeze_batch_norm,
-            }
-        )
-        self.trained_at = time.time()
-        if self._new_range_test is not None:
-            self.range_tests[name], self._new_range_test = self._new_range_test, None
-        return output
 
     def lr_find(
         self,
@@ -237,21 +274,19 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         args = copy.copy(self.args)
         if group_learning_rates is not None:
             args.group_learning_rates = self.layer_groups.learning_rates(group_learning_rates)
-        given_optimizer, _ = self._given_optimizers
-        before = [dict(group) for group in given_optimizer.param_groups] if given_optimizer is not None else []
+        optimizer, _ = self._given_optimizers
+        before = [dict(group) for group in optimizer.param_groups] if optimizer is not None else []
         try:
-            if given_optimizer is not None and args.group_learning_rates is not None:
-                self._set_rates_of(given_optimizer, args.group_learning_rates)
-            with self._replaced(args=args, optimizer=given_optimizer), self._features_instead_of_images():
-                found = test.run(self, max_steps=most)
+            with scoped.attributes(self, args=args, optimizer=optimizer), self._on_features():
+                self._set_given_rates()
+                result = test.run(self, max_steps=most)
         finally:
-            if given_optimizer is not None:
-                for group, values in zip(given_optimizer.param_groups, before, strict=True):
-                    group.clear()
-                    group.update(values)
-        self._tracked_fits.range_test_done(found)
-        self._new_range_test = found
-        return found
+            for group, values in zip(optimizer.param_groups if before else (), before, strict=True):
+                group.clear()
+                group.update(values)
+        self._tracked_fits.range_test_done(result)
+        self.history.add_range_test(result)
+        return result
 
     def plot_lr(self, ax: Axes | None = None) -> Axes:
         """The rate of each layer group at each step of the last fit.
@@ -259,16 +294,107 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
         Raises:
             ValueError: if nothing was trained yet.
         """
-        if not self._last_rates:
+        rates = self.learning_rates()
+        if not rates:
             raise ValueError("plot_lr() shows the rates of the last fit: call fit() or train() first.")
-        return plot_rates(self._last_rates, ax)
+        return plot_rates(rates, ax)
 
-    # ---- What differs inside the Trainer ----
+    def learning_rates(self) -> dict[str, list[float]]:
+        """The rate of each layer group at each optimizer step of the last fit; empty before the first one."""
+        if self.optimizer is None or self.lr_scheduler is None or self.state.global_step == 0:
+            return {}
+        if self._given_optimizers[1] is not None:
+            return self._user_rates.rates
+        return rates_by_step(self.optimizer, self.schedule, self.state.global_step)
 
+    @property
+    def layer_groups(self) -> LayerGroups:
+        """The model's layer groups, from the input to the head, and what is frozen."""
+        return self.features.groups
+
+    @layer_groups.setter
+    def layer_groups(self, value: LayerGroups) -> None:
+        self.features.groups = value
+
+    def freeze(self) -> None:
+        """Train the head only."""
+        self.freeze_to(-1)
+
+    def freeze_to(self, n: int) -> None:
+        """Train layer group `n` and those after it.
+
+        With precompute on, what the last frozen group gives is stored from then on; if nothing is frozen any more,
+        precompute is switched off.
+
+        Raises:
+            ValueError: if there is no group `n`, or precompute is on and the model cannot be cut there; then what is
+                frozen stays as it was.
+        """
+        frozen = self.layer_groups.index(n)
+        if self.precompute and frozen > 0:
+            self.features.boundary(frozen)
+        self.layer_groups.freeze_to(n)
+        if self.precompute and frozen == 0:
+            logger.warning("The whole body is to train, so precompute is switched off.")
+            self.features.are_used = False
+
+    def unfreeze(self) -> None:
+        """Train all layer groups; precompute is switched off."""
+        self.freeze_to(0)
+
+    @property
+    def precompute(self) -> bool:
+        """Whether training uses precomputed features of the images, so that only what is not frozen runs.
+
+        With the whole body frozen the features are the head's input; after a partial `freeze_to`, the activations
+        between the frozen groups and the rest. They are computed when they are first needed.
+
+        Raises:
+            ValueError: on setting it True, if nothing is frozen or the model cannot be cut where the frozen groups end.
+        """
+        return self.features.are_used
+
+    @precompute.setter
+    def precompute(self, value: bool) -> None:
+        if value:
+            self.features.check()
+        if value and not self.precompute and self.train_transform.is_random and not self.args.precompute_views:
+            logger.warning(
+                "Augmentation has no effect with precompute: features are those of the plain images. "
+                "precompute_views=4 would store four augmented views of each."
+            )
+        self.features.are_used = value
+
+    @property
+    def train_transform(self) -> ImageTransform:
+        """What training images go through; the evaluation transform where none was given."""
+        return self.images.train_transform
+
+    @train_transform.setter
+    def train_transform(self, value: ImageTransform) -> None:
+        self.images.train_transform = value
+
+    @property
+    def eval_transform(self) -> ImageTransform:
+        """What evaluation sees of an image, and what is saved with the model."""
+        return self.images.eval_transform
+
+    @eval_transform.setter
+    def eval_transform(self, value: ImageTransform) -> None:
+        self.images.eval_transform = value
+
+    @property
+    def schedule(self) -> SGDRSchedule | None:
+        """The present schedule in optimizer steps; None before training and at a constant rate."""
+        return self.lr_scheduler.schedule if isinstance(self.lr_scheduler, SGDRScheduler) else None
+
+    # ---- The Trainer's hooks ----
+
+    @override
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """All parameters, in the groups of the layers, each with its rate; frozen ones have no gradient."""
         if self.optimizer is None:
-            groups = self._groups_in_training
+            groups = self._groups_on_features or self.layer_groups
             rates = self.args.group_learning_rates or [self.args.learning_rate] * len(self.layer_groups)
             if len(groups) == 1 and len(set(rates)) > 1:
                 logger.info(f"The head alone trains: of the rates {rates} it takes the last.")
@@ -283,67 +409,335 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             self.optimizer = optimizer_class(parameters, **kwargs)
         return self.optimizer
 
+    @override
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """SGDR in whole optimizer steps, or a constant rate without `cycle_len`."""
         if self.lr_scheduler is None:
             optimizer = optimizer if optimizer is not None else self._light_optimizer()
             args = self.args
             if args.cycle_len is None:
-                self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+                self.lr_scheduler: LRScheduler = ConstantLR(optimizer, factor=1.0, total_iters=0)
             else:
+                # of the whole cycles, also where max_steps cuts them off
+                steps = self._steps_per_epoch or max(1, num_training_steps // args.total_epochs)
                 self.lr_scheduler = get_sgdr_schedule(
                     optimizer,
-                    args.cycle_len * self._steps_per_epoch,
+                    args.cycle_len * steps,
                     args.cycle_mult,
                     args.num_cycles,
                     min_lr_ratio=args.min_lr_ratio,
-                    # of the whole cycles, also where max_steps cuts them off
-                    warmup_steps=args.get_warmup_steps(self._steps_per_epoch * args.total_epochs),
+                    warmup_steps=args.get_warmup_steps(steps * args.total_epochs),
                 )
-            self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
-        """Transformers' own values, for all cycles, or for `max_steps` where that ends them early."""
-        whole = copy.copy(args)
-        whole.num_train_epochs, whole.max_steps = args.total_epochs, -1
-        values = super().set_initial_training_values(whole, dataloader)
-        if 0 < args.max_steps < values[-1]:
-            values = super().set_initial_training_values(args, dataloader)
-        return values
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The training images, or features, in batches; augmentations are those of this fit."""
+        rows = self.train_dataset
+        if self.images.are_in(rows):
+            self._check_images("train_dataset", rows)
+            rows = self.images.training(rows, self.num_fits)
+            rows.require_equal_labelling()
+        with scoped.attributes(self, train_dataset=rows):
+            return self._not_empty(super().get_train_dataloader())
 
-    @property
-    def schedule(self) -> SGDRSchedule | None:
-        """The present schedule in optimizer steps; None before training and at a constant rate."""
-        return self.lr_scheduler.schedule if isinstance(self.lr_scheduler, SGDRScheduler) else None
+    @override
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Images, or features, in batches, as evaluation sees them."""
+        own = self.eval_dataset
+        if isinstance(eval_dataset, str):
+            own = {**own, eval_dataset: self._evaluation_images(own[eval_dataset])}
+        elif eval_dataset is None:
+            own = self._evaluation_images(own)
+        else:
+            eval_dataset = self._evaluation_images(eval_dataset)
+        with scoped.attributes(self, eval_dataset=own):
+            return self._not_empty(super().get_eval_dataloader(eval_dataset))
 
-    def state_to_keep(self) -> dict[str, Any]:
-        """Also every step's rates, for the plot."""
-        return {**super().state_to_keep(), "rates": self._last_rates}
+    @override
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Images in batches, as evaluation sees them."""
+        return self._not_empty(super().get_test_dataloader(self._evaluation_images(test_dataset)))
 
-    def go_on_with(self, state: dict[str, Any]) -> None:
-        """Also every step's rates."""
-        super().go_on_with(state)
-        self._last_rates = {name: list(rates) for name, rates in state["rates"].items()}
+    @override
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of a batch; images in micro-batches, whose gradients add up to those of the batch."""
+        batch, size = len(next(iter(inputs.values()))), self.args.micro_batch_size
+        if "pixel_values" not in inputs or size is None or size >= batch:
+            return super().training_step(model, self.images.normalize(inputs), num_items_in_batch)
+        loss = torch.zeros((), device=self.args.device)
+        try:
+            for start in range(0, batch, size):
+                part = {name: value[start : start + size] for name, value in inputs.items()}
+                self._share_of_batch = min(size, batch - start) / batch
+                items = None if num_items_in_batch is None else num_items_in_batch * self._share_of_batch
+                is_last = start + size >= batch
+                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                    loss += super().training_step(model, self.images.normalize(part), items)
+        finally:
+            self._share_of_batch = 1.0
+        return loss
 
+    @override
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Transformers' own; a micro-batch has the weight of its images."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._share_of_batch == 1.0:
+            return result
+        return (result[0] * self._share_of_batch, result[1]) if return_outputs else result * self._share_of_batch
+
+    @override
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own, on normalised images."""
+        return super().prediction_step(model, self.images.normalize(inputs), *args, **kwargs)
+
+    @override
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Transformers' own; under several processes the loss is that of all images, each counted once.
+
+        The Trainer averages the losses of batches there, which the last ones, filled up with images seen before, shift.
+        """
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        name = f"{metric_key_prefix}_loss"
+        is_ours = self.compute_loss_func is None and self.label_smoother is None and output.label_ids is not None
+        if self.args.world_size > 1 and name in output.metrics and is_ours:
+            logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+            labels, logits = torch.from_numpy(output.label_ids), torch.from_numpy(logits).float()
+            output.metrics[name] = float(self.model.loss_function(labels, logits, self.model.config))
+        return output
+
+    @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; beside `learning_rate`, the head's, go every group's, `learning_rate/head` and so on, and the `cycle`.
 
-        The cycle is counted from 1; at a constant rate there is none.
+        The cycle is counted from 1; at a constant rate there is none. The training loss at the end is that of all
+        steps, also of those before a resume.
         """
-        if "learning_rate" in logs and self._last_rates:
-            logs = {**logs, **{f"learning_rate/{name}": rates[-1] for name, rates in self._last_rates.items()}}
+        if "train_loss" in logs:  # in place, as the Trainer adds the epoch: these are the metrics that train() returns
+            logs["train_loss"] = mean_training_loss(self)
+        if "learning_rate" in logs:
+            step = max(self.state.global_step - 1, 0)
+            rates = self._rates_at(step)
+            logs = {**logs, "learning_rate": list(rates.values())[-1]}
+            logs |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
             if self.schedule is not None:
-                logs["cycle"] = 1 + self.schedule.cycle_of(max(self.state.global_step - 1, 0))
+                logs["cycle"] = 1 + self.schedule.cycle_of(step)
         super().log(logs, start_time)
 
-    def _get_learning_rate(self) -> float:
-        """The head's rate. Called once a step, before the scheduler's: every group's rate is noted."""
-        rates = [float(rate) for rate in self.lr_scheduler.get_last_lr()]
-        names = [group.get("name", f"group {i}") for i, group in enumerate(self.optimizer.param_groups)]
-        for name, rate in dict(zip(names, rates, strict=True)).items():  # with weight decay two have one name, and rate
-            self._last_rates.setdefault(name, []).append(rate)
-        return rates[-1]
+    @override
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now."""
+        processor = self.images.record_in(self.features.model)
+        if self._own_processor and not isinstance(processor, TimmWrapperImageProcessor):  # that is all in config.json
+            self.processing_class = processor
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            # A pickle of the arguments, which nothing needs and which would carry them to the Hub.
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            apply_umask(*folder.glob("*.safetensors"))
+
+    # ---- Predictions ----
+
+    def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
+        """Log-probabilities (images, classes), in the order of the data set; validation by default."""
+        predictions = self.predict(self._or_validation(dataset)).predictions
+        logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
+        return torch.log_softmax(logits.float(), dim=-1).numpy()
+
+    def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
+        """Test-time augmentation: probabilities (images, classes), averaged over the plain image and augmented views.
+
+        The views are those of [`~hf_sgdr.pipeline`] with the saved model.
+
+        Args:
+            n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
+            beta (`float`, *optional*): weight of the plain image, in [0, 1], the mean of the augmented ones having the
+                rest (fastai v2: 0.25); by default all `1 + n_aug` count alike (fast.ai 0.7).
+            dataset (`datasets.Dataset`, *optional*): validation by default.
+
+        Raises:
+            ValueError: if there is nothing random to draw views with, or a number is out of range.
+        """
+        require_whole("n_aug", n_aug, at_least=0)
+        check_beta(beta)
+        dataset = self._or_validation(dataset)
+        if n_aug and not self.train_transform.is_random:
+            raise ValueError(
+                f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
+                'image_transforms(model, augment="side_on", max_zoom=1.1).'
+            )
+        plain = np.exp(self.log_predictions(dataset))
+        if n_aug == 0:
+            return plain
+        views = AugmentedViews(self.images.evaluation(dataset), self.train_transform, n_aug)
+        augmented = np.exp(self.log_predictions(views)).reshape(len(plain), n_aug, -1).swapaxes(0, 1)
+        return mean_of_views(np.concatenate([plain[None], augmented]), beta)
+
+    # ---- Sharing ----
+
+    def create_model_card(self, **facts: Any) -> None:
+        """Write the card, `README.md` and pictures in `output_dir`, from this trainer's fits and what it measures now.
+
+        Args:
+            **facts: what nobody can measure: see [`~hf_sgdr.hub.card.write_model_card`]. Those of
+                [`~transformers.Trainer.create_model_card`] are taken too: `language`, `license`, `tags`, `model_name`,
+                `finetuned_from`, `tasks`, `dataset_tags`, `dataset` and `dataset_args`.
+
+        Raises:
+            ValueError: if `tasks` is another task, or several data sets are named: the figures are of one.
+        """
+        write_model_card(self, **card_facts(facts))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and push it with its processor, card, plots, `results.json` and `recipe.yaml`.
+
+        What of these is missing in `output_dir`, or older than the last training, is written first; nothing else from
+        there is pushed. The model goes on being the whole one while precompute is on.
+
+        Args:
+            commit_message, token, revision (`str`, *optional*): as in [`~transformers.Trainer.push_to_hub`].
+            blocking (`bool`, *optional*, defaults to True): False pushes in the background and returns a future.
+            private (`bool`, *optional*): whether a new repository is private; by default `args.hub_private_repo`.
+            **kwargs: facts for the card, which is then written anew: see [`create_model_card`]. Transformers' own names
+                are taken, as its example scripts give them.
+
+        Returns:
+            `CommitInfo` of huggingface_hub, or a future of it; None on other processes than the main one.
+
+        Raises:
+            HubError: if it cannot be pushed; everything is saved, and the message ends with the command that pushes.
+            ValueError: if the card cannot hold a fact; nothing is written then.
+        """
+        facts = card_facts(kwargs)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        write_run_files(self, facts)
+        if not self.is_world_process_zero():
+            return None
+        api = hub_api(token)
+        push = functools.partial(
+            push_folder,
+            self.args.output_dir,
+            self.hub_model_id or self._hub_name,
+            private=private if private is not None else self.args.hub_private_repo,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message or "End of training",
+            api=api,
+        )
+        return push() if blocking else api.run_as_future(push)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository and look at the login, before anything is trained.
+
+        Raises:
+            HubError: if there is no login, it may not write there, or the Hub cannot be asked.
+        """
+        if self.is_world_process_zero():
+            private = private if private is not None else self.args.hub_private_repo
+            self.hub_model_id = prepare_repository(self._hub_name, private=private, api=hub_api(token))
+            self.push_in_progress = None
+
+    @property
+    def _hub_name(self) -> str:
+        """The repository to push to: as given, else called as the output folder."""
+        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    # ---- Helpers ----
+
+    def _train(
+        self, name: str, resume: str | bool | None, trial: Any = None, ignore_keys: list[str] | None = None
+    ) -> TrainOutput:
+        """Train, and note it in the history under this name."""
+        self._check_before_training()
+        self.args.settle_epochs()
+        self.optimizer, self.lr_scheduler = self._given_optimizers
+        self._set_given_rates()
+        self._user_rates.rates = {}
+        self.num_fits += 1
+        self.model_wrapped = self.model
+        self.history.run = None
+        start = time.perf_counter()
+        checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
+        self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
+        with self._on_features(), scoped.attributes(self, args=self._args_of_loop(step)):
+            output = super().train(checkpoint, trial, ignore_keys)
+        record = fit_record(
+            self.state,
+            self.schedule,
+            name=name,
+            learning_rates=self._highest_rates(),
+            seconds=time.perf_counter() - start,
+            precompute=self.precompute,
+            freeze_to=self.layer_groups.first_trained,
+            max_steps=self.args.max_steps,
+        )
+        self.history.add_fit(record, self.args, self.layer_groups.freeze_batch_norm)
+        return output._replace(training_loss=output.metrics["train_loss"])  # in both, that of all steps: see `log`
+
+    def _args_of_loop(self, resumed_at: int) -> SGDRTrainingArguments:
+        """The arguments as transformers' loop reads them: as long as all cycles, or to `max_steps` where that is less.
+
+        Args:
+            resumed_at (`int`): the optimizer step of the checkpoint that it goes on from.
+        """
+        args = copy.copy(self.args)
+        batches = len(self.get_train_dataloader())
+        self._steps_per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
+        whole = self._steps_per_epoch * args.total_epochs
+        args.num_train_epochs, args.max_steps = args.total_epochs, -1
+        if 0 < self.args.max_steps < whole:
+            args.max_steps = self.args.max_steps
+            if resumed_at >= args.max_steps:  # the loop would go on in an epoch that max_steps has cut off
+                args.num_train_epochs, args.max_steps = resumed_at // self._steps_per_epoch, -1
+        self._checkpoints.limit, args.save_total_limit = args.save_total_limit, None
+        return args
+
+    @contextmanager
+    def _on_features(self) -> Iterator[None]:
+        """Inside, with precompute on, the model is the head and the data are features."""
+        if not self.precompute:
+            yield
+            return
+        for name, rows in _named(self.train_dataset, self.eval_dataset).items():
+            self._check_images(name, rows)
+        session = self.features.session(self.train_dataset, self.eval_dataset)
+        args = copy.copy(self.args)
+        args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
+        args.dataloader_prefetch_factor = None
+        replaced = {"model": session.model, "model_wrapped": session.model, "_groups_on_features": session.groups}
+        replaced |= {"train_dataset": session.train_dataset, "eval_dataset": session.eval_dataset}
+        try:
+            with scoped.attributes(self, args=args, data_collator=whole_batch, **replaced), session.context:
+                yield
+        finally:
+            self.callback_handler.model = self.model
+            forget_prepared_models(self.accelerator)
+
+    def _state_to_keep(self) -> dict[str, Any]:
+        """Plain values that a checkpoint keeps beside transformers' own."""
+        return {**loss_counters(self), "num_fits": self.num_fits, "rates": self._user_rates.rates}
+
+    def _restore_state(self, state: dict[str, Any]) -> None:
+        restore_loss_counters(self, state)
+        self._user_rates.rates = {name: list(rates) for name, rates in state["rates"].items()}
 
     def _light_optimizer(self) -> Any:
         """Take accelerate's wrapper off the head's optimizer, where all it does is to pass calls on.
@@ -359,80 +753,69 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
             self.optimizer = self.optimizer.optimizer
         return self.optimizer
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Unless gradients are clipped, nobody asked for their norm: it is not computed in every step."""
-        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
-
-    # ---- Helpers ----
-
-    @contextmanager
-    def _best_kept(self, is_wanted: bool, is_resumed: bool) -> Iterator[None]:
-        """Inside, evaluations keep the best weights in the fit's folder."""
-        if not is_wanted:
-            yield
-            return
-        path = Path(self.args.output_dir, "best.safetensors")
-        with self.accelerator.main_process_first():
-            if not is_resumed and self.is_world_process_zero():
-                path.unlink(missing_ok=True)  # of an earlier run
-        best = KeepBestWeights(self.model, path, judged_losses(self))
-        best.stage = self._fit_name or ""
-        self.add_callback(best)
-        try:
-            with self._replaced(_best=best):
-                yield
-        finally:
-            self.remove_callback(best)
-
-    def _set_rates_of(self, optimizer: Optimizer, rates: list[float]) -> None:
-        """Give each parameter group of somebody's own optimizer the highest rate of its layer group.
-
-        Raises:
-            ValueError: if one belongs to no layer group or to several with different rates, or a scheduler of theirs
-                decides.
-        """
+    def _rates_at(self, step: int) -> dict[str, float]:
         if self._given_optimizers[1] is not None:
-            raise ValueError(
-                f"The trainer was given a {type(self._given_optimizers[1]).__name__}, which decides the rates: give "
-                "optimizers=(optimizer, None), or call train() without group_learning_rates."
-            )
-        chosen = []
-        for number, owners in enumerate(self._owners_of(optimizer)):
-            wanted = {rates[owner] for owner in owners if owner is not None}
-            if None in owners or len(wanted) != 1:
-                names = ", ".join("no layer group" if i is None else self.layer_groups.names[i] for i in owners)
-                raise ValueError(
-                    f"Parameter group {number} of the given optimizer holds parameters of {names}, so it cannot have "
-                    f"the rates {rates}: give the optimizer trainer.layer_groups.param_groups(lr), or one rate for all."
-                )
-            chosen.append(wanted.pop())
-        for group, rate in zip(optimizer.param_groups, chosen, strict=True):
-            group["lr"] = group["initial_lr"] = rate  # schedulers begin from the latter where it is there
-
-    def _owners_of(self, optimizer: Optimizer) -> list[list[int | None]]:
-        """For each parameter group of an optimizer the layer groups that its parameters are of; None is of none."""
-        groups = self.layer_groups
-        owner = {id(parameter): i for i in range(len(groups)) for parameter in groups.parameters(i)}
-        return [
-            sorted({owner.get(id(parameter)) for parameter in group["params"]}, key=lambda i: -1 if i is None else i)
-            for group in optimizer.param_groups
-        ]
+            return {name: rates[-1] for name, rates in self._user_rates.rates.items()}
+        return rates_at(self.optimizer, self.schedule, step)
 
     def _highest_rates(self) -> list[float]:
         """The highest rate of each layer group in the training that has just ended."""
         optimizer, _ = self._given_optimizers
         if optimizer is None:
             return self.layer_groups.learning_rates(self.args.group_learning_rates or self.args.learning_rate)
-        found = [0.0] * len(self.layer_groups)  # what the optimizer does not know does not move
-        for i, (group, owners) in enumerate(zip(optimizer.param_groups, self._owners_of(optimizer), strict=True)):
-            steps = self._last_rates.get(group.get("name", f"group {i}"), [float(group["lr"])])
-            for owner in owners:
-                if owner is not None:
-                    found[owner] = max(found[owner], *steps)
-        return found
+        return highest_rates(optimizer, self.layer_groups, self.learning_rates())
+
+    def _set_given_rates(self) -> None:
+        """Give somebody's own optimizer the rates of the arguments, if there are any for the layer groups."""
+        optimizer, scheduler = self._given_optimizers
+        if optimizer is None or self.args.group_learning_rates is None:
+            return
+        if scheduler is not None:
+            raise ValueError(
+                f"The trainer was given a {type(scheduler).__name__}, which decides the rates: give "
+                "optimizers=(optimizer, None), or call train() without group_learning_rates."
+            )
+        set_rates(optimizer, self.layer_groups, self.args.group_learning_rates)
 
     def _check_before_training(self) -> None:
         if self.train_dataset is None:
             raise ValueError("Nothing to train on: give the trainer a train_dataset.")
         if self.args.eval_strategy != "no" and self.eval_dataset is None:
             raise ValueError('Nothing to evaluate on: give the trainer an eval_dataset, or eval_strategy="no".')
+
+    def _check_images(self, name: str, rows: Any) -> None:
+        column = self.images.label_column
+        self.images.check(name, rows, ClassNames.of(self.features.model.config, self.train_dataset, column))
+
+    def _evaluation_images(self, rows: Any) -> Any:
+        """Rows of images as evaluation sees them; other data sets as they are."""
+        if not self.images.are_in(rows):
+            return rows
+        own = next((name for name, one in _named(None, self.eval_dataset).items() if one is rows), None)
+        self._check_images(own or "The data set", rows)
+        images = self.images.evaluation(rows, name=own)
+        images.require_equal_labelling()
+        return images
+
+    def _not_empty(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        if self.args.dataloader_drop_last and hasattr(loader, "__len__") and len(loader) == 0:
+            raise ValueError(
+                "dataloader_drop_last=True leaves no batch: the images are fewer than a batch of all processes. Give a "
+                "smaller batch size, or leave dataloader_drop_last out."
+            )
+        return loader
+
+    def _or_validation(self, dataset: Any) -> Any:
+        dataset = dataset if dataset is not None else self.eval_dataset
+        if dataset is None or isinstance(dataset, dict):
+            raise ValueError("Which images? The trainer has no single eval_dataset: give dataset=.")
+        return dataset
+
+
+def _named(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """Data sets by the arguments that hold them."""
+    if isinstance(eval_dataset, dict):
+        evaluation = {f"eval_dataset[{name!r}]": rows for name, rows in eval_dataset.items()}
+    else:
+        evaluation = {"eval_dataset": eval_dataset}
+    return {"train_dataset": train_dataset, **evaluation}

@@ -1,0 +1,46 @@
+"""The only file that names private attributes of transformers and accelerate, each with the version it was seen in.
+
+`tests/test_stack_contract.py` says which of them a new release has moved.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import Trainer
+
+
+def loss_counters(trainer: Trainer) -> dict[str, float]:
+    """A Trainer's counters of the training loss, plain values for a checkpoint; the same in every process.
+
+    transformers 5.24: `_tr_loss`, summed on the device since the last log line, `_total_loss_scalar`, the sum before
+    it, and `_globalstep_last_logged`. It sets all of them to zero when a run is resumed.
+    """
+    losses = trainer.accelerator.gather(trainer._tr_loss.reshape(1))  # each process has its own
+    return {
+        "loss": losses.mean().item(),
+        "total_loss": trainer._total_loss_scalar,
+        "last_logged": trainer._globalstep_last_logged,
+    }
+
+
+def restore_loss_counters(trainer: Trainer, counters: dict[str, Any]) -> None:
+    """Set the counters to what [`loss_counters`] gave."""
+    trainer._tr_loss = torch.tensor(counters["loss"], device=trainer.args.device)
+    trainer._total_loss_scalar = counters["total_loss"]
+    trainer._globalstep_last_logged = counters["last_logged"]
+
+
+def mean_training_loss(trainer: Trainer) -> float:
+    """The mean over all steps once training ends, also over those before a resume (transformers 5.24)."""
+    return float(trainer._total_loss_scalar / max(trainer.state.global_step, 0.001))
+
+
+def skip_gradient_norm(trainer: Trainer) -> None:
+    """Compute no gradient norm where nothing is clipped, for the log alone (transformers 5.24, `_get_grad_norm`)."""
+    trainer._get_grad_norm = lambda model, grad_norm=None: grad_norm
+
+
+def forget_prepared_models(accelerator: Accelerator) -> None:
+    """Have the next evaluation prepare the model anew, in the place of the head (accelerate 1.15, `_models`)."""
+    accelerator._models.clear()
