@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import nn
@@ -63,6 +61,7 @@ from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
 from hf_sgdr.training.history import TrainingHistory, fit_record
 from hf_sgdr.training.hub_trainer import card_facts
+from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches
 
 logger = logging.get_logger(__name__)
 
@@ -413,8 +412,9 @@ class SGDRTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """SGDR in whole optimizer steps, or a constant rate without `cycle_len`."""
         if self.lr_scheduler is None:
-            optimizer = optimizer if optimizer is not None else self._light_optimizer()
-            args = self.args
+            if optimizer is None and isinstance(self.model, HeadClassifier):
+                self.optimizer = light_optimizer(self.optimizer, self.accelerator)
+            optimizer, args = optimizer or self.optimizer, self.args
             if args.cycle_len is None:
                 self.lr_scheduler: LRScheduler = ConstantLR(optimizer, factor=1.0, total_iters=0)
             else:
@@ -462,16 +462,13 @@ class SGDRTrainer(Trainer):
     @override
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a batch; images in micro-batches, whose gradients add up to those of the batch."""
-        batch, size = len(next(iter(inputs.values()))), self.args.micro_batch_size
-        if "pixel_values" not in inputs or size is None or size >= batch:
+        size = self.args.micro_batch_size
+        if "pixel_values" not in inputs or size is None or size >= len(inputs["pixel_values"]):
             return super().training_step(model, self.images.normalize(inputs), num_items_in_batch)
         loss = torch.zeros((), device=self.args.device)
         try:
-            for start in range(0, batch, size):
-                part = {name: value[start : start + size] for name, value in inputs.items()}
-                self._share_of_batch = min(size, batch - start) / batch
+            for part, self._share_of_batch, is_last in micro_batches(inputs, size):
                 items = None if num_items_in_batch is None else num_items_in_batch * self._share_of_batch
-                is_last = start + size >= batch
                 with nullcontext() if is_last else self.accelerator.no_sync(model):
                     loss += super().training_step(model, self.images.normalize(part), items)
         finally:
@@ -502,17 +499,12 @@ class SGDRTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Transformers' own; under several processes the loss is that of all images, each counted once.
-
-        The Trainer averages the losses of batches there, which the last ones, filled up with images seen before, shift.
-        """
+        """Transformers' own; under several processes the loss is that of all images, each counted once."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         name = f"{metric_key_prefix}_loss"
         is_ours = self.compute_loss_func is None and self.label_smoother is None and output.label_ids is not None
         if self.args.world_size > 1 and name in output.metrics and is_ours:
-            logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-            labels, logits = torch.from_numpy(output.label_ids), torch.from_numpy(logits).float()
-            output.metrics[name] = float(self.model.loss_function(labels, logits, self.model.config))
+            output.metrics[name] = loss_of_all(self.model, output)
         return output
 
     @override
@@ -677,8 +669,12 @@ class SGDRTrainer(Trainer):
         start = time.perf_counter()
         checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
         self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
-        with self._on_features(), scoped.attributes(self, args=self._args_of_loop(step)):
-            output = super().train(checkpoint, trial, ignore_keys)
+        self._checkpoints.limit = self.args.save_total_limit
+        with self._on_features():
+            batches = len(self.get_train_dataloader())
+            self._steps_per_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
+            with scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step)):
+                output = super().train(checkpoint, trial, ignore_keys)
         record = fit_record(
             self.state,
             self.schedule,
@@ -691,24 +687,6 @@ class SGDRTrainer(Trainer):
         )
         self.history.add_fit(record, self.args, self.layer_groups.freeze_batch_norm)
         return output._replace(training_loss=output.metrics["train_loss"])  # in both, that of all steps: see `log`
-
-    def _args_of_loop(self, resumed_at: int) -> SGDRTrainingArguments:
-        """The arguments as transformers' loop reads them: as long as all cycles, or to `max_steps` where that is less.
-
-        Args:
-            resumed_at (`int`): the optimizer step of the checkpoint that it goes on from.
-        """
-        args = copy.copy(self.args)
-        batches = len(self.get_train_dataloader())
-        self._steps_per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-        whole = self._steps_per_epoch * args.total_epochs
-        args.num_train_epochs, args.max_steps = args.total_epochs, -1
-        if 0 < self.args.max_steps < whole:
-            args.max_steps = self.args.max_steps
-            if resumed_at >= args.max_steps:  # the loop would go on in an epoch that max_steps has cut off
-                args.num_train_epochs, args.max_steps = resumed_at // self._steps_per_epoch, -1
-        self._checkpoints.limit, args.save_total_limit = args.save_total_limit, None
-        return args
 
     @contextmanager
     def _on_features(self) -> Iterator[None]:
@@ -738,20 +716,6 @@ class SGDRTrainer(Trainer):
     def _restore_state(self, state: dict[str, Any]) -> None:
         restore_loss_counters(self, state)
         self._user_rates.rates = {name: list(rates) for name, rates in state["rates"].items()}
-
-    def _light_optimizer(self) -> Any:
-        """Take accelerate's wrapper off the head's optimizer, where all it does is to pass calls on.
-
-        It looks for an optional package on disk twice a step (accelerate 1.15), which is a quarter of a head's step.
-        """
-        if (
-            isinstance(self.model, HeadClassifier)
-            and isinstance(self.optimizer, AcceleratedOptimizer)
-            and self.accelerator.distributed_type == DistributedType.NO
-            and self.accelerator.scaler is None
-        ):
-            self.optimizer = self.optimizer.optimizer
-        return self.optimizer
 
     def _rates_at(self, step: int) -> dict[str, float]:
         if self._given_optimizers[1] is not None:
