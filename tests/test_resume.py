@@ -289,6 +289,21 @@ def test_another_run_is_not_gone_on_with(make_trainer, images, tmp_path):
     assert json.loads((tmp_path / "out" / "_runs" / "progress.json").read_text()) == before
 
 
+def test_a_run_that_another_version_began_is_refused_and_left_alone(make_trainer, tmp_path):
+    broken = make_trainer()
+    broken.add_callback(Interrupt("on_train_end", 1))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(broken, STAGES)
+    file = tmp_path / "out" / "_runs" / "progress.json"
+    before = json.loads(file.read_text())
+    del before["format"]  # as earlier versions wrote it
+    file.write_text(json.dumps(before))
+    with pytest.raises(ValueError, match=r"was begun by another version of hf_sgdr .* begin it anew") as error:
+        run_stages(make_trainer(), STAGES, resume=True)
+    assert "\n" not in str(error.value)
+    assert json.loads(file.read_text()) == before
+
+
 def test_a_run_that_begins_anew_keeps_what_the_unfinished_one_left(make_trainer, tmp_path, caplog):
     from transformers.utils import logging
 

@@ -137,6 +137,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
 
+def rows_of(dataset: Any) -> Any:
+    """The rows that an [`ImageDataset`] was made of; another data set itself."""
+    return dataset.rows if isinstance(dataset, ImageDataset) else dataset
+
+
 def require_images(name: str, dataset: Any, image_column: str = "image", label_column: str = "label") -> None:
     """Raise a ValueError if a data set cannot be read as images and labels; what is of another kind passes.
 

@@ -9,7 +9,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_sgdr.data.cache import ImageCaches
-from hf_sgdr.data.dataset import ImageDataset, require_images
+from hf_sgdr.data.dataset import ImageDataset, require_images, rows_of
 from hf_sgdr.data.labels import ClassNames
 from hf_sgdr.data.transforms import ImageTransform
 
@@ -79,7 +79,7 @@ class ImageInputs:
             ValueError: if it cannot be read as images and labels (see [`~hf_sgdr.data.dataset.require_images`]), or
                 its labels mean other classes.
         """
-        rows = _rows(rows)
+        rows = rows_of(rows)
         require_images(name, rows, self.image_column, self.label_column)
         classes.check(name, rows, self.label_column)
 
@@ -143,7 +143,7 @@ class ImageInputs:
     def _dataset(self, rows: Any, transform: ImageTransform, use: str = "", number: int = 0) -> ImageDataset:
         words = [self.seed, *((sum(use.encode()), number) if use else ())]
         return ImageDataset(
-            _rows(rows),
+            rows_of(rows),
             transform,
             image_column=self.image_column,
             label_column=self.label_column,
@@ -154,10 +154,6 @@ class ImageInputs:
         if self.caches is not None:
             images.cache = self.caches.of(images, rows, name)
         return images
-
-
-def _rows(dataset: Any) -> Any:
-    return dataset.rows if isinstance(dataset, ImageDataset) else dataset
 
 
 def _checked(name: str, value: Any) -> ImageTransform:

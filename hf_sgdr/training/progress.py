@@ -23,10 +23,13 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.files import UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
+from hf_sgdr.recipe import FitRecord
 
 logger = logging.get_logger(__name__)
 
 _LOCK = "lock.json"
+# Of progress.json and what lies beside it; raised when a run can no longer go on from what an older version left.
+_FORMAT = 2
 
 
 def run_key(depends_on: dict[str, Any]) -> str:
@@ -97,7 +100,7 @@ class RunProgress:
     def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
         self.folder = folder
         self.depends_on: dict[str, Any] = json.loads(json.dumps(depends_on))
-        self.stages: list[dict[str, Any]] = []
+        self.stages: list[FitRecord] = []
         self.rates: dict[str, list[float]] = {}
 
     @property
@@ -109,14 +112,21 @@ class RunProgress:
         """Go on with the run that was begun here.
 
         Raises:
-            ValueError: if it was begun with other arguments, or `progress.json` is damaged; nothing is changed.
+            ValueError: if it was begun with other arguments or by another version, or `progress.json` is damaged;
+                nothing is changed.
         """
         path = self.folder / "progress.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            made_by = content.get("format", 1)
             before, stages, rates = content["depends_on"], content["stages"], content["rates"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
+        if made_by != _FORMAT:
+            raise ValueError(
+                f"The run in {self.folder.parent} was begun by another version of hf_sgdr (its progress has format "
+                f"{made_by}, this version's {_FORMAT}): begin it anew without resuming, or give another output_dir."
+            )
         changed = sorted(
             name for name in before.keys() | self.depends_on.keys() if before.get(name) != self.depends_on.get(name)
         )
@@ -135,8 +145,7 @@ class RunProgress:
     def save(self) -> None:
         """Write `progress.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = ("depends_on", "stages", "rates")
-        content = {name: getattr(self, name) for name in names}
+        content = {"format": _FORMAT, "depends_on": self.depends_on, "stages": self.stages, "rates": self.rates}
         replace_file(self.folder / "progress.json", json.dumps(content, indent=1).encode())
 
     def set_aside(self) -> None:
@@ -159,14 +168,14 @@ class RunProgress:
             for plot in ("range-test", "learning-rate"):  # of an earlier run, which may have had another recipe
                 (self.folder.parent / f"{stage['name']}-{plot}.png").unlink(missing_ok=True)
 
-    def finish_stage(self, model: PreTrainedModel, figures: dict[str, Any]) -> None:
+    def finish_stage(self, model: PreTrainedModel, record: FitRecord) -> None:
         """Note that a stage is done, with its weights; what it took to get there is removed."""
-        name = figures["name"]
+        name = record["name"]
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         replace_weights(folder / "weights.safetensors", model)
         before = [stage["name"] for stage in self.stages]
-        self.stages.append(figures)
+        self.stages.append(record)
         self.save()
         for path in folder.iterdir():
             if path.is_dir():

@@ -16,6 +16,7 @@ from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback
+from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
@@ -83,11 +84,9 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
             head_rate = rates[-1]
             best.stage = stage.name
             _fit(trainer, stage, rates, newest_checkpoint(progress.folder / stage.name))
-            figures = {
-                **trainer.history.fits[-1],
-                "seconds": round(time.perf_counter() - start, 2),  # with the range test
-            }
-            figures["eval_loss"], figures["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
+            record = trainer.history.fits[-1].copy()
+            record["seconds"] = round(time.perf_counter() - start, 2)  # with the range test
+            record["eval_loss"], record["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
             if not best.figures:
                 raise ValueError(
                     f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
@@ -96,9 +95,9 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
                 _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
-                progress.finish_stage(trainer.model, figures)
+                progress.finish_stage(trainer.model, record)
             else:
-                progress.stages.append(figures)
+                progress.stages.append(record)
     finally:
         trainer.remove_callback(best)
     trainer.precompute = False
@@ -106,11 +105,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     best.restore()
     results = RunResults(trainer.args.world_size, progress.stages, best.figures, run=run_key(progress.depends_on))
     if trainer.is_world_process_zero():
-        write_image_hashes(
-            getattr(trainer.train_dataset, "rows", trainer.train_dataset),
-            trainer.args.image_column_name,
-            progress.folder,
-        )
+        write_image_hashes(rows_of(trainer.train_dataset), trainer.args.image_column_name, progress.folder)
     trainer.history.run = tuple(stages), results
     return results
 
