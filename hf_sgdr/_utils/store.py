@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from huggingface_hub import constants
 from numpy.typing import NDArray
@@ -192,11 +191,6 @@ class ShardStore(ABC):
 def mapped(file: FileIdentity) -> NDArray[np.uint8]:
     """A file's bytes, mapped into memory: what is indexed is read, and the system may drop it again."""
     return np.asarray(np.memmap(file[0], mode="r"))  # an ordinary array is indexed faster than its subclass
-
-
-def available_memory() -> int:
-    """Bytes that processes of this machine may still take without swapping."""
-    return int(psutil.virtual_memory().available)
 
 
 def replace_file(path: Path, content: bytes) -> None:

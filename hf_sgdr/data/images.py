@@ -18,7 +18,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from hf_sgdr._utils.processors import usable_threads
+from hf_sgdr._utils.system import usable_threads
 from hf_sgdr._utils.text import printable
 
 # To be raised when `read_image` or a transform makes other pixels of a file: what was stored before counts no more.

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.store import available_memory
+from hf_sgdr._utils.system import available_memory
 from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype

@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_sgdr._utils.memory import keep_freed_memory
-from hf_sgdr._utils.processors import use_all_processors
 from hf_sgdr._utils.store import apply_umask
+from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.cache import ImageCaches
 from hf_sgdr.data.dataset import ImageDataset, require_images
