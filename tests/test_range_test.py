@@ -148,11 +148,12 @@ def test_everything_is_as_before_after_an_exception_inside(tmp_path, error):
     assert_same(before, everything(trainer))
 
 
-def test_training_is_identical_with_and_without_a_test_before(tmp_path):
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "autocast"])
+def test_training_is_identical_with_and_without_a_test_before(tmp_path, precision):
     weights = []
     for tests in (0, 2):
         torch.manual_seed(7)
-        trainer = stock_trainer(tmp_path)
+        trainer = stock_trainer(tmp_path, **precision)
         for _ in range(tests):
             LRRangeTest(1e-4, 10.0, 15).run(trainer)
         trainer.train()

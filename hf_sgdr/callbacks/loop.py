@@ -8,6 +8,8 @@ from timm.utils import distribute_bn
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_sgdr._utils._compat import loss_since_last_log
+
 
 class DatasetEpoch(TrainerCallback):
     """Calls `set_epoch` of a data set that has one, on any Trainer.
@@ -72,7 +74,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
         Raises:
             FloatingPointError: in every process, if it is NaN or infinite in any.
         """
-        losses = self.trainer._tr_loss
+        losses = loss_since_last_log(self.trainer)
         if args.world_size > 1:
             losses = self.trainer.accelerator.gather(losses.reshape(1))
         if torch.isfinite(losses).all():
