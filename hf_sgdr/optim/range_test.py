@@ -129,6 +129,7 @@ class LRRangeTest:
             return self._run(trainer, batches, self.learning_rates()[:max_steps])
 
     def _run(self, trainer: Trainer, batches: Iterator[list[Any]], tested: list[float]) -> LRRangeResult:
+        assert trainer.model is not None
         trainer.model_wrapped = trainer.model
         if trainer.optimizer is None:
             trainer.create_optimizer()

@@ -22,6 +22,7 @@ def trainer_restored(trainer: Trainer) -> Iterator[None]:
     """
     accelerator, model = trainer.accelerator, trainer.model
     optimizer = torch_optimizer(trainer.optimizer)
+    assert model is not None
     with ExitStack() as stack:
         stack.enter_context(generators_restored())
         # accelerate notes what it prepared, and wraps a model's forward, in attributes of all four

@@ -88,7 +88,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
                 "seconds": round(time.perf_counter() - start, 2),  # with the range test
             }
             figures["eval_loss"], figures["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
-            if not best.figures:
+            if not best.metrics:
                 raise ValueError(
                     f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
                     "weights are chosen: look at label_names, compute_metrics and the validation images."
@@ -104,7 +104,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     trainer.precompute = False
     trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
-    results = RunResults(trainer.args.world_size, progress.stages, best.figures, run=run_key(progress.depends_on))
+    results = RunResults(trainer.args.world_size, progress.stages, best.metrics, run=run_key(progress.depends_on))
     if trainer.is_world_process_zero():
         write_image_hashes(
             getattr(trainer.train_dataset, "rows", trainer.train_dataset),

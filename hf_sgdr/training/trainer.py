@@ -196,7 +196,7 @@ class SGDRTrainer(HubTrainer, PrecomputeTrainer):
                 seconds=time.perf_counter() - start,
                 precompute=self._precompute,
                 freeze_to=self.layer_groups.first_trained,
-                kept=self._best.figures if self._best is not None else None,
+                kept=self._best.metrics if self._best is not None else None,
             )
         )
         self.fit_stages.append(
