@@ -268,11 +268,16 @@ def timm_network(model: nn.Module) -> Any:
     return network if hasattr(network, "get_classifier") else None
 
 
+def timm_classifiers(network: Any) -> tuple[nn.Module, ...]:
+    """The classifiers of a timm network; distilled ones have two."""
+    classifier = network.get_classifier()
+    return classifier if isinstance(classifier, tuple) else (classifier,)
+
+
 def _head_modules(model: nn.Module) -> list[nn.Module]:
     network = timm_network(model)
     if network is not None:
-        classifier = network.get_classifier()
-        return [head for head in (classifier if isinstance(classifier, tuple) else (classifier,)) if has_weights(head)]
+        return [head for head in timm_classifiers(network) if has_weights(head)]
     body = getattr(model, "base_model", model)
     beside_body = [child for child in model.children() if child is not body and has_weights(child)]
     if body is not model and beside_body:
