@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils import logging
 
-from hf_sgdr.optim.layer_groups import timm_network
+from hf_sgdr.optim.architecture import timm_network
 
 logger = logging.get_logger(__name__)
 

@@ -19,7 +19,8 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperFo
 from transformers.utils import logging
 
 from hf_sgdr.models.lite_weights import lite0_keys_to_timm
-from hf_sgdr.optim.layer_groups import LayerGroups, timm_classifiers
+from hf_sgdr.optim.architecture import timm_classifiers
+from hf_sgdr.optim.layer_groups import LayerGroups
 
 logger = logging.get_logger(__name__)
 
