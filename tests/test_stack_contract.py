@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from hf_sgdr._utils._compat import loss_since_last_log, num_items_in_batch
 
@@ -37,10 +37,8 @@ class Line(nn.Module):
 
 
 @pytest.fixture
-def trainer(tmp_path):
-    rows = [{"x": torch.ones(2), "labels": i % 2} for i in range(8)]
-    arguments = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    return Trainer(Line(), TrainingArguments(str(tmp_path), num_train_epochs=1, **arguments), train_dataset=rows)
+def trainer(make_stock_trainer):
+    return make_stock_trainer(Line(), [{"x": torch.ones(2), "labels": i % 2} for i in range(8)], num_train_epochs=1)
 
 
 def private_names(source: str) -> dict[str, int]:
