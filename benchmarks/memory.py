@@ -26,7 +26,7 @@ EXTRACTION = """
 import json, os, sys, time
 import torch
 from hf_sgdr import LayerGroups, create_image_classifier, image_transforms
-from hf_sgdr._utils.memory import keep_freed_memory
+from hf_sgdr._utils.system import keep_freed_memory
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.extract import extract_features
 

@@ -22,7 +22,7 @@ from timing import as_table, write_section
 from training import training
 from transformers.utils import logging
 
-from hf_sgdr._utils.memory import keep_freed_memory
+from hf_sgdr._utils.system import keep_freed_memory
 from hf_sgdr.data.folders import image_files
 
 IMAGES, TRAINING_IMAGES, MANY = 256, 128, 50_000

@@ -14,17 +14,20 @@ os.environ |= {
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only stand in each other's way
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_SGDR_NUM_THREADS": "1"}
 
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from huggingface_hub import HfApi, constants  # noqa: E402
-from loopback_hub import TOKEN, running_hub  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from loopback_hub import TOKEN, running_hub
+from PIL import Image
+from transformers import Trainer, TrainingArguments
 
-from hf_sgdr import create_image_classifier  # noqa: E402
+import hf_sgdr
 
 IMAGES = Path(os.environ.get("HF_SGDR_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -79,7 +82,70 @@ def api(hub) -> HfApi:
 def tiny_model():
     """A residual network of 373,000 weights, random but seeded."""
     torch.manual_seed(0)
-    return create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+    return hf_sgdr.create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+
+
+# Quick, quiet and without a file, unless a test asks for them.
+ARGUMENTS = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+
+
+def parted(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a Trainer takes itself, and what its arguments take."""
+    own = {*inspect.signature(Trainer).parameters, *inspect.signature(hf_sgdr.SGDRTrainer).parameters} - {"args"}
+    return {k: v for k, v in kwargs.items() if k in own}, {k: v for k, v in kwargs.items() if k not in own}
+
+
+@pytest.fixture(scope="session")
+def build_trainer() -> Callable[..., "hf_sgdr.SGDRTrainer"]:
+    """`make_trainer` for fixtures of a module, which have no folder of their own: it comes first."""
+
+    def build(output_dir, images, model=None, *, image_size=32, augment="side_on", max_zoom=1.1, **kwargs):
+        images = hf_sgdr.load_image_folder(images) if isinstance(images, Path) else images
+        if model is None:
+            torch.manual_seed(0)
+            labels = images["train"].features["label"].names
+            model = hf_sgdr.create_image_classifier("test_resnet", labels=labels, pretrained=False)
+        views = hf_sgdr.image_transforms(model, image_size=image_size, augment=augment, max_zoom=max_zoom)
+        given, arguments = parted(kwargs)
+        given = {
+            "train_dataset": images["train"],
+            "eval_dataset": images["validation"],
+            "train_transform": views[0],
+            "eval_transform": views[1],
+            **given,
+        }
+        arguments = {**ARGUMENTS, "per_device_train_batch_size": 8, **arguments}
+        return hf_sgdr.SGDRTrainer(model, hf_sgdr.SGDRTrainingArguments(str(output_dir), **arguments), **given)
+
+    return build
+
+
+@pytest.fixture
+def make_trainer(build_trainer, tmp_path, request):
+    """`make_trainer(freeze_to=0)` is an SGDRTrainer on the test's `images`, which writes to `tmp_path / "out"`.
+
+    It takes what the trainer and its arguments take, `folder` for another name than "out", `images` as splits or as
+    their folder, and `augment`, `max_zoom` and `image_size` for its transforms. Without `model` each call makes the
+    same seeded one anew.
+    """
+
+    def make(model=None, *, images=None, folder="out", **kwargs):
+        images = request.getfixturevalue("images") if images is None else images
+        return build_trainer(tmp_path / folder, images, model, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def make_stock_trainer(tmp_path):
+    """`make_stock_trainer(model, rows, learning_rate=0.1)` is a Trainer of transformers."""
+
+    def make(model, rows, **kwargs):
+        given, arguments = parted(kwargs)
+        arguments = TrainingArguments(str(tmp_path / "out"), **{**ARGUMENTS, **arguments})
+        return Trainer(model, arguments, **{"train_dataset": rows, **given})
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -165,8 +165,8 @@ def test_many_threads_may_read_a_file_that_is_not_mapped_yet(tmp_path):
 def test_a_shard_is_checked_once_a_process_and_again_when_its_file_changed(tmp_path, rows, monkeypatch):
     store = filled(tmp_path, rows)
     checked = []
-    checksum = shards._checksum
-    monkeypatch.setattr(shards, "_checksum", lambda tensors: checked.append(1) or checksum(tensors))
+    checksum = shards.tensors_hash
+    monkeypatch.setattr(shards, "tensors_hash", lambda tensors: checked.append(1) or checksum(tensors))
     for _ in range(3):
         assert torch.equal(reopened(store, tmp_path).read(), rows)
     assert not checked  # this process wrote it

@@ -4,8 +4,12 @@ import os
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
+
+for module in ("ipykernel", "ipywidgets", "nbclient", "nbformat"):
+    pytest.importorskip(module, reason=f"{module} is not installed; the extra `test-notebook` has it")
+
+import nbformat
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "lesson1.ipynb"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.suggestions import smoothed_losses
@@ -33,17 +33,13 @@ def rows(count: int = 64) -> list[dict[str, torch.Tensor]]:
     return [{"x": row, "labels": (row.sum() > 0).long()} for row in x]
 
 
-def stock_trainer(tmp_path, model=None, callbacks=None, optimizers=(None, None), **kwargs) -> Trainer:
-    values = {"learning_rate": 0.05, "max_grad_norm": 0, "per_device_train_batch_size": 8, "num_train_epochs": 2}
-    arguments = TrainingArguments(
-        str(tmp_path / "out"),
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        **{**values, **kwargs},
-    )
-    return Trainer(model or TwoLayers(), arguments, train_dataset=rows(), callbacks=callbacks, optimizers=optimizers)
+@pytest.fixture
+def stock_trainer(make_stock_trainer):
+    def make(model=None, **kwargs):
+        values = {"learning_rate": 0.05, "max_grad_norm": 0, "per_device_train_batch_size": 8, "num_train_epochs": 2}
+        return make_stock_trainer(model or TwoLayers(), rows(), **{**values, **kwargs})
+
+    return make
 
 
 def everything(trainer: Trainer) -> dict[str, object]:
@@ -92,8 +88,8 @@ def test_wrong_numbers_are_refused_before_any_work(arguments, message):
     assert str(error.value) == message
 
 
-def test_history_has_every_step_of_a_stock_trainer(tmp_path):
-    result = LRRangeTest(1e-5, 1.0, 30).run(stock_trainer(tmp_path))
+def test_history_has_every_step_of_a_stock_trainer(stock_trainer):
+    result = LRRangeTest(1e-5, 1.0, 30).run(stock_trainer())
     history = result.history
     assert set(history) == {"step", "lr", "loss", "smoothed_loss", "learning_rates"}
     assert history["step"] == list(range(30))
@@ -102,12 +98,12 @@ def test_history_has_every_step_of_a_stock_trainer(tmp_path):
     assert result.stop_reason == "finished"
 
 
-def test_groups_keep_their_ratios_and_the_last_one_is_reported(tmp_path):
+def test_groups_keep_their_ratios_and_the_last_one_is_reported(stock_trainer):
     model = TwoLayers()
     optimizer = torch.optim.SGD(
         [{"params": model.body.parameters(), "lr": 0.01}, {"params": model.head.parameters(), "lr": 0.1}], lr=1.0
     )
-    result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer(tmp_path, model, optimizers=(optimizer, None)))
+    result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer(model, optimizers=(optimizer, None)))
     for lr, (early, head) in zip(result.history["lr"], result.history["learning_rates"], strict=True):
         assert head == lr
         assert early == pytest.approx(lr / 10)
@@ -115,22 +111,22 @@ def test_groups_keep_their_ratios_and_the_last_one_is_reported(tmp_path):
     assert not optimizer.state
 
 
-def test_gradient_accumulation_counts_optimizer_steps(tmp_path):
-    result = LRRangeTest(1e-5, 1e-4, 7).run(stock_trainer(tmp_path, gradient_accumulation_steps=3))
+def test_gradient_accumulation_counts_optimizer_steps(stock_trainer):
+    result = LRRangeTest(1e-5, 1e-4, 7).run(stock_trainer(gradient_accumulation_steps=3))
     assert len(result.history["loss"]) == 7
     assert all(0.2 < loss < 2 for loss in result.history["loss"])  # a mean, not a sum or a third
 
 
-def test_everything_is_as_before(tmp_path):
-    trainer = stock_trainer(tmp_path)
+def test_everything_is_as_before(stock_trainer):
+    trainer = stock_trainer()
     before = everything(trainer)
     LRRangeTest(1e-5, 10.0, 20).run(trainer)
     assert_same(before, everything(trainer))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
-def test_everything_is_as_before_after_an_exception_inside(tmp_path, error):
-    trainer = stock_trainer(tmp_path)
+def test_everything_is_as_before_after_an_exception_inside(stock_trainer, error):
+    trainer = stock_trainer()
     trainer.train()
     before = everything(trainer)
     steps = iter(range(5))
@@ -148,11 +144,12 @@ def test_everything_is_as_before_after_an_exception_inside(tmp_path, error):
     assert_same(before, everything(trainer))
 
 
-def test_training_is_identical_with_and_without_a_test_before(tmp_path):
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "autocast"])
+def test_training_is_identical_with_and_without_a_test_before(stock_trainer, precision):
     weights = []
     for tests in (0, 2):
         torch.manual_seed(7)
-        trainer = stock_trainer(tmp_path)
+        trainer = stock_trainer(**precision)
         for _ in range(tests):
             LRRangeTest(1e-4, 10.0, 15).run(trainer)
         trainer.train()
@@ -160,7 +157,7 @@ def test_training_is_identical_with_and_without_a_test_before(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_no_callback_is_called_and_nothing_is_written(tmp_path):
+def test_no_callback_is_called_and_nothing_is_written(stock_trainer, tmp_path):
     calls = []
 
     class Listener(TrainerCallback):
@@ -170,22 +167,22 @@ def test_no_callback_is_called_and_nothing_is_written(tmp_path):
         def on_log(self, args, state, control, **kwargs):
             calls.append("log")
 
-    trainer = stock_trainer(tmp_path, callbacks=[Listener()])
+    trainer = stock_trainer(callbacks=[Listener()])
     files = sorted(tmp_path.rglob("*"))
     LRRangeTest(1e-5, 1.0, 10).run(trainer)
     assert calls == []
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_it_stops_where_the_loss_diverges(tmp_path):
-    result = LRRangeTest(1e-2, 1e6, 60).run(stock_trainer(tmp_path))
+def test_it_stops_where_the_loss_diverges(stock_trainer):
+    result = LRRangeTest(1e-2, 1e6, 60).run(stock_trainer())
     assert len(result.history["loss"]) < 60
     assert "learning rate" in result.stop_reason
     assert all(math.isfinite(loss) for loss in result.history["loss"])
 
 
-def test_it_stops_at_a_loss_that_is_no_number(tmp_path):
-    trainer = stock_trainer(tmp_path)
+def test_it_stops_at_a_loss_that_is_no_number(stock_trainer):
+    trainer = stock_trainer()
     trainer.model.head.weight.data[0, 0] = math.inf
     result = LRRangeTest(1e-2, 1.0, 10).run(trainer)
     assert result.history["loss"] == []
@@ -235,8 +232,8 @@ def test_the_edge_is_where_the_loss_takes_off():
     assert falling_curve().edge() > 1
 
 
-def test_its_repr_is_one_short_line(tmp_path):
-    result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer(tmp_path))
+def test_its_repr_is_one_short_line(stock_trainer):
+    result = LRRangeTest(1e-3, 1.0, 10).run(stock_trainer())
     assert repr(result) == "LRRangeResult(10 steps, 1.0e-03 to 1.0e+00, stop_reason='finished')"
     assert repr(dataclasses.replace(result, history={name: [] for name in result.history})).startswith(
         "LRRangeResult(0 steps,"

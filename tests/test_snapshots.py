@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from hf_sgdr import (
-    SGDRTrainer,
-    SGDRTrainingArguments,
     SnapshotCallback,
     average_weights,
     ensemble_predictions,
-    image_transforms,
+    get_sgdr_schedule,
     load_image_folder,
 )
 
@@ -40,21 +38,6 @@ class Noted(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         self.losses.append((metrics["eval_loss"], self.now()))
-
-
-@pytest.fixture
-def make_trainer(images, tiny_model, tmp_path):
-    def make(**kwargs):
-        train, evaluation = image_transforms(tiny_model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
-        return SGDRTrainer(
-            tiny_model,
-            SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=8, **values, **kwargs),
-            train_dataset=images["train"], eval_dataset=images["validation"],
-            train_transform=train, eval_transform=evaluation,
-        )  # fmt: skip
-
-    return make
 
 
 def same(one, other):
@@ -103,7 +86,7 @@ def test_average_and_ensemble(make_trainer, tmp_path):
     assert same(trainer.model.state_dict(), mean)
 
 
-def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path, tiny_model):
+def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.add_callback(SnapshotCallback())
     with pytest.raises(ValueError, match=r"needs the cycles of get_sgdr_schedule, .* give the Trainer optimizers="):
@@ -112,18 +95,12 @@ def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path, tiny_mod
         average_weights(tmp_path)
 
 
-def test_on_a_stock_trainer(tiny_model, tmp_path):
-    from hf_sgdr import get_sgdr_schedule
-
+def test_on_a_stock_trainer(make_stock_trainer, tiny_model, tmp_path):
     rows = [{"pixel_values": torch.full((3, SIZE, SIZE), float(i % 2)), "labels": i % 2} for i in range(8)]
     optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
-    args = TrainingArguments(
-        str(tmp_path / "out"), num_train_epochs=3, per_device_train_batch_size=4, use_cpu=True, report_to="none",
-        disable_tqdm=True, save_strategy="no",
-    )  # fmt: skip
-    Trainer(
-        tiny_model, args, train_dataset=rows, optimizers=(optimizer, get_sgdr_schedule(optimizer, 2, 2)),
-        callbacks=[SnapshotCallback()],
+    make_stock_trainer(
+        tiny_model, rows, num_train_epochs=3, per_device_train_batch_size=4, callbacks=[SnapshotCallback()],
+        optimizers=(optimizer, get_sgdr_schedule(optimizer, 2, 2)),
     ).train()  # fmt: skip
     assert [path.name for path in sorted((tmp_path / "out" / "_runs" / "snapshots").iterdir())] == [
         "cycle-001.safetensors", "cycle-002.safetensors",

@@ -9,9 +9,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
-    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -24,6 +22,7 @@ from hf_sgdr import (
     create_image_classifier,
     get_sgdr_schedule,
     image_transforms,
+    load_image_folder,
 )
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.extract import extract_features
@@ -68,17 +67,11 @@ def model(request):
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
+def make_trainer(make_stock_trainer):
     def make(model, optimizer=None, scheduler=None, callbacks=None, **kwargs):
-        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "seed": 1}
-        values |= {"per_device_train_batch_size": BATCH, "num_train_epochs": 3, "logging_steps": 1}
-        return Trainer(
-            model,
-            TrainingArguments(str(tmp_path / "out"), **{**values, **kwargs}),
-            train_dataset=rows_of(model),
-            optimizers=(optimizer, scheduler),
-            callbacks=callbacks,
-        )
+        values = {"seed": 1, "per_device_train_batch_size": BATCH, "num_train_epochs": 3, "logging_steps": 1, **kwargs}
+        optimizers = (optimizer, scheduler)
+        return make_stock_trainer(model, rows_of(model), optimizers=optimizers, callbacks=callbacks, **values)
 
     return make
 
@@ -220,9 +213,7 @@ class Head(torch.nn.Module):
 
 
 @pytest.mark.parametrize("make", [timm_model, vit])
-def test_the_feature_store(make, make_image_folder, tmp_path, monkeypatch):
-    from hf_sgdr import load_image_folder
-
+def test_the_feature_store(make, make_stock_trainer, make_image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     model = make()
@@ -231,12 +222,11 @@ def test_the_feature_store(make, make_image_folder, tmp_path, monkeypatch):
     head = LayerGroups.from_model(model).head
     store = extract_features(model, head, ImageDataset(images, transform), dtype=torch.float32)
     assert isinstance(store, FeatureStore)
-    args = TrainingArguments(
-        str(tmp_path / "out"), num_train_epochs=20, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
-        report_to="none", disable_tqdm=True, save_strategy="no", remove_unused_columns=False, logging_strategy="epoch",
-    )  # fmt: skip
     rows = FeatureDataset([store.read()], torch.tensor(images["label"]))
-    trainer = Trainer(Head(head), args, train_dataset=rows, data_collator=whole_batch)
+    trainer = make_stock_trainer(
+        Head(head), rows, num_train_epochs=20, per_device_train_batch_size=4, learning_rate=1e-2,
+        remove_unused_columns=False, logging_strategy="epoch", data_collator=whole_batch,
+    )  # fmt: skip
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, Stage, image_transforms, load_image_folder, run_stages
+from hf_sgdr import Stage, load_image_folder, run_stages
 from hf_sgdr._utils.plots import new_axes
 from hf_sgdr.callbacks.trackers import pixels
 from hf_sgdr.training.stages import save_results
@@ -22,32 +22,10 @@ GROUPS = ("early", "middle", "head")
 
 
 @pytest.fixture
-def make_trainer(tmp_path, make_image_folder, tiny_model):
-    images = load_image_folder(
+def images(tmp_path, make_image_folder):
+    return load_image_folder(
         make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}})
     )
-
-    def make(tracker, **kwargs):
-        train_transform, eval_transform = image_transforms(tiny_model, image_size=32, augment="side_on")
-        arguments = SGDRTrainingArguments(
-            str(tmp_path / "out"),
-            report_to=tracker,
-            per_device_train_batch_size=8,
-            use_cpu=True,
-            disable_tqdm=True,
-            save_strategy="no",
-            **kwargs,
-        )
-        return SGDRTrainer(
-            tiny_model,
-            arguments,
-            train_dataset=images["train"],
-            eval_dataset=images["validation"],
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-        )
-
-    return make
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -66,7 +44,7 @@ def picture(run: EventAccumulator, name: str) -> np.ndarray:
 
 
 def test_tensorboard_has_each_fits_rates_cycles_losses_and_pictures(make_trainer, tmp_path):
-    trainer = make_trainer("tensorboard", logging_strategy="steps", logging_steps=1)
+    trainer = make_trainer(report_to="tensorboard", logging_strategy="steps", logging_steps=1)
     results = run_stages(trainer, STAGES)
     save_results(results, tmp_path / "out" / "results.json")  # which tidies up: the trackers' files must stay
     (began,) = (tmp_path / "out" / "runs").iterdir()
@@ -96,7 +74,7 @@ def test_tensorboard_has_each_fits_rates_cycles_losses_and_pictures(make_trainer
 
 def test_a_folder_for_tensorboard_has_a_run_for_each_fit(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    trainer = make_trainer("tensorboard")
+    trainer = make_trainer(report_to="tensorboard")
     trainer.fit(1e-2, 1)
     trainer.fit(1e-3, 1, cycle_len=1, name="annealed")
     assert sorted(path.name for path in (tmp_path / "board").iterdir()) == ["annealed", "fit-001"]
@@ -105,7 +83,7 @@ def test_a_folder_for_tensorboard_has_a_run_for_each_fit(make_trainer, tmp_path,
 
 
 def test_a_range_test_alone_begins_no_run(make_trainer, tmp_path):
-    make_trainer("tensorboard").lr_find(num_steps=5)
+    make_trainer(report_to="tensorboard").lr_find(num_steps=5)
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -115,7 +93,9 @@ def test_trackio_has_each_fits_rates_cycles_losses_and_pictures(make_trainer, tm
     from trackio.utils import MEDIA_DIR
 
     assert Path(MEDIA_DIR).is_relative_to(os.environ["HF_HOME"])  # of the tests, not of the user
-    trainer = make_trainer("trackio", project="lesson", run_name="dogscats", logging_strategy="steps", logging_steps=1)
+    trainer = make_trainer(
+        report_to="trackio", project="lesson", run_name="dogscats", logging_strategy="steps", logging_steps=1
+    )
     trainer.args.trackio_static_space_id = False
     run_stages(trainer, STAGES)
     assert sorted(run.name for run in trackio.Api().runs("lesson")) == ["dogscats-head", "dogscats-whole"]
@@ -136,7 +116,7 @@ def test_trackio_has_each_fits_rates_cycles_losses_and_pictures(make_trainer, tm
 
 
 def test_without_a_tracker_nothing_is_drawn(make_trainer, monkeypatch):
-    trainer = make_trainer("none")
+    trainer = make_trainer(report_to="none")
     monkeypatch.setattr("hf_sgdr.callbacks.trackers.pixels", lambda axes: pytest.fail("drawn for nobody"))
     trainer.lr_find(num_steps=5)
     trainer.fit(1e-2, 1)

@@ -14,12 +14,11 @@ import os
 import shutil
 import tempfile
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import psutil
 import torch
 from huggingface_hub import constants
 from numpy.typing import NDArray
@@ -46,14 +45,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_SGDR_CACHE") or Path(constants.HF_HOME, "hf_sgdr"))
 
 
-class ShardStore(ABC):
-    """Rows in shards, each shard a few named tensors.
+class ShardStore:
+    """Rows in shards, each shard a few named tensors; a subclass says which of them has an item a row.
 
     Args:
         depends_on (`dict`): plain values; all that the rows depend on. Its hash is the store's name.
         rows (`int`): how many rows the whole has.
         root (`Path`, *optional*): the folder of all stores; by default `features` below [`cache_folder`].
     """
+
+    row_tensor: ClassVar[str]
 
     def __init__(self, depends_on: dict[str, Any], rows: int, root: Path | None = None) -> None:
         self.rows = rows
@@ -99,11 +100,11 @@ class ShardStore(ABC):
                 f"{what} would take {size / 1e9:.2f} GB on disk, more than {argument}={limit_gb:g} allows: raise it, "
                 "or store less (a smaller image_size, fewer precompute_views, fewer images, fewer frozen groups)."
             )
-        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
+        folder = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        free = shutil.disk_usage(folder).free
         if size > free:
             raise OSError(
-                f"{what} would take {size / 1e9:.2f} GB, but {place} has {free / 1e9:.2f} GB free: make room, or set "
+                f"{what} would take {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free: make room, or set "
                 "HF_SGDR_CACHE to a folder on another disk."
             )
 
@@ -111,8 +112,12 @@ class ShardStore(ABC):
         """Store a shard. The manifest is written with the first one.
 
         Raises:
+            ValueError: if it has not as many rows as the shard.
             OSError: if the folder cannot be written; what is already stored stays intact.
         """
+        if not self._has_all_rows(shard, tensors):
+            given = len(tensors[self.row_tensor])
+            raise ValueError(f"Shard {shard} has {len(self.shard_rows(shard))} rows, {given} given.")
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,7 @@ class ShardStore(ABC):
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
                 temporary = Path(file.name)
             try:
-                save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
+                save_file(tensors, temporary, metadata={"sha256": tensors_hash(sorted(tensors.items()))})
                 apply_umask(temporary)
                 temporary.replace(self._path(shard))
             finally:
@@ -167,7 +172,7 @@ class ShardStore(ABC):
         if identity not in _VERIFIED:
             try:
                 tensors, checksum = self._load(shard)
-                if checksum != _checksum(tensors) or not self._has_all_rows(shard, tensors):
+                if checksum != tensors_hash(sorted(tensors.items())) or not self._has_all_rows(shard, tensors):
                     raise ValueError("its checksum does not fit")
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 logger.warning(f"{path} is damaged ({error}): computing it again.")
@@ -175,9 +180,8 @@ class ShardStore(ABC):
             _VERIFIED.add(identity)
         return True
 
-    @abstractmethod
     def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether the tensors are as many rows as the shard has."""
+        return len(tensors[self.row_tensor]) == len(self.shard_rows(shard))
 
     def locate(self, shard: int, name: str) -> tuple[FileIdentity, int]:
         """The file that holds a shard's tensor, and where in it the tensor's bytes begin; for [`mapped`]."""
@@ -192,11 +196,6 @@ class ShardStore(ABC):
 def mapped(file: FileIdentity) -> NDArray[np.uint8]:
     """A file's bytes, mapped into memory: what is indexed is read, and the system may drop it again."""
     return np.asarray(np.memmap(file[0], mode="r"))  # an ordinary array is indexed faster than its subclass
-
-
-def available_memory() -> int:
-    """Bytes that processes of this machine may still take without swapping."""
-    return int(psutil.virtual_memory().available)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -215,17 +214,12 @@ def replace_weights(path: Path, model: nn.Module, metadata: dict[str, str] | Non
     temporary.replace(path)
 
 
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's content as bytes, row by row."""
-    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of named tensors in their order: names, shapes, types and contents."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor_bytes(tensor))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

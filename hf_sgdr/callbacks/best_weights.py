@@ -8,16 +8,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from hf_sgdr._utils.store import replace_weights
 
-logger = logging.get_logger(__name__)
-
 
 def judged_losses(trainer: Trainer) -> list[str]:
-    """The evaluation losses by whose mean weights are judged, as they are called in the Trainer's metrics.
+    """The names of the evaluation losses by whose mean weights are judged.
 
     With one eval_dataset that is `eval_loss`. With a dict it is `eval_<name>_loss` of every set, unless
     `metric_for_best_model` names the loss of one of them, as transformers asks for it.
@@ -25,38 +24,38 @@ def judged_losses(trainer: Trainer) -> list[str]:
     if not isinstance(trainer.eval_dataset, dict):
         return ["eval_loss"]
     losses = [f"eval_{name}_loss" for name in trainer.eval_dataset]
-    wanted = trainer.args.metric_for_best_model or ""
-    wanted = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
-    return [wanted] if wanted in losses else losses
+    metric = f"eval_{(trainer.args.metric_for_best_model or '').removeprefix('eval_')}"
+    return [metric] if metric in losses else losses
 
 
 class KeepBestWeights(TrainerCallback):
     """Writes the model's weights whenever an evaluation during training has the lowest loss so far.
 
-    The file's metadata says which weights they are, so that a run goes on with the best of what was before.
+    The file's metadata holds the metrics of the evaluation, so that a resumed run goes on from the best so far.
 
     Args:
-        model (`PreTrainedModel`): the whole model, also while its head alone is trained.
+        model (`nn.Module`): the whole model, also while its head alone is trained.
         path (`Path`): a safetensors file; it is replaced, never half written.
         losses (sequence of `str`, *optional*, defaults to `["eval_loss"]`): of several, their mean decides, once all
             sets are evaluated; see [`judged_losses`].
 
     Raises:
-        ValueError: if there is a file already and it is damaged.
+        ValueError: if the file exists and is damaged.
     """
 
-    def __init__(self, model: PreTrainedModel, path: Path, losses: Sequence[str] = ("eval_loss",)) -> None:
+    def __init__(self, model: nn.Module, path: Path, losses: Sequence[str] = ("eval_loss",)) -> None:
         self.model, self.path, self.losses = model, path, list(losses)
         self.stage = ""
-        self.figures: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
         self._evaluated: dict[str, Any] = {}  # since weights were last judged: the sets of a dict come one by one
         if path.exists():
             try:
                 with safe_open(path, "pt") as file:
-                    self.figures = json.loads(file.metadata()["figures"])
+                    self.metrics = json.loads(file.metadata()["figures"])
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
                 raise _damaged(path, error) from error
 
+    @override
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -71,37 +70,31 @@ class KeepBestWeights(TrainerCallback):
         if loss is None:
             return
         evaluated, self._evaluated = self._evaluated, {}
-        if not loss < self.figures.get("eval_loss", math.inf):
+        if not loss < self.metrics.get("eval_loss", math.inf):
             return
-        self.figures = {
+        self.metrics = {
             "stage": self.stage,
             "epoch": state.epoch,
             "eval_loss": loss,
-            "eval_accuracy": mean_of(evaluated, [_accuracy_beside(name) for name in self.losses]),
+            "eval_accuracy": mean_of(evaluated, _accuracies(self.losses)),
             "metric": self.losses[0] if len(self.losses) == 1 else f"mean of {', '.join(self.losses)}",
         }
         if state.is_world_process_zero:
-            replace_weights(self.path, self.model, {"figures": json.dumps(self.figures)})
+            replace_weights(self.path, self.model, {"figures": json.dumps(self.metrics)})
 
     def restore(self) -> None:
-        """Give the model the best weights back."""
-        if self.figures:
+        """Load the best weights into the model."""
+        if self.metrics:
             try:
                 load_model(self.model, self.path)
             except (OSError, SafetensorError) as error:
                 raise _damaged(self.path, error) from error
 
 
-def best_evaluation(log_history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def best_evaluation(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation with the lowest validation loss, the first of several; None if there was none."""
-    evaluations = [entry for entry in log_history if math.isfinite(entry.get("eval_loss", math.nan))]
+    evaluations = [entry for entry in history if math.isfinite(entry.get("eval_loss", math.nan))]
     return min(evaluations, key=lambda entry: entry["eval_loss"], default=None)
-
-
-def mean_of(values: dict[str, Any], names: Sequence[str]) -> float | None:
-    """The mean of some values; None unless all of them are there."""
-    chosen = [values.get(name) for name in names]
-    return math.fsum(chosen) / len(chosen) if all(isinstance(one, float | int) for one in chosen) else None  # type: ignore[arg-type]
 
 
 def last_evaluation(history: Sequence[dict[str, Any]], losses: Sequence[str]) -> tuple[float | None, float | None]:
@@ -109,11 +102,17 @@ def last_evaluation(history: Sequence[dict[str, Any]], losses: Sequence[str]) ->
     newest: dict[str, Any] = {}
     for entry in history:
         newest |= {name: value for name, value in entry.items() if name.startswith("eval_")}
-    return mean_of(newest, losses), mean_of(newest, [_accuracy_beside(name) for name in losses])
+    return mean_of(newest, losses), mean_of(newest, _accuracies(losses))
 
 
-def _accuracy_beside(loss: str) -> str:
-    return f"{loss.removesuffix('loss')}accuracy"
+def mean_of(values: dict[str, Any], names: Sequence[str]) -> float | None:
+    """The mean of some values; None unless each is a number."""
+    numbers = [values[name] for name in names if isinstance(values.get(name), float | int)]
+    return math.fsum(numbers) / len(names) if len(numbers) == len(names) else None
+
+
+def _accuracies(losses: Sequence[str]) -> list[str]:
+    return [f"{loss.removesuffix('loss')}accuracy" for loss in losses]
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -13,6 +13,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from typing_extensions import override
 
 from hf_sgdr.callbacks.best_weights import best_evaluation
 
@@ -36,12 +37,14 @@ class EpochTable(TrainerCallback):
         self._metrics: dict[str, float] = {}  # of the evaluations that are to go into the next line
         self._seconds = 0.0
 
+    @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A new table."""
         self._has_header, self._metrics = False, {}
 
+    @override
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -49,6 +52,7 @@ class EpochTable(TrainerCallback):
         self._finish_line(state)
         self._start, self._losses, self._steps_before, self._rate = time.perf_counter(), [], state.global_step, 0.0
 
+    @override
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -56,6 +60,7 @@ class EpochTable(TrainerCallback):
         self._finish_line(state)
         self._rate = max(self._rate, float(kwargs["optimizer"].param_groups[-1]["lr"]))
 
+    @override
     def on_log(
         self,
         args: TrainingArguments,
@@ -71,6 +76,7 @@ class EpochTable(TrainerCallback):
             if args.eval_strategy == "no":
                 self._print(state, {}, time.perf_counter() - self._start)
 
+    @override
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -87,6 +93,7 @@ class EpochTable(TrainerCallback):
         if "eval_loss" in metrics:
             self._finish_line(state)
 
+    @override
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -105,17 +112,16 @@ class EpochTable(TrainerCallback):
     def _print(self, state: TrainerState, metrics: dict[str, float], seconds: float) -> None:
         if not state.is_world_process_zero:
             return
-        names = [
-            name
-            for name in metrics
-            if name.startswith("eval_") and name != "eval_loss" and not name.endswith(_NOT_METRICS)
-        ]
         steps = sum(count for count, _ in self._losses)
         train_loss = sum(count * loss for count, loss in self._losses) / max(steps, 1)
         columns = {"epoch": f"{state.epoch:g}", "train loss": f"{train_loss:.4f}"}
         if "eval_loss" in metrics:
             columns["valid loss"] = f"{metrics['eval_loss']:.4f}"
-        columns |= {name.removeprefix("eval_"): f"{metrics[name]:.4f}" for name in names}
+        columns |= {
+            name.removeprefix("eval_"): f"{value:.4f}"
+            for name, value in metrics.items()
+            if name.startswith("eval_") and name != "eval_loss" and not name.endswith(_NOT_METRICS)
+        }
         columns |= {"lr (head)": f"{self._rate:.2e}", "time": f"{seconds:.1f} s"}
         widths = [max(len(name), 10) for name in columns]
         if not self._has_header:
@@ -127,14 +133,8 @@ class EpochTable(TrainerCallback):
 class QuietProgressCallback(ProgressCallback):
     """transformers' progress bars, without its dictionaries of logs."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    @override
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Say nothing: the table does."""
 
 

@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-from timm.utils import distribute_bn
+from timm.utils.distributed import distribute_bn
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
+
+from hf_sgdr._utils._compat import loss_since_last_log
 
 
 class DatasetEpoch(TrainerCallback):
@@ -16,6 +19,7 @@ class DatasetEpoch(TrainerCallback):
     that a run is resumed in, which would then see other views than an uninterrupted one.
     """
 
+    @override
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -40,11 +44,13 @@ def equal_buffers(model: nn.Module) -> None:
 class EqualBuffers(TrainerCallback):
     """Calls [`equal_buffers`] at the end of every epoch, and before evaluations and checkpoints within; any Trainer."""
 
+    @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Within an epoch, where something is evaluated or saved."""
         if control.should_evaluate or control.should_save:
             equal_buffers(kwargs["model"])
 
+    @override
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -64,6 +70,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
+    @override
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -72,7 +79,7 @@ class StopOnNonFiniteLoss(TrainerCallback):
         Raises:
             FloatingPointError: in every process, if it is NaN or infinite in any.
         """
-        losses = self.trainer._tr_loss
+        losses = loss_since_last_log(self.trainer)
         if args.world_size > 1:
             losses = self.trainer.accelerator.gather(losses.reshape(1))
         if torch.isfinite(losses).all():

@@ -3,14 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
@@ -18,7 +19,7 @@ from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.callbacks.loop import equal_buffers
 from hf_sgdr.optim.schedule import SGDRScheduler
 
-FIGURES = "figures.json"
+METRICS_FILE = "figures.json"
 
 Snapshots = str | Path | Sequence[str | Path]
 
@@ -26,9 +27,9 @@ Snapshots = str | Path | Sequence[str | Path]
 class SnapshotCallback(TrainerCallback):
     """Saves the model's weights at the end of each cycle, after its last step, and those with the best validation loss.
 
-    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` has what the evaluations at
-    the ends of cycles gave. Each is replaced, never half written. Works on any Trainer whose scheduler is that of
-    [`get_sgdr_schedule`].
+    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` holds loss and accuracy of
+    the evaluations at the ends of cycles. Each is replaced, never half written. Works on any Trainer whose scheduler is
+    that of [`get_sgdr_schedule`].
 
     Args:
         folder (`str` or `Path`, *optional*): where; by default `_runs/snapshots` in the Trainer's `output_dir`. What an
@@ -42,6 +43,7 @@ class SnapshotCallback(TrainerCallback):
         self.folder = Path(folder) if folder is not None else None
         self._best: KeepBestWeights | None = None
 
+    @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -54,14 +56,15 @@ class SnapshotCallback(TrainerCallback):
                 "cycle_steps)), or an SGDRTrainer a cycle_len."
             )
         if self.folder is None:
-            place = Path(args.output_dir)  # a fit of an SGDRTrainer has a folder below `_runs` already
-            self.folder = (place.parent if place.parent.name == RUNS_FOLDER else place / RUNS_FOLDER) / "snapshots"
+            output = Path(args.output_dir or "")  # a fit of an SGDRTrainer has a folder below `_runs` already
+            self.folder = (output.parent if output.parent.name == RUNS_FOLDER else output / RUNS_FOLDER) / "snapshots"
         best = self.folder / "best.safetensors"
         if state.global_step == 0 and state.is_world_process_zero:
-            for old in (best, self.folder / FIGURES, *self.folder.glob("cycle-*.safetensors")):
+            for old in (best, self.folder / METRICS_FILE, *self.folder.glob("cycle-*.safetensors")):
                 old.unlink(missing_ok=True)
-        self._best = KeepBestWeights(_whole(kwargs["model"]), best)
+        self._best = KeepBestWeights(whole_model(kwargs["model"]), best)
 
+    @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save, if a cycle ends here."""
         path = self._ending_here(state, kwargs["lr_scheduler"])
@@ -69,19 +72,20 @@ class SnapshotCallback(TrainerCallback):
             return
         equal_buffers(kwargs["model"])
         if state.is_world_process_zero:
-            replace_weights(path, _whole(kwargs["model"]))
+            replace_weights(path, whole_model(kwargs["model"]))
 
+    @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the weights if they are the best, and note the figures of a cycle's end."""
+        """Keep the weights if they are the best, and record the metrics of a cycle's end."""
         if self._best is None:
             return
         self._best.on_evaluate(args, state, control, **kwargs)
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
-            figures, metrics = recorded_figures(path.parent), kwargs.get("metrics") or {}
+            recorded, metrics = recorded_metrics(path.parent), kwargs.get("metrics") or {}
             now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
-            figures.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
-            replace_file(path.with_name(FIGURES), json.dumps(figures, indent=1).encode())
+            recorded.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
+            replace_file(path.with_name(METRICS_FILE), json.dumps(recorded, indent=1).encode())
 
     def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
         """The file of the cycle that ends with this step, if one does."""
@@ -91,11 +95,16 @@ class SnapshotCallback(TrainerCallback):
         return self.folder / f"cycle-{finished:03d}.safetensors"
 
 
-def recorded_figures(folder: Path) -> dict[str, dict[str, float | None]]:
-    """What the evaluations at the ends of cycles gave, by snapshot."""
-    path = folder / FIGURES
-    figures: dict[str, dict[str, float | None]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return figures
+def whole_model(model: nn.Module) -> nn.Module:
+    """The model whose head trains in its place on precomputed features; any other model itself."""
+    whole: nn.Module = getattr(model, "whole_model", model)
+    return whole
+
+
+def recorded_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """Epoch, loss and accuracy of the evaluations at the ends of cycles, by snapshot."""
+    path = folder / METRICS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def snapshot_files(snapshots: Snapshots) -> list[Path]:
@@ -126,15 +135,15 @@ def best_snapshots(snapshots: Snapshots, count: int) -> list[Path]:
     files = snapshot_files(snapshots)
     if not 1 <= count <= len(files):
         raise ValueError(f"The {count} best of {len(files)} snapshots: give a number from 1 to {len(files)}.")
-    losses: dict[Path, float] = {}
-    for file in files:
-        loss = recorded_figures(file.parent).get(file.stem, {}).get("eval_loss")
+    losses: dict[Path, Any] = {
+        file: recorded_metrics(file.parent).get(file.stem, {}).get("eval_loss") for file in files
+    }
+    for file, loss in losses.items():
         if loss is None:
             raise ValueError(
                 f"{file}: no validation loss is recorded: the best need an evaluation at each end of a cycle."
             )
-        losses[file] = loss
-    return sorted(sorted(files, key=lambda file: losses[file])[:count])
+    return sorted(sorted(files, key=losses.__getitem__)[:count])
 
 
 def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
@@ -151,18 +160,15 @@ def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dic
         ValueError: if there is no snapshot, or they are not of one model.
     """
     files = snapshot_files(snapshots)
-    total: dict[str, torch.Tensor] = {}
-    for number, file in enumerate(files):
+    mean = load_file(files[-1])
+    sums = {name: tensor.double() for name, tensor in mean.items() if tensor.is_floating_point()}
+    for file in files[:-1]:
         weights = load_file(file)
-        if number and weights.keys() != total.keys():
-            raise ValueError(f"{file} is of another model than {files[0]}.")
-        for name, tensor in weights.items():
-            value = tensor.double() if tensor.is_floating_point() else tensor
-            total[name] = total[name] + value if number and tensor.is_floating_point() else value
-    mean = {
-        name: (total[name] / len(files)).to(tensor.dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(files[-1]).items()
-    }
+        if weights.keys() != mean.keys():
+            raise ValueError(f"{file} is of another model than {files[-1]}.")
+        for name in sums:
+            sums[name] += weights[name]
+    mean |= {name: (total / len(files)).to(mean[name].dtype) for name, total in sums.items()}
     if model is not None:
         model.load_state_dict(mean, strict=False)
     return mean
@@ -180,6 +186,8 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
         ValueError: if there is no snapshot, or one does not fit the model.
     """
     model = trainer.model
+    rows: Any = trainer.eval_dataset if dataset is None else dataset
+    assert model is not None
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     files = snapshot_files(snapshots)
     total: Any = 0
@@ -189,23 +197,9 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
             if not weights.keys() <= before.keys():
                 raise ValueError(f"{file} does not fit {type(model).__name__}.")
             model.load_state_dict(weights, strict=False)
-            predictions = trainer.predict(dataset if dataset is not None else trainer.eval_dataset).predictions
+            predictions = trainer.predict(rows).predictions
             logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
             total = total + torch.softmax(logits.float(), dim=-1).numpy()
     finally:
         model.load_state_dict(before)
     return np.asarray(total / len(files), dtype=np.float32)
-
-
-@runtime_checkable
-class _Part(Protocol):
-    """What trains in the place of a model that it is a part of, as a head on precomputed features does."""
-
-    @property
-    def whole_model(self) -> PreTrainedModel:
-        """That model."""
-
-
-def _whole(model: nn.Module) -> PreTrainedModel | nn.Module:
-    """The whole model, while its head alone is trained."""
-    return model.whole_model if isinstance(model, _Part) else model

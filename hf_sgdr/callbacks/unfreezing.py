@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from hf_sgdr.optim.layer_groups import LayerGroups
 
@@ -41,6 +42,7 @@ class StagedUnfreezing(TrainerCallback):
         self.freeze_to = dict(sorted(freeze_to.items()))
         self.layer_groups = layer_groups
 
+    @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -70,12 +72,14 @@ class StagedUnfreezing(TrainerCallback):
             )
         self._freeze(state)
 
+    @override
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze as this epoch wants it."""
         self._freeze(state)
 
+    @override
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

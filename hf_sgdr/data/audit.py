@@ -7,12 +7,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.images import UnreadableImageError, read_image, readers
+from hf_sgdr.data.images import UnreadableImageError, read_all, read_image
 
 logger = logging.get_logger(__name__)
 
 OnError = Literal["raise", "skip"] | None
-_AT_ONCE = 1024
 
 
 class UnreadableImagesError(ValueError):
@@ -53,24 +52,16 @@ def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
     check_on_error(on_error)
     if on_error is None:
         return list(range(len(images)))
-    keep: list[int] = []
-    reasons: dict[str, str] = {}
-    with tqdm(total=len(images), desc="Checking images", unit="image", delay=1.0, leave=False) as bar:
-        for start in range(0, len(images), _AT_ONCE):
-            some = range(start, min(start + _AT_ONCE, len(images)))
-            for position, reason in zip(some, readers().map(lambda i: _reason(images[i]), some), strict=True):
-                if reason is None:
-                    keep.append(position)
-                else:
-                    reasons[names[position]] = reason
-                bar.update()
+    checks = read_all(lambda i: _reason(images[i]), range(len(images)))
+    outcomes = list(tqdm(checks, "Checking images", len(images), unit="image", delay=1.0, leave=False))
+    reasons = {names[i]: reason for i, reason in enumerate(outcomes) if reason is not None}
     if reasons and on_error == "raise":
         raise UnreadableImagesError(reasons, len(images))
     for name, reason in reasons.items():
         logger.warning(f"{printable(name)}: left out, it cannot be read as a picture ({reason}).")
     if reasons:
         logger.warning(f"{len(reasons)} of {len(images)} images are left out.")
-    return keep
+    return [i for i, reason in enumerate(outcomes) if reason is None]
 
 
 def check_on_error(on_error: Any) -> None:

@@ -15,7 +15,6 @@ from hf_sgdr._utils.files import FileIdentity
 from hf_sgdr._utils.store import ShardStore, mapped
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import pixel_versions, readers
-from hf_sgdr.data.transforms import ImageTransform
 
 logger = logging.get_logger(__name__)
 
@@ -24,30 +23,31 @@ _SAMPLE = 32
 
 
 class ImageCache(ShardStore):
-    """Pictures, each uint8 (3, height, width) of its own size, by their number; what is asked for is read from disk.
+    """Decoded images, each uint8 (3, height, width) of its own size, by number; what is asked for is read from disk.
 
     Args:
         images ([`ImageDataset`]): the images in their order, with an [`ImageTransform`].
     """
 
+    row_tensor = "sizes"
+
     def __init__(self, images: ImageDataset) -> None:
-        assert isinstance(images.transform, ImageTransform)
         depends_on = {"kept": images.transform.kept(), "photos": images.content_hash(), "versions": pixel_versions()}
         super().__init__(depends_on, len(images))
-        self._places: list[tuple[FileIdentity, int, int, int]] = []
+        self._locations: list[tuple[FileIdentity, int, int, int]] = []
 
     def open(self) -> "ImageCache":
-        """Find every picture's place; then they can be asked for.
+        """Locate every image; then they can be asked for.
 
         Raises:
             RuntimeError: if a shard is missing or damaged.
         """
-        self._places = []
+        self._locations = []
         for shard in range(self.num_shards):
             sizes = self.read_tensors(shard)["sizes"].tolist()
             file, start = self.locate(shard, "pixels")
             for height, width in sizes:
-                self._places.append((file, start, height, width))
+                self._locations.append((file, start, height, width))
                 start += 3 * height * width
         self.touch()
         return self
@@ -56,13 +56,9 @@ class ImageCache(ShardStore):
         return self.rows
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        file, start, height, width = self._places[index]
+        file, start, height, width = self._locations[index]
         pixels = mapped(file)[start : start + 3 * height * width].copy()
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
-
-    def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
-        sizes = tensors["sizes"]
-        return len(sizes) == len(self.shard_rows(shard)) and 3 * int(sizes.prod(1).sum()) == len(tensors["pixels"])
 
 
 def fill_cache(
@@ -83,18 +79,16 @@ def fill_cache(
         ValueError: if an image cannot be read, or they would take more than `max_gb`.
         OSError: if the cache cannot be written, or the disk has not enough room.
     """
-    transform = images.transform
-    assert isinstance(transform, ImageTransform)
     cache = ImageCache(images)
     todo = [shard for shard in cache.missing() if shard % world_size == rank]
     if not todo:
         return cache
 
-    def picture(index: int) -> torch.Tensor:
-        return transform.to_keep(images.rows[index][images.image_column])
+    def decode(index: int) -> torch.Tensor:
+        return images.transform.to_keep(images.rows[index][images.image_column])
 
-    some = range(0, len(images), max(1, len(images) // _SAMPLE))
-    size = sum(readers().map(lambda index: picture(index).numel(), some)) * len(images) // len(some)
+    sample = range(0, len(images), max(1, len(images) // _SAMPLE))
+    size = sum(readers().map(lambda index: decode(index).numel(), sample)) * len(images) // len(sample)
     logger.warning(f"{len(images)} decoded images will take about {size / 1e6:,.0f} MB in {cache.folder}.")
     cache.check_space(size, f"{len(images)} decoded images", max_gb, "cache_disk_gb")
     with tqdm(
@@ -102,7 +96,7 @@ def fill_cache(
     ) as bar:
         for shard in todo:
             flat, sizes = [], []
-            for pixels in readers().map(picture, cache.shard_rows(shard)):
+            for pixels in readers().map(decode, cache.shard_rows(shard)):
                 sizes.append(pixels.shape[1:])
                 flat.append(pixels.permute(1, 2, 0).reshape(-1))  # as Pillow has them, so that this copies nothing
                 bar.update()
@@ -137,10 +131,9 @@ class ImageCaches:
             dataset: the rows that they were made of; while they are the same, nothing is hashed again.
             name (`str`): for the progress bar.
         """
-        assert isinstance(images.transform, ImageTransform)
         kept = images.transform.kept()
-        for known, what, cache in self._open:
-            if known is dataset and what == kept:
+        for rows, depends_on, cache in self._open:
+            if rows is dataset and depends_on == kept:
                 return cache
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         cache = fill_cache(

@@ -6,7 +6,7 @@ quarter of the bytes.
 
 import hashlib
 import operator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 import torch
@@ -15,19 +15,12 @@ from torch.utils.data import Dataset, get_worker_info
 from hf_sgdr.data.hashes import image_hashes
 from hf_sgdr.data.images import readers, undecoded
 
-
-class PixelTransform(Protocol):
-    """What `hf_sgdr.data.transforms.ImageTransform` is to a data set."""
-
-    def pixels(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
-        """An image as a uint8 tensor (3, size, size), its random choices drawn from the seed."""
-
-    def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
-        """The same from what a cache keeps of an image."""
+if TYPE_CHECKING:  # transforms know models, whose import takes longer than whoever reads images alone would wait
+    from hf_sgdr.data.transforms import ImageTransform
 
 
 class DecodedImages(Protocol):
-    """What an [`ImageCache`] is to a data set: decoded pictures by their number."""
+    """What an [`ImageCache`] is to a data set: decoded images by their number."""
 
     def __getitem__(self, index: int) -> torch.Tensor: ...
 
@@ -40,7 +33,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     Args:
         dataset (`datasets.Dataset`, or any sequence of dicts): rows with an image and, if labelled, a label.
-        transform (`PixelTransform`): turns an image into pixels.
+        transform ([`ImageTransform`]): turns an image into pixels.
         image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are; rows without the
             label column, or with an unknown label (None or -1), give no "labels".
         seed (`int`, *optional*, defaults to 0): for the augmentation.
@@ -53,7 +46,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         dataset: Any,
-        transform: PixelTransform,
+        transform: "ImageTransform",
         *,
         image_column: str = "image",
         label_column: str = "label",
@@ -132,8 +125,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def content_hash(self) -> str:
         """SHA-256 over every image's content, in order; labels do not count. See [`image_hash`]."""
         digest = hashlib.sha256()
-        for one in image_hashes(self.rows, self.image_column):
-            digest.update(one)
+        for image in image_hashes(self.rows, self.image_column):
+            digest.update(image)
         return digest.hexdigest()
 
 

@@ -6,7 +6,6 @@ An evaluation says by the latter how many of its images the model has seen befor
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,17 @@ import pyarrow.compute as pc
 
 from hf_sgdr._utils.files import FileIdentity, file_identity
 from hf_sgdr._utils.store import replace_file
-from hf_sgdr.data.images import UnreadableImageError, failure_reason, read_image, readers, require_regular, undecoded
+from hf_sgdr.data.images import (
+    CHUNK,
+    UnreadableImageError,
+    failure_reason,
+    read_image,
+    readers,
+    require_regular,
+    undecoded,
+)
 
 IMAGE_HASHES = "training-images.txt"
-_HASHED_AT_ONCE = 1024
 
 
 def image_hash(image: Any) -> bytes:
@@ -70,28 +76,25 @@ def image_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
     Raises:
         UnreadableImageError: a `ValueError`, if one cannot be read.
     """
-    paths = _paths(rows, image_column)
-    for start in range(0, len(rows), _HASHED_AT_ONCE):  # a future an image takes memory
-        indices = range(start, min(start + _HASHED_AT_ONCE, len(rows)))
-        known = list(map(_known_hash, islice(paths, len(indices))))
-        todo = [index for index, one in zip(indices, known, strict=True) if one is None]
-        new = readers().map(lambda index: image_hash(rows[index][image_column]), todo)
-        yield from (next(new) if one is None else one for one in known)
+    for start in range(0, len(rows), CHUNK):
+        indices = range(start, min(start + CHUNK, len(rows)))
+        known = dict(zip(indices, map(_known_hash, _paths(rows, image_column, indices)), strict=True))
+        unknown = [index for index, digest in known.items() if digest is None]
+        new = readers().map(lambda index: image_hash(rows[index][image_column]), unknown)
+        yield from (next(new) if digest is None else digest for digest in known.values())
 
 
-def _paths(rows: Any, image_column: str) -> Iterator[str | None]:
-    """Every image's file, None for what is none; read by columns, as row by row takes ten times as long."""
-    if not isinstance(rows, datasets.Dataset):
-        yield from [None] * len(rows)
-        return
-    images = rows.select_columns(image_column).with_format("arrow")
-    for start in range(0, len(rows), _HASHED_AT_ONCE):
-        column = images[start : start + _HASHED_AT_ONCE][image_column]
+def _paths(rows: Any, image_column: str, indices: range) -> list[str | None]:
+    """The files of some images, None for what is none; read by columns, as row by row takes ten times as long."""
+    if isinstance(rows, datasets.Dataset):
+        images = rows.select_columns(image_column).with_format("arrow")
+        column = images[indices.start : indices.stop][image_column]
         if pa.types.is_struct(column.type) and not column.chunk(0).field("bytes")[0].is_valid:
             both = column.combine_chunks()  # of a selection each chunk is one row; encoded bytes would be copied
             column = pc.if_else(pc.is_valid(both.field("bytes")), None, both.field("path"))
-        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        yield from column.to_pylist() if is_text else [None] * len(column)
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            return list(column.to_pylist())
+    return [None] * len(indices)
 
 
 def write_image_hashes(rows: Any, image_column: str, folder: Path) -> None:
@@ -108,4 +111,4 @@ def read_image_hashes(folder: Path) -> set[str] | None:
 
 def content_hashes(images: Iterable[Any]) -> list[str]:
     """The SHA-256 of every image: of the file's bytes where there is a file, of the pixels otherwise."""
-    return [one.hex() for one in readers().map(image_hash, images)]
+    return [digest.hex() for digest in readers().map(image_hash, images)]

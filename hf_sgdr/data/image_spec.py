@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils import logging
 
-from hf_sgdr.optim.layer_groups import timm_network
+from hf_sgdr.optim.architecture import timm_network
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class ImageSpec:
         timm_config = getattr(config, "pretrained_cfg", None) or getattr(network, "pretrained_cfg", None)
         if timm_config:
             return _from_timm(dict(timm_config))
-        processor = _stock_processor(getattr(config, "_name_or_path", ""))
+        processor = _stock_processor(getattr(config, "name_or_path", None))
         if processor is not None:
             return _from_processor(processor.to_dict())
         vision_config = getattr(config, "vision_config", config)  # CLIP and SigLIP have one for text beside it
@@ -140,7 +140,7 @@ def image_processor_of(model: PreTrainedModel) -> BaseImageProcessor:
     """The image processor that a stock pipeline would load with a model; [`ImageSpec`]'s where it came with none."""
     if getattr(model.config, "model_type", None) == "timm_wrapper" and model.config.pretrained_cfg:
         return TimmWrapperImageProcessor(model.config.pretrained_cfg, model.config.architecture)
-    return _stock_processor(model.config._name_or_path) or ImageSpec.from_model(model).write_to(model)
+    return _stock_processor(model.config.name_or_path) or ImageSpec.from_model(model).write_to(model)
 
 
 def _from_timm(config: dict[str, Any]) -> ImageSpec:
@@ -183,7 +183,7 @@ def _from_processor(config: dict[str, Any]) -> ImageSpec:
     )
 
 
-def _stock_processor(name_or_path: str) -> BaseImageProcessor | None:
+def _stock_processor(name_or_path: str | None) -> BaseImageProcessor | None:
     if not name_or_path:
         return None
     try:

@@ -3,12 +3,11 @@
 import functools
 import math
 import os
-import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -18,11 +17,16 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from hf_sgdr._utils.processors import usable_threads
+from hf_sgdr._utils.system import usable_threads
 from hf_sgdr._utils.text import printable
 
 # To be raised when `read_image` or a transform makes other pixels of a file: what was stored before counts no more.
 PIXELS_VERSION = 2
+# How many images are read, or looked up, at once.
+CHUNK = 1024
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class UnreadableImageError(ValueError):
@@ -119,18 +123,14 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         raise OSError("a folder, not a file" if stat.S_ISDIR(mode) else "a pipe or a device, not a file")
 
 
-# What is often saved under a picture's name, by how it begins.
-_NO_PICTURES = {
-    rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)": "an HTML page, not a picture",
-    rb"\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*|<!doctype.*?>\s*)*<svg": "an SVG drawing; convert it to PNG",
-    rb"\s*<\?xml": "an XML file, not a picture",
-    rb"\s*[\[{]": "a JSON or text file, not a picture",
-    rb"%PDF": "a PDF, not a picture",
-    rb"%!PS": "PostScript, not a picture",
-    rb"PK\x03\x04": "a ZIP archive, not a picture",
-    rb"....ftyp(hei|hev|mif1|msf1)": "HEIC, which Pillow does not read; convert it to JPEG",
-    rb"....ftyp": "a video, not a picture",
-    rb"version https://git-lfs": "a Git LFS pointer; fetch the file with `git lfs pull`",
+# What is often saved under an image's name, by what stands near its beginning.
+_LOOKALIKES = {
+    b"<html": "an HTML page",
+    b"<!doctype html": "an HTML page",
+    b"<svg": "an SVG drawing; convert it to PNG",
+    b"ftyphei": "HEIC, which Pillow does not read; convert it to JPEG",
+    b"ftypmif1": "HEIC, which Pillow does not read; convert it to JPEG",
+    b"https://git-lfs": "a Git LFS pointer; fetch the file with `git lfs pull`",
 }
 
 
@@ -140,13 +140,9 @@ def failure_reason(error: Exception, source: Any) -> str:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"more than {most:,} pixels, the most that Pillow reads; make it smaller"
     if isinstance(error, UnidentifiedImageError):
-        start = _start_of(source)
-        if not start:
-            return "an empty file, 0 bytes"
-        for pattern, what in _NO_PICTURES.items():
-            if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
-                return what
-        return "of no picture format that Pillow reads"
+        start = _start_of(source).lower()
+        unknown = "of no picture format that Pillow reads" if start else "an empty file, 0 bytes"
+        return next((kind for mark, kind in _LOOKALIKES.items() if mark in start), unknown)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()
@@ -207,6 +203,12 @@ def pixel_versions() -> dict[str, Any]:
 def readers() -> ThreadPoolExecutor:
     """Threads of this process that read images, one for each processor that it may use."""
     return _readers_of(os.getpid())
+
+
+def read_all(read: Callable[[T], R], images: Sequence[T]) -> Iterator[R]:
+    """What a function gives for each image, in order, by [`readers`]; in chunks, as each pending call takes memory."""
+    for start in range(0, len(images), CHUNK):
+        yield from readers().map(read, images[start : start + CHUNK])
 
 
 @functools.cache

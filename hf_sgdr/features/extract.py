@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.processors import use_all_processors
+from hf_sgdr._utils.system import use_all_processors
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import pixel_versions
 from hf_sgdr.data.transforms import ImageTransform

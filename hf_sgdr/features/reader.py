@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.store import available_memory
+from hf_sgdr._utils.system import available_memory
 from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.inputs import ImageInputs

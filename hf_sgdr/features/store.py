@@ -1,6 +1,5 @@
 """The feature store: precomputed features on disk, read into memory or, where they do not fit, row by row."""
 
-import hashlib
 from collections.abc import Collection
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hf_sgdr._utils.store import ShardStore, cache_folder, mapped, tensor_bytes
+from hf_sgdr._utils.store import ShardStore, cache_folder, mapped, tensors_hash
 
 __all__ = ["FeatureStore", "RowsOnDisk", "cache_folder", "module_hash"]
 
@@ -23,6 +22,8 @@ class FeatureStore(ShardStore):
         root (`Path`, *optional*): the folder of all stores; by default `features` below [`cache_folder`].
     """
 
+    row_tensor = "features"
+
     def write(self, shard: int, features: torch.Tensor) -> None:
         """Store a shard, (rows of the shard, ...). The manifest is written with the first one.
 
@@ -30,8 +31,6 @@ class FeatureStore(ShardStore):
             ValueError: if it has not as many rows as the shard.
             OSError: if the folder cannot be written; what is already stored stays intact.
         """
-        if len(features) != len(self.shard_rows(shard)):
-            raise ValueError(f"Shard {shard} has {len(self.shard_rows(shard))} rows, {len(features)} given.")
         self.write_tensors(shard, {"features": features})
 
     def read(self) -> torch.Tensor:
@@ -64,9 +63,6 @@ class FeatureStore(ShardStore):
             raise RuntimeError(f"{self.folder}: the store is not complete.")
         self.touch()
         return RowsOnDisk(self)
-
-    def _has_all_rows(self, shard: int, tensors: dict[str, torch.Tensor]) -> bool:
-        return len(tensors["features"]) == len(self.shard_rows(shard))
 
 
 class RowsOnDisk:
@@ -120,9 +116,4 @@ def module_hash(module: nn.Module, *, leave_out: Collection[str] = ()) -> str:
         module (`nn.Module`): what is hashed.
         leave_out (collection of `str`, *optional*): the entries of its `state_dict` that do not count.
     """
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if name not in leave_out:
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
+    return tensors_hash((name, tensor) for name, tensor in module.state_dict().items() if name not in leave_out)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hf_sgdr._utils.processors import usable_processors
+from hf_sgdr._utils.system import usable_processors
 from hf_sgdr.version import __version__
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "datasets", "accelerate", "huggingface_hub")

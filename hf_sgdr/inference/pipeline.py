@@ -23,8 +23,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.image_classification import ClassificationFunction
 from transformers.utils import ModelOutput
 
-from hf_sgdr._utils.memory import keep_freed_memory
-from hf_sgdr._utils.processors import use_all_processors
+from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.data.image_spec import image_processor_of
 from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.data.transforms import Augment

@@ -19,6 +19,7 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperFo
 from transformers.utils import logging
 
 from hf_sgdr.models.lite_weights import lite0_keys_to_timm
+from hf_sgdr.optim.architecture import timm_classifiers
 from hf_sgdr.optim.layer_groups import LayerGroups
 
 logger = logging.get_logger(__name__)
@@ -77,19 +78,16 @@ def create_image_classifier(
         raise ValueError(f"weights_file goes with a bare timm name such as 'resnet34', not with {name!r}.")
     if not os.path.isdir(name) and "/" not in name:
         raise ValueError(_unknown_name(name))
-    if not pretrained:
-        config = AutoConfig.from_pretrained(name, num_labels=len(labels), **label_maps, **model_kwargs)
+    changes = dict(num_labels=len(labels), **label_maps, **model_kwargs)
+    if pretrained:
+        trained_labels = AutoConfig.from_pretrained(name).id2label
+        model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **changes)
+    else:
         _warn_not_pretrained(name)
-        model = AutoModelForImageClassification.from_config(config)
+        model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **changes))
         model.name_or_path = ""  # what a card would take for the origin of the weights
-        check_trainable(model)
-        return model
-    trained_labels = AutoConfig.from_pretrained(name).id2label
-    model = AutoModelForImageClassification.from_pretrained(
-        name, num_labels=len(labels), **label_maps, ignore_mismatched_sizes=True, **model_kwargs
-    )
     check_trainable(model)
-    if [trained_labels[i] for i in sorted(trained_labels)] != labels:
+    if pretrained and [trained_labels[i] for i in sorted(trained_labels)] != labels:
         _fresh_head(model)
     if getattr(model.config, "label_names", None) is not None:
         model.config.label_names = labels  # timm's configuration keeps those of the checkpoint beside id2label
@@ -154,11 +152,8 @@ def _from_timm_name(
     if weights_file is not None and not Path(weights_file).is_file():
         raise FileNotFoundError(f"weights_file={os.fspath(weights_file)!r}: no such file.")
     try:
-        network = timm.create_model(
-            name,
-            pretrained=pretrained and weights_file is None,
-            num_classes=len(label_maps["id2label"]),
-            **model_args,
+        network: Any = timm.create_model(
+            name, pretrained and weights_file is None, num_classes=len(label_maps["id2label"]), **model_args
         )
     except OSError as error:
         raise OSError(
@@ -169,10 +164,10 @@ def _from_timm_name(
         _load_weights_file(network, weights_file)
     elif not pretrained:
         _warn_not_pretrained(name)
-    config = TimmWrapperConfig(
-        architecture=name, model_args=model_args or None, pretrained_cfg=dict(network.pretrained_cfg), **label_maps
+    settings = {"pretrained_cfg": dict(network.pretrained_cfg), **label_maps}
+    model = TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture=name, model_args=model_args or None, **settings)
     )
-    model = TimmWrapperForImageClassification(config)
     # The wrapper initialises everything anew when it is built, so the weights come after.
     model.timm_model.load_state_dict(network.state_dict())
     if pretrained and weights_file is None:
@@ -185,11 +180,8 @@ def _load_weights_file(network: Any, weights_file: str | os.PathLike[str]) -> No
     """Load a body's weights; the classifier of the file is left out, everything else must fit exactly."""
     path = os.fspath(weights_file)
     try:
-        weights = (
-            load_file(path)
-            if path.endswith(".safetensors")
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        is_safe = path.endswith(".safetensors")
+        weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the reader raises: the file is not one of the two kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"weights_file={path!r}: neither safetensors nor a plain state dict ({reason}).") from error
@@ -199,25 +191,23 @@ def _load_weights_file(network: Any, weights_file: str | os.PathLike[str]) -> No
     if "_conv_stem.weight" in weights and hasattr(network, "blocks"):
         weights = lite0_keys_to_timm(weights, [len(stage) for stage in network.blocks])
     weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
-    expected = network.state_dict()
-    head = {f"{name}." for name, module in network.named_modules() if module in _classifiers(network)}
+    heads = timm_classifiers(network)
+    prefixes = tuple(f"{name}." for name, module in network.named_modules() if module in heads)
+    expected, weights = (
+        {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
+        for tensors in (network.state_dict(), weights)
+    )
     misfits = sorted(
         key
         for key in expected.keys() | weights.keys()
-        if not key.startswith(tuple(head))
-        and (key not in expected or key not in weights or expected[key].shape != weights[key].shape)
+        if key not in expected or key not in weights or expected[key].shape != weights[key].shape
     )
     if misfits:
         raise ValueError(
             f"weights_file={path!r} does not fit {type(network).__name__}: {len(misfits)} of {len(expected)} tensors "
             f"are missing, unknown or of another shape, such as {', '.join(misfits[:3])}. Is it another architecture?"
         )
-    network.load_state_dict({key: value for key, value in weights.items() if not key.startswith(tuple(head))}, False)
-
-
-def _classifiers(network: Any) -> tuple[nn.Module, ...]:
-    classifier = network.get_classifier()
-    return classifier if isinstance(classifier, tuple) else (classifier,)
+    network.load_state_dict(weights, strict=False)
 
 
 def _fresh_head(model: PreTrainedModel) -> None:

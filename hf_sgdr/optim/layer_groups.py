@@ -4,15 +4,15 @@ Works on any PyTorch training loop and on a stock `transformers.Trainer`. Frozen
 batch-norm statistics that do not move, although the Trainer calls `model.train()` in every step.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from hf_sgdr.optim.architecture import body_stages, head_modules
 
 # Normalisation layers of timm and transformers derive from these or carry "norm" in their class name.
 _NORM_CLASSES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -63,7 +63,7 @@ class LayerGroups:
         """
         if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 2:
             raise ValueError(f"n_groups={n_groups!r}: give a whole number of at least 2, the head and its body.")
-        heads = _head_modules(model)
+        heads = head_modules(model)
         head_parameters = {id(parameter) for head in heads for parameter in head.parameters()}
         body = [name for name, parameter in model.named_parameters() if id(parameter) not in head_parameters]
         if not head_parameters or not body:
@@ -71,13 +71,13 @@ class LayerGroups:
                 f"{type(model).__name__} cannot be split into layer groups: its head cannot be told from its body. "
                 "Give LayerGroups(model, groups) the parameter names of each group yourself."
             )
-        stages = _stages(model, body)
+        stages = body_stages(model, body)
         if len(stages) < n_groups - 1:
             raise ValueError(
                 f"n_groups={n_groups}: the body of {type(model).__name__} has {len(stages)} stages, "
                 f"so at most {len(stages) + 1} groups, the head among them, are possible."
             )
-        chunks = [list(chunk) for chunk in np.array_split(np.arange(len(stages)), n_groups - 1)]
+        chunks = np.array_split(np.arange(len(stages)), n_groups - 1)
         groups = {
             name: [parameter for stage in chunk for parameter in stages[stage]]
             for name, chunk in zip(_body_names(n_groups - 1), chunks, strict=True)
@@ -89,13 +89,11 @@ class LayerGroups:
         return len(self.names)
 
     def __repr__(self) -> str:
-        sizes = [sum(parameter.numel() for parameter in self.parameters(i)) for i in range(len(self))]
-        frozen = self.frozen
-        parts = [
-            f"{name}: {size:,}{' (frozen)' if i < frozen else ''}"
-            for i, (name, size) in enumerate(zip(self.names, sizes, strict=True))
+        groups = [
+            f"{name}: {sum(map(torch.numel, self.parameters(i))):,}{' (frozen)' if i < self.frozen else ''}"
+            for i, name in enumerate(self.names)
         ]
-        return f"LayerGroups({', '.join(parts)})"
+        return f"LayerGroups({', '.join(groups)})"
 
     @property
     def frozen(self) -> int:
@@ -260,96 +258,3 @@ def _hold_still(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 def _body_names(n: int) -> list[str]:
     return {1: ["body"], 2: ["early", "middle"]}.get(n, [f"body_{i}" for i in range(1, n + 1)])
-
-
-def timm_network(model: nn.Module) -> Any:
-    """The timm network that a model is or wraps, None for others."""
-    network = getattr(model, "timm_model", model)
-    return network if hasattr(network, "get_classifier") else None
-
-
-def _head_modules(model: nn.Module) -> list[nn.Module]:
-    network = timm_network(model)
-    if network is not None:
-        classifier = network.get_classifier()
-        return [head for head in (classifier if isinstance(classifier, tuple) else (classifier,)) if has_weights(head)]
-    body = getattr(model, "base_model", model)
-    beside_body = [child for child in model.children() if child is not body and has_weights(child)]
-    if body is not model and beside_body:
-        return beside_body
-    # Without a base model beside the head (CLIP, HGNetV2), or with the head inside it (Perceiver): the last layer that
-    # gives as many values as there are labels.
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    return [layer for layer in model.modules() if _out_features(layer) == num_labels is not None][-1:]
-
-
-def _out_features(layer: nn.Module) -> int | None:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
-
-
-def has_weights(module: nn.Module) -> bool:
-    """Whether a module has any parameter."""
-    return next(module.parameters(), None) is not None
-
-
-def _stages(model: nn.Module, body: list[str]) -> list[list[str]]:
-    """The body's parameter names, stage by stage, from the input on."""
-    network = timm_network(model)
-    if network is not None and hasattr(network, "group_matcher"):
-        prefix = next(name for name, module in model.named_modules() if module is network)
-        prefix = f"{prefix}." if prefix else ""
-        stage_of = {prefix + name: stage for name, stage in _timm_stages(network).items()}
-        if stage_of:
-            return _collect(body, lambda name: stage_of[name])
-    blocks_name, count = _largest_list_of_layers(model, body)
-    if count == 0:
-        return [body]
-    pattern = re.compile(re.escape(blocks_name) + r"\.(\d+)\.")
-    first = min(i for i, name in enumerate(body) if pattern.match(name))
-
-    def stage(name: str) -> int:
-        match = pattern.match(name)
-        if match:
-            return int(match[1]) + 1
-        return 0 if body.index(name) < first else count
-
-    return _collect(body, stage)
-
-
-def _timm_stages(network: Any) -> dict[str, int]:
-    """The stage of each parameter by timm's own account; empty where it has none."""
-    for coarse in (True, False):
-        try:
-            matched = group_parameters(network, network.group_matcher(coarse=coarse))
-        except Exception:  # whatever timm raises: rdnet asserts that it is not asked for coarse stages
-            continue
-        stage_of = {name: stage for stage, names in matched.items() for name in names}
-        last = max(matched)  # the classifier, and what timm leaves with it: norms and convolutions after the last stage
-        stages, stage = {}, 0
-        for name, _ in network.named_parameters():
-            # what no pattern covers goes with the parameter before it
-            stage = min(stage_of.get(name, stage), max(last - 1, 0))
-            stages[name] = stage
-        return stages
-    return {}
-
-
-def _collect(names: list[str], stage_of: Callable[[str], int]) -> list[list[str]]:
-    stages: dict[int, list[str]] = {}
-    for name in names:
-        stages.setdefault(stage_of(name), []).append(name)
-    return [stages[stage] for stage in sorted(stages)]
-
-
-def _largest_list_of_layers(model: nn.Module, body: list[str]) -> tuple[str, int]:
-    """The ModuleList or Sequential of at least two children that holds most of the body's parameters; the outermost."""
-    sizes = {name: model.get_parameter(name).numel() for name in body}
-    largest, found = 0, ("", 0)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
-            share = sum(size for parameter, size in sizes.items() if parameter.startswith(f"{name}."))
-            if share > largest:
-                largest, found = share, (name, len(module))
-    return found

@@ -4,22 +4,22 @@ A driver over any `transformers.Trainer`, because no callback is told the loss o
 Learning Rates", section 3.3, as the lesson's `lr_find()` uses it.
 """
 
-import copy
 import math
-import random
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 from transformers import Trainer
 
+from hf_sgdr._utils._compat import num_items_in_batch
 from hf_sgdr._utils.plots import plot_range_test, plot_rates
+from hf_sgdr.optim.restore import torch_optimizer, trainer_restored
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.optim.suggestions import SUGGESTIONS, edge, smoothed_losses
 
@@ -125,14 +125,15 @@ class LRRangeTest:
             trainer (`Trainer`): whose model and data.
             max_steps (`int`, *optional*): end after this many steps, whatever the rate is then.
         """
-        with everything_restored(trainer), closing(_endless_batches(trainer)) as batches:
+        with trainer_restored(trainer), closing(_endless_batches(trainer)) as batches:
             return self._run(trainer, batches, self.learning_rates()[:max_steps])
 
     def _run(self, trainer: Trainer, batches: Iterator[list[Any]], tested: list[float]) -> LRRangeResult:
+        assert trainer.model is not None
         trainer.model_wrapped = trainer.model
         if trainer.optimizer is None:
             trainer.create_optimizer()
-        model, optimizer = trainer.accelerator.prepare(trainer.model, _unwrapped(trainer.optimizer))
+        model, optimizer = trainer.accelerator.prepare(trainer.model, torch_optimizer(trainer.optimizer))
         trainer.model_wrapped, trainer.optimizer = model, optimizer
         groups = optimizer.param_groups
         rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
@@ -165,109 +166,26 @@ class LRRangeTest:
 
 def _step_loss(trainer: Trainer, model: torch.nn.Module, batches: Iterator[list[Any]]) -> float:
     """Forward and backward for one optimizer step; the mean loss over its batches and all processes."""
-    micro_batches = next(batches)
-    num_items = trainer._get_num_items_in_batch(micro_batches, trainer.args.device)
+    accelerator, micro_batches = trainer.accelerator, next(batches)
+    num_items = num_items_in_batch(trainer, micro_batches)
     trainer.current_gradient_accumulation_steps = len(micro_batches)
     loss = torch.zeros((), device=trainer.args.device)
-    for i, inputs in enumerate(micro_batches):
-        last = i == len(micro_batches) - 1
-        trainer.accelerator.gradient_state._set_sync_gradients(last)
-        if last:
+    for i, inputs in enumerate(micro_batches, 1):
+        accelerator.sync_gradients = i == len(micro_batches)
+        with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(model):
             loss += trainer.training_step(model, inputs, num_items)
-        else:
-            with trainer.accelerator.no_sync(model):
-                loss += trainer.training_step(model, inputs, num_items)
     if trainer.args.max_grad_norm and trainer.args.max_grad_norm > 0:
-        trainer._clip_grad_norm(model)
-    return float(trainer.accelerator.gather(loss).mean())
+        accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    return float(accelerator.gather(loss).mean())
 
 
 def _endless_batches(trainer: Trainer) -> Generator[list[Any], None, None]:
     """The batches of one optimizer step at a time, epoch after epoch."""
     loader = trainer.get_train_dataloader()
-    epoch = 0
-    while True:
+    for epoch in count():
         for part in (loader, loader.dataset):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        collected: list[Any] = []
-        for batch in loader:
-            collected.append(batch)
-            if len(collected) == trainer.args.gradient_accumulation_steps:
-                yield collected
-                collected = []
-        if collected:
-            yield collected
-        epoch += 1
-
-
-@contextmanager
-def everything_restored(trainer: Trainer) -> Iterator[None]:
-    """Whatever happens inside, leave the Trainer, its model and all random generators as they were."""
-    accelerator, model = trainer.accelerator, trainer.model
-    gradient_state = accelerator.gradient_state
-    attributes = dict(vars(trainer))
-    prepared = {name: list(getattr(accelerator, name)) for name in ("_models", "_optimizers", "_dataloaders")}
-    loaders, sync = list(gradient_state.dataloader_references), gradient_state.sync_gradients
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    # Under mixed precision `prepare` replaces the model's forward in the instance.
-    forward = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
-    training = [(module, module.training) for module in model.modules()]
-    parameters = [
-        (parameter, parameter.requires_grad, parameter.grad, parameter.detach().clone())
-        for parameter in model.parameters()
-    ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    generators = _generator_states()
-    optimizer = _unwrapped(trainer.optimizer)
-    optimizer_state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
-    if optimizer is not None:
-        optimizer.state.clear()  # the test starts without momentum, as a fit does
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, requires_grad, grad, value in parameters:
-                parameter.copy_(value)
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = grad
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        if optimizer is not None and optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
-        for module, flag in training:
-            module.training = flag
-        for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
-        model.__dict__.update(forward)
-        vars(trainer).clear()
-        vars(trainer).update(attributes)
-        for name, value in prepared.items():
-            setattr(accelerator, name, value)
-        gradient_state.dataloader_references = loaders
-        gradient_state._set_sync_gradients(sync)
-        if accelerator.scaler is not None and scaler is not None:
-            accelerator.scaler.load_state_dict(scaler)
-        _set_generator_states(generators)
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """The torch optimizer inside accelerate's wrapper."""
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-
-
-def _generator_states() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_generator_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        batches = iter(loader)
+        while micro_batches := list(islice(batches, trainer.args.gradient_accumulation_steps)):
+            yield micro_batches

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from hf_sgdr._utils.processors import usable_processors
+from hf_sgdr._utils.system import usable_processors
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
 DEFAULT_BATCH = 64

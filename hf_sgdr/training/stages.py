@@ -87,7 +87,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
             record = trainer.history.fits[-1].copy()
             record["seconds"] = round(time.perf_counter() - start, 2)  # with the range test
             record["eval_loss"], record["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
-            if not best.figures:
+            if not best.metrics:
                 raise ValueError(
                     f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
                     "weights are chosen: look at label_names, compute_metrics and the validation images."
@@ -103,7 +103,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     trainer.precompute = False
     trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
-    results = RunResults(trainer.args.world_size, progress.stages, best.figures, run=run_key(progress.depends_on))
+    results = RunResults(trainer.args.world_size, progress.stages, best.metrics, run=run_key(progress.depends_on))
     if trainer.is_world_process_zero():
         write_image_hashes(rows_of(trainer.train_dataset), trainer.args.image_column_name, progress.folder)
     trainer.history.run = tuple(stages), results

@@ -34,9 +34,8 @@ from hf_sgdr._utils._compat import (
     skip_gradient_norm,
 )
 from hf_sgdr._utils.files import RUNS_FOLDER
-from hf_sgdr._utils.memory import keep_freed_memory
+from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr._utils.plots import plot_rates
-from hf_sgdr._utils.processors import use_all_processors
 from hf_sgdr._utils.store import apply_umask
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
@@ -225,7 +224,7 @@ class SGDRTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # the main process has written the best weights
             best.restore()
             kept = self.history.fits[-1]["kept"]
-            kept |= {key: best.figures[key] for key in kept if key in best.figures}
+            kept |= {key: best.metrics[key] for key in kept if key in best.metrics}
             return output
 
     @override

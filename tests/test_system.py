@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_sgdr._utils import processors
-from hf_sgdr._utils.processors import usable_processors, usable_threads, use_all_processors
+from hf_sgdr._utils import system
+from hf_sgdr._utils.system import usable_processors, usable_threads, use_all_processors
 from hf_sgdr.data.images import _readers_of, readers
 
 PROJECT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def threads(monkeypatch):
     before = torch.get_num_threads()
     for name in ("HF_SGDR_NUM_THREADS", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(processors, "usable_processors", lambda: 8)
+    monkeypatch.setattr(system, "usable_processors", lambda: 8)
     use_all_processors.cache_clear()
     torch.set_num_threads(1)
     yield monkeypatch
@@ -126,9 +126,9 @@ def test_a_number_of_threads_that_is_none_is_refused(threads, value):
 
 
 def test_a_containers_quota_counts(monkeypatch):
-    monkeypatch.setattr(processors, "_cgroup_quota", lambda: 0.5)
+    monkeypatch.setattr(system, "_cgroup_quota", lambda: 0.5)
     assert usable_processors() == 1
-    monkeypatch.setattr(processors, "_cgroup_quota", lambda: 1000.0)
+    monkeypatch.setattr(system, "_cgroup_quota", lambda: 1000.0)
     assert usable_processors() == len(os.sched_getaffinity(0))
 
 
