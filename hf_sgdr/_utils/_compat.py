@@ -54,7 +54,7 @@ def mean_training_loss(trainer: Trainer) -> float:
 
 def skip_gradient_norm(trainer: Trainer) -> None:
     """Compute no gradient norm where nothing is clipped, for the log alone (transformers 5.24, `_get_grad_norm`)."""
-    trainer._get_grad_norm = lambda model, grad_norm=None: grad_norm
+    setattr(trainer, "_get_grad_norm", lambda model, grad_norm=None: grad_norm)  # noqa: B010  # mypy: a method
 
 
 def forget_prepared_models(accelerator: Accelerator) -> None:

@@ -34,8 +34,9 @@ class ClassNames:
             train_dataset (`datasets.Dataset` or any other kind, which has no names).
             label_column (`str`): its column of class ids.
         """
-        unnamed = [f"LABEL_{i}" for i in range(config.num_labels)]
-        names = [str(config.id2label.get(i, name)) for i, name in enumerate(unnamed)]
+        given: dict[Any, str] = config.id2label or {}
+        unnamed = [f"LABEL_{i}" for i in range(config.num_labels or 0)]
+        names = [str(given.get(i, name)) for i, name in enumerate(unnamed)]
         trained = getattr((getattr(train_dataset, "features", None) or {}).get(label_column), "names", None)
         if names == unnamed and trained is not None and len(trained) == len(names):
             return cls(list(trained), "train_dataset", True)

@@ -34,9 +34,9 @@ from hf_sgdr._utils._compat import (
     skip_gradient_norm,
 )
 from hf_sgdr._utils.files import RUNS_FOLDER
-from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr._utils.plots import plot_rates
 from hf_sgdr._utils.store import apply_umask
+from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
@@ -443,7 +443,7 @@ class SGDRTrainer(Trainer):
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Images, or features, in batches, as evaluation sees them."""
-        own = self.eval_dataset
+        own: Any = self.eval_dataset
         if isinstance(eval_dataset, str):
             own = {**own, eval_dataset: self._evaluation_images(own[eval_dataset])}
         elif eval_dataset is None:
