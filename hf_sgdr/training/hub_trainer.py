@@ -1,20 +1,14 @@
 """`HubTrainer`: a Trainer whose push is the model, its card, figures and configuration, and nothing else."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.utils import logging
 
-from hf_sgdr.hub.card import hub_id, write_model_card
+from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
-from hf_sgdr.hub.run_files import write_run_files
-
-logger = logging.get_logger(__name__)
-
-TASK = "image-classification"
+from hf_sgdr.training.record import write_card, write_run_files
 
 
 class HubTrainer(Trainer):
@@ -24,14 +18,14 @@ class HubTrainer(Trainer):
         """Write the card, `README.md` and pictures in `output_dir`, from this trainer's fits and what it measures now.
 
         Args:
-            **facts: what nobody can measure: see [`~hf_sgdr.hub.card.write_model_card`]. Those of
+            **facts: what nobody can measure: see [`~hf_sgdr.hub.card_facts.CardFacts`]. Those of
                 [`~transformers.Trainer.create_model_card`] are taken too: `language`, `license`, `tags`, `model_name`,
                 `finetuned_from`, `tasks`, `dataset_tags`, `dataset` and `dataset_args`.
 
         Raises:
-            ValueError: if `tasks` is another task, or several data sets are named: the figures are of one.
+            ValueError: if the card cannot hold a fact, or there is no single set of validation images.
         """
-        write_model_card(self, **card_facts(facts))
+        write_card(self, card_facts(facts))
 
     def push_to_hub(
         self,
@@ -61,7 +55,7 @@ class HubTrainer(Trainer):
             HubError: if it cannot be pushed; everything is saved, and the message ends with the command that pushes.
             ValueError: if the card cannot hold a fact; nothing is written then.
         """
-        facts = card_facts(kwargs)
+        facts = card_facts(kwargs) if any(value is not None for value in kwargs.values()) else None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         write_run_files(self, facts)
@@ -94,48 +88,3 @@ class HubTrainer(Trainer):
     def _hub_name(self) -> str:
         """The repository to push to: as given, else called as the output folder."""
         return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-
-
-def card_facts(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts under transformers' names as those that [`~hf_sgdr.hub.card.write_model_card`] takes; others stay.
-
-    Args:
-        given (mapping): as for [`~transformers.Trainer.create_model_card`]; what is None says nothing.
-
-    Raises:
-        ValueError: if `tasks` is another task, or several data sets are named.
-    """
-    facts = {name: value for name, value in given.items() if value is not None}
-    tasks = _words(facts.pop("tasks", ()))
-    if any(task != TASK for task in tasks):
-        raise ValueError(f"tasks={', '.join(tasks)}: the card is that of an image classifier; give {TASK}.")
-    if "tags" in facts:
-        facts["tags"] = [tag for tag in _words(facts["tags"]) if tag != TASK]  # the card says that as its pipeline_tag
-    source = facts.pop("finetuned_from", None)
-    if source is not None and hub_id(source) is None:
-        logger.warning(f"finetuned_from={source!r} is no id of the Hub, so the card does not name it.")
-    elif source is not None:
-        facts.setdefault("base_model", source)
-    ids, names = _single(facts, "dataset_tags"), _single(facts, "dataset")
-    dataset = ids or (names if names is not None and hub_id(names, with_user=False) else None)
-    if dataset is not None:
-        facts["dataset"] = dataset
-    if names is not None:
-        is_folder = dataset is None and (Path(names).is_absolute() or Path(names).exists())
-        facts.setdefault("images_name", Path(names).name if is_folder else names)  # no place of this machine
-    config = _single(facts, "dataset_args")
-    if config is not None:
-        facts["dataset_config"] = config
-    return facts
-
-
-def _words(value: str | list[str] | tuple[str, ...]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _single(facts: dict[str, Any], name: str) -> str | None:
-    """Take a fact out; None if it is not there."""
-    words = _words(facts.pop(name, ()))
-    if len(words) > 1:
-        raise ValueError(f"{name}={', '.join(words)}: the card's figures are of one set of images; give one.")
-    return words[0] if words else None
