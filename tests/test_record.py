@@ -365,6 +365,7 @@ def test_what_the_example_script_for_images_says_about_a_model_and_images_on_dis
     [
         ({"tasks": "text-generation"}, "tasks=text-generation: the card is that of an image classifier"),
         ({"dataset": ["a", "b"]}, "dataset=a, b: the card's figures are of one set of images; give one."),
+        ({"license": "My own"}, "license='My own': give an identifier of the Hub"),
     ],
 )
 def test_what_a_card_cannot_hold_is_refused_before_anything_is_written(make_trainer, tmp_path, facts, message):
