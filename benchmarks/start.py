@@ -119,11 +119,7 @@ def _child() -> None:
     clock.around(matplotlib.figure.Figure, "savefig", "plots")
     clock.around(recipe["main"].__globals__["SGDRTrainer"], "save_model", "saving")
     clock.around(torch, "save", "saving")
-    globals_of_main = recipe["main"].__globals__
-    card = globals_of_main["write_model_card"]
-    holder = type("Holder", (), {"card": staticmethod(card)})
-    clock.around(holder, "card", "card")
-    globals_of_main["write_model_card"] = holder.card
+    clock.around(recipe["main"].__globals__["SGDRTrainer"], "create_model_card", "card")
     load = folders.load_image_folder
 
     def counted(*args: Any, **kwargs: Any) -> Any:

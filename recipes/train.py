@@ -29,14 +29,14 @@ from hf_sgdr.cli.arguments import (
 )
 from hf_sgdr.cli.errors import remove_empty_dir_on_error, run_cli
 from hf_sgdr.demo import ORIGIN, demo_image_folder, demo_weights_file
-from hf_sgdr.hub.card import hub_id, require_license, write_model_card
-from hf_sgdr.hub.card_sentences import local_origin
+from hf_sgdr.hub.card_facts import hub_id, local_origin, require_license
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
 from hf_sgdr.hub.space import push_space
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.recipe import RunResults, Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
+from hf_sgdr.training.record import run_record
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
 from hf_sgdr.training.trainer import SGDRTrainer
 
@@ -122,10 +122,10 @@ def main(argv: Sequence[str]) -> int:
     if recipe.n_aug and trainer.train_transform.is_random:
         results.tta = test_time_augmentation(trainer, recipe.n_aug)
     trainer.save_model()
-    write_model_card(trainer, results, **said_for_card(data, model_args, recipe, is_demo))
+    trainer.create_model_card(**said_for_card(data, model_args, recipe, is_demo))
     if trainer.is_world_process_zero():
         said = {"n_aug": recipe.n_aug, **(columns if data.dataset_name is not None else {})}
-        write_recipe(trainer, stages, model=asdict(model_args), data=asdict(data), more=said)
+        write_recipe(run_record(trainer), model=asdict(model_args), data=asdict(data), more=said)
         save_results(results, results_file)  # from here on the run is finished
         print_summary(results, training)
     if push:

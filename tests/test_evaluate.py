@@ -23,6 +23,7 @@ from hf_sgdr.cli.errors import run_cli
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import Stage
+from hf_sgdr.training.record import run_record
 from hf_sgdr.training.stages import run_stages
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"
@@ -380,7 +381,7 @@ def saved_run(place):
     stages = (Stage("head", lr=1e-2),)
     run_stages(trainer, stages)
     trainer.save_model()
-    write_recipe(trainer, stages, data=asdict(DataArguments(data_dir="flat", validation_fraction=0.3)))
+    write_recipe(run_record(trainer), data=asdict(DataArguments(data_dir="flat", validation_fraction=0.3)))
     return trainer.evaluate()
 
 

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.hub.card import write_model_card
 from hf_sgdr.recipe import Stage
 from hf_sgdr.training.stages import run_stages
 
@@ -135,7 +134,8 @@ def test_a_whole_recipe_runs_with_a_few_steps(make_trainer, max_steps, tmp_path)
     assert [(stage["epochs"], stage["max_steps"]) for stage in results.stages] == [(max_steps / 4, max_steps)] * 2
     assert results.best["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
     json.dumps(results.to_dict())
-    card = write_model_card(trainer, results).read_text()
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
     assert f"Each fit was ended after {max_steps} optimizer steps, to try the run" in card
     trainer.save_model(str(tmp_path / "saved"))
     AutoModelForImageClassification.from_pretrained(tmp_path / "saved")

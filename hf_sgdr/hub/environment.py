@@ -1,6 +1,7 @@
 """The software and the machine of a run, in words that do not tell whose machine it is."""
 
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,19 +19,16 @@ def environment(device: torch.device) -> dict[str, str]:
     Args:
         device (`torch.device`): what the model is on.
     """
+    is_cuda = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if is_cuda else f"{_processor()}, {usable_processors()} processors"
     versions = {name: version(name) for name in PACKAGES}
-    return {"hf_sgdr": __version__, "Python": platform.python_version(), **versions, "machine": _machine(device)}
+    return {"hf_sgdr": __version__, "Python": platform.python_version(), **versions, "machine": machine}
 
 
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor_name()}, {usable_processors()} processors"
-
-
-def _processor_name() -> str:
+def _processor() -> str:
     """The model's name where the system tells it (Linux), else the architecture."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    match = (
+        re.search(r"^model name\s*:\s*(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
+    )
+    return match[1] if match else platform.processor() or platform.machine()

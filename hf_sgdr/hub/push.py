@@ -10,14 +10,15 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
+from safetensors.torch import load_model
+from transformers import AutoModelForImageClassification
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr.callbacks.snapshots import best_snapshots, snapshot_files
@@ -25,10 +26,9 @@ from hf_sgdr.hub.card import put_model_id
 from hf_sgdr.hub.retry import LOG_IN, HubError, retry
 from hf_sgdr.version import __version__
 
-Wait = Callable[[float], object]
-
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-MODEL_FILES = ("config.json", *WEIGHTS, "preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+MODEL_FILES = ("config.json", *WEIGHTS, *PROCESSOR_FILES)
 PLOTS = ("*-range-test.png", "*-learning-rate.png")
 RUN_FILES = ("README.md", "results.json", "recipe.yaml", *PLOTS)
 # Pushed where the card shows them; what an earlier card showed and this one does not, images above all, is removed.
@@ -60,28 +60,25 @@ def pushed_files(folder: str | Path) -> list[Path]:
         ValueError: if a text among them holds an access token or the path of a folder of this machine.
     """
     folder = Path(folder)
-    here = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
-    here = {name: path for name, path in here.items() if path.is_file() and not path.is_symlink()}
-    if "config.json" not in here or not _matching(here, WEIGHTS):
+    paths = folder.iterdir() if folder.is_dir() else []
+    here = {path.name: path for path in paths if path.is_file() and not path.is_symlink()}
+    if "config.json" not in here or not any(_matches(name, WEIGHTS) for name in here):
         raise FileNotFoundError(
             f"{folder}: no model to push; give a folder that holds config.json and model.safetensors (not links), as "
             "recipes/train.py and trainer.save_model() leave it."
         )
-    wanted = _matching(here, (*MODEL_FILES, *RUN_FILES))
-    if "README.md" in here:
-        wanted |= here.keys() & set(_PICTURE.findall(here["README.md"].read_text(encoding="utf-8")))
-    files = [here[name] for name in sorted(wanted)]
+    shown = _PICTURE.findall(here["README.md"].read_text(encoding="utf-8")) if "README.md" in here else []
+    files = [here[name] for name in sorted(here) if name in shown or _matches(name, (*MODEL_FILES, *RUN_FILES))]
     _require_clean([file for file in files if file.suffix in _TEXT], folder)
     return files
 
 
-def require_login(model_id: str, api: HfApi | None = None, wait: Wait = time.sleep) -> str:
+def require_login(model_id: str, api: HfApi | None = None) -> str:
     """The full id of the repository that will be pushed to; asked before any work.
 
     Args:
         model_id (`str`): `user/name`, or the name alone for a repository of whoever is logged in.
-        api (`HfApi`, *optional*): the client; by default that of the login.
-        wait: is called with the seconds between tries.
+        api (`HfApi`, *optional*): the client; defaults to that of the login.
 
     Raises:
         HubError: if nobody is logged in, the token may not write, or the Hub cannot be asked.
@@ -89,21 +86,19 @@ def require_login(model_id: str, api: HfApi | None = None, wait: Wait = time.sle
     """
     validate_repo_id(model_id)
     api = api or hub_api()
-    login = retry(lambda: api.whoami(cache=True), "Looking up the login on the Hub", wait)
+    login = retry(lambda: api.whoami(cache=True), "Looking up the login on the Hub")
     if login.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"The token of {login['name']} may only read: {LOG_IN}.")
     return model_id if "/" in model_id else f"{login['name']}/{model_id}"
 
 
-def prepare_repository(
-    model_id: str, *, private: bool | None = None, api: HfApi | None = None, wait: Wait = time.sleep
-) -> str:
+def prepare_repository(model_id: str, *, private: bool | None = None, api: HfApi | None = None) -> str:
     """Make the repository, unless it is there, and make sure that it can be pushed to.
 
     Args:
         model_id (`str`): `user/name`, or the name alone.
         private (`bool`, *optional*): whether a new one is private; by default as your account says.
-        api, wait: see [`require_login`].
+        api: see [`require_login`].
 
     Returns:
         `str`: the full id.
@@ -113,7 +108,7 @@ def prepare_repository(
             for, or the Hub cannot be asked.
     """
     api = api or hub_api()
-    model_id = require_login(model_id, api, wait)
+    model_id = require_login(model_id, api)
 
     def prepare() -> bool | None:
         api.create_repo(model_id, private=private, exist_ok=True)
@@ -126,7 +121,7 @@ def prepare_repository(
                 raise
         return api.model_info(model_id).private
 
-    if retry(prepare, f"Preparing the repository {model_id}", wait) is False and private:
+    if retry(prepare, f"Preparing the repository {model_id}") is False and private:
         raise HubError(
             f"{model_id} is there already and is public: make it private in its settings, or give another user/name."
         )
@@ -142,7 +137,6 @@ def push_folder(
     commit_message: str = "Model, figures and card",
     tag: str | None = None,
     api: HfApi | None = None,
-    wait: Wait = time.sleep,
 ) -> CommitInfo:
     """Push what [`pushed_files`] names as one commit; what an earlier push left and this one has not is removed.
 
@@ -155,7 +149,7 @@ def push_folder(
         revision (`str`, *optional*, defaults to "main"): the branch, made if it is not there.
         commit_message (`str`, *optional*): of the commit.
         tag (`str`, *optional*): a name for the pushed revision, such as "v1".
-        api, wait: see [`require_login`].
+        api: see [`require_login`].
 
     Returns:
         `CommitInfo`: of huggingface_hub.
@@ -164,35 +158,26 @@ def push_folder(
         FileNotFoundError, ValueError: see [`pushed_files`].
         HubError: if it cannot be pushed; the message ends with the command that pushes again.
     """
-    files = pushed_files(folder)
+    files: dict[str, Path | bytes] = {file.name: file for file in pushed_files(folder)}
     api = api or hub_api()
 
     def commit() -> CommitInfo:
-        """Made anew each time: the client marks what it has sent."""
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        there = api.list_repo_files(repository, revision=revision)
-        old = _matching(there, (*MODEL_FILES, *RUN_FILES, *CARD_PICTURES))
-        return api.create_commit(
-            repository,
-            [
-                *(CommitOperationAdd(file.name, _content(file, repository)) for file in files),
-                *(CommitOperationDelete(name) for name in sorted(old - {file.name for file in files})),
-            ],
-            commit_message=commit_message,
-            revision=revision,
-        )
+        return commit_files(api, repository, files, _is_replaced, commit_message=commit_message, revision=revision)
 
     try:
-        repository = prepare_repository(model_id, private=private, api=api, wait=wait)
-        place = repository if revision is None else f"{repository}, {revision}"
-        done = retry(commit, f"Pushing to {place}", wait)
+        repository = prepare_repository(model_id, private=private, api=api)
+        if "README.md" in files:  # names the model by its id, whatever it was called when the card was written
+            card = Path(folder, "README.md").read_text(encoding="utf-8")
+            files["README.md"] = put_model_id(card, repository).encode()
+        info = retry(commit, f"Pushing to {repository}{'' if revision is None else f', {revision}'}")
         if tag is not None:
-            retry(lambda: _tag(api, repository, tag, done.oid), f"Tagging {repository} as {tag}", wait)
+            retry(lambda: _tag(api, repository, tag, info.oid), f"Tagging {repository} as {tag}")
     except HubError as error:
         command = push_command(folder, model_id, hub_private_repo=private, revision=revision, tag=tag)
         raise HubError(f"{error} All of it is in {folder}; to push it again: {command}") from error
-    return done
+    return info
 
 
 def push_snapshots(
@@ -202,13 +187,12 @@ def push_snapshots(
     best: int | None = None,
     private: bool | None = None,
     api: HfApi | None = None,
-    wait: Wait = time.sleep,
 ) -> dict[str, CommitInfo]:
     """Push the snapshots of a run, each as a branch that holds a whole model: `revision="cycle-001"` loads it.
 
     Args:
         folder (`str` or `Path`): the run's output folder, with its model and `_runs/snapshots`.
-        model_id, private, api, wait: see [`push_folder`].
+        model_id, private, api: see [`push_folder`].
         best (`int`, *optional*): only so many, those with the lowest validation loss.
 
     Returns:
@@ -224,20 +208,41 @@ def push_snapshots(
     snapshots = snapshot_files(folder / SNAPSHOTS_FOLDER)
     if best is not None:
         snapshots = best_snapshots(snapshots, best)
-    done: dict[str, CommitInfo] = {}
+    commits: dict[str, CommitInfo] = {}
     for snapshot in snapshots:
         branch = snapshot.stem
-        with tempfile.TemporaryDirectory() as place:
-            _write_model(folder, snapshot, Path(place))
+        with tempfile.TemporaryDirectory() as whole:
+            _write_model(folder, snapshot, Path(whole))
             try:
-                done[branch] = push_folder(
-                    place, model_id, private=private, revision=branch, commit_message=branch, api=api, wait=wait
+                commits[branch] = push_folder(
+                    whole, model_id, private=private, revision=branch, commit_message=branch, api=api
                 )
             except HubError as error:
                 command = push_command(folder, model_id, hub_private_repo=private, snapshots=True, best=best)
-                said = str(error.__cause__ or error)
-                raise HubError(f"{said} The snapshots are in {folder}; to push them again: {command}") from error
-    return done
+                reason = error.__cause__ or error  # without the command for the temporary folder
+                raise HubError(f"{reason} The snapshots are in {folder}; to push them again: {command}") from error
+    return commits
+
+
+def commit_files(
+    api: HfApi, repository: str, files: Mapping[str, Path | bytes], is_replaced: Callable[[str], bool], **kwargs: Any
+) -> CommitInfo:
+    """Push files as one commit, which also removes what an earlier one left.
+
+    `HfApi.upload_folder` may split a push into several commits, makes one whose answer was lost twice, and waits as
+    long as it is told to (huggingface_hub 2.4).
+
+    Args:
+        api (`HfApi`): the client.
+        repository (`str`): `user/name`.
+        files (mapping): contents, or where they are, by their names in the repository.
+        is_replaced: whether a file of the repository, by its name, goes if it is not among them.
+        **kwargs: `commit_message`, `revision` and `repo_type` of [`~huggingface_hub.HfApi.create_commit`].
+    """
+    where = {name: kwargs.get(name) for name in ("revision", "repo_type")}
+    old = [name for name in api.list_repo_files(repository, **where) if is_replaced(name) and name not in files]
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]  # the client marks them as sent
+    return api.create_commit(repository, [*additions, *map(CommitOperationDelete, old)], **kwargs)
 
 
 def push_command(folder: str | Path, model_id: str, **flags: Any) -> str:
@@ -250,27 +255,17 @@ def push_command(folder: str | Path, model_id: str, **flags: Any) -> str:
     return shlex.join(words)
 
 
-def _write_model(folder: Path, snapshot: Path, place: Path) -> None:
+def _write_model(folder: Path, snapshot: Path, target: Path) -> None:
     """The model of a run's folder with the weights of a snapshot, and its processor."""
-    from safetensors.torch import load_model  # here: pushing a folder as it is needs no framework
-    from transformers import AutoModelForImageClassification
-
     model = AutoModelForImageClassification.from_pretrained(folder)
     try:
         load_model(model, snapshot)
     except RuntimeError as error:
         raise ValueError(f"{snapshot} is not of the model in {folder}: {str(error).splitlines()[0]}") from error
-    model.save_pretrained(place)
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    model.save_pretrained(target)
+    for name in PROCESSOR_FILES:
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, place / name)
-
-
-def _content(file: Path, model_id: str) -> Path | bytes:
-    """A file as it is pushed: a card names the model by its id, whatever it was called when the card was written."""
-    if file.name != "README.md":
-        return file
-    return put_model_id(file.read_text(encoding="utf-8"), model_id).encode()
+            shutil.copyfile(folder / name, target / name)
 
 
 def _tag(api: HfApi, repository: str, tag: str, revision: str) -> None:
@@ -282,14 +277,19 @@ def _tag(api: HfApi, repository: str, tag: str, revision: str) -> None:
         raise HubError(f"the tag is there already, of revision {tags[tag][:8]}; the push itself is done. Give another.")
 
 
-def _matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    return {name for name in names if "/" not in name and any(fnmatch.fnmatchcase(name, one) for one in patterns)}
+def _is_replaced(name: str) -> bool:
+    """Whether a push may have left a file of this name in a repository."""
+    return _matches(name, (*MODEL_FILES, *RUN_FILES, *CARD_PICTURES))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _require_clean(files: Iterable[Path], folder: Path) -> None:
-    """No token and no place of this machine in a text that is pushed."""
-    places = {str(place) for place in (Path.home(), Path.cwd(), folder.resolve()) if len(place.parts) > 1}
-    local = re.compile("|".join(rf"(?<![\w./-]){re.escape(place)}(?![\w-])" for place in sorted(places)) or r"(?!)")
+    """No token and no path of this machine in a text that is pushed."""
+    paths = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve()) if len(path.parts) > 1}
+    local = re.compile("|".join(rf"(?<![\w./-]){re.escape(path)}(?![\w-])" for path in sorted(paths)) or r"(?!)")
     for file in files:
         text = file.read_text(encoding="utf-8")
         if _TOKEN.search(text):

@@ -1,62 +1,54 @@
-"""What a card, a recipe file and a push want to know of a run; nothing here imports a trainer."""
+"""`RunRecord`: what a model card, a recipe file and a push need to know of a run, as plain data."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from matplotlib.axes import Axes
+import torch
+from transformers import PretrainedConfig
 
 from hf_sgdr.data.transforms import ImageTransform
-from hf_sgdr.optim.layer_groups import LayerGroups
-from hf_sgdr.optim.range_test import LRRangeResult
+from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import RunResults, Stage
 
 
-class TrainedRun(Protocol):
-    """A trainer that has trained, as far as sharing goes; [`SGDRTrainer`] is one.
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run; [`~hf_sgdr.training.record.run_record`] takes it from a trainer.
 
     Args:
-        model (`PreTrainedModel`): with the weights that are shared.
-        args ([`SGDRTrainingArguments`]): of the run.
-        train_dataset, eval_dataset (`datasets.Dataset`): its images.
-        layer_groups ([`LayerGroups`]): their names, in the tables.
-        fits, fit_stages (`list[dict]`): what each fit did, and what a stage would be told to do the same.
-        range_tests (`dict`): by the name of the fit that came after it.
-        run (`tuple` or None): stages and results of the last [`run_stages`].
-        trained_at (`float`): when it last trained, in seconds since the epoch.
-        hub_model_id (`str` or None): the repository on the Hub, once it is known.
+        folder (`Path`): the run's `output_dir`, with the plots of its stages.
+        config (`PretrainedConfig`): of the model.
+        name_or_path (`str`): what the model was loaded by.
+        model_id (`str` or None): the model's id on the Hub, once it is known.
+        layer_groups (`tuple[str, ...]`): their names, from the input to the head.
+        stages (`tuple[Stage, ...]`), results ([`RunResults`]): what was asked for, and what came of it.
+        is_recipe (`bool`): False for fits that were called one by one, which are told as stages.
+        settings (`dict`): the training arguments that decide the result, in plain values.
+        changed (`tuple[str, ...]`): the names of those that differ from their defaults.
+        train_transform, eval_transform ([`ImageTransform`]): what training and evaluation see of an image.
+        training_counts (`tuple[int, ...]`): training images of each class, in the order of the ids.
+        interpretation ([`ClassifierInterpretation`] or None): of the validation images; a card needs it.
+        device (`torch.device`): that the model is on.
     """
 
-    model: Any
-    history: Any
-    features: Any
-    args: Any
-    train_dataset: Any
-    eval_dataset: Any
-    layer_groups: LayerGroups
-    fits: list[dict[str, Any]]
-    fit_stages: list[dict[str, Any]]
-    range_tests: dict[str, LRRangeResult]
-    run: tuple[Sequence[Stage], RunResults] | None
-    trained_at: float
-    hub_model_id: str | None
+    folder: Path
+    config: PretrainedConfig
+    name_or_path: str
+    model_id: str | None
+    layer_groups: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    results: RunResults
+    is_recipe: bool
+    settings: dict[str, Any]
+    changed: tuple[str, ...]
+    train_transform: ImageTransform
+    eval_transform: ImageTransform
+    training_counts: tuple[int, ...]
+    interpretation: ClassifierInterpretation | None
+    device: torch.device
 
     @property
-    def train_transform(self) -> ImageTransform:
-        """What training sees."""
-
-    @property
-    def eval_transform(self) -> ImageTransform:
-        """What evaluation sees."""
-
-    @property
-    def feature_dtype(self) -> str:
-        """The precision of training features."""
-
-    def plot_lr(self, ax: Axes | None = None) -> Axes:
-        """The rates of the last fit."""
-
-    def is_world_process_zero(self) -> bool:
-        """Whether this process writes."""
-
-    def create_model_card(self, **facts: Any) -> None:
-        """Write the card of what was measured."""
+    def architecture(self) -> str:
+        """The name of the network: timm's, or the type of transformers' model."""
+        return self.config.architecture if self.config.model_type == "timm_wrapper" else self.config.model_type

@@ -1,10 +1,10 @@
 """Calls to the Hub, tried again while that can help, and refused in one line that says what to do when it cannot."""
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from time import sleep
 from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -24,7 +24,7 @@ FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 600.0
 # Timeout and too many requests; all others from 400 to 499 will be the same in a minute.
 _TEMPORARY_STATUS = (408, 429)
-# What no second try mends: files that are not there, values that are wrong, mistakes in a program.
+# Missing files, wrong values, bugs: no second try mends them. httpx2 and hf_xet raise kinds of their own.
 _FINAL = (OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, MemoryError)
 
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)"
@@ -34,8 +34,8 @@ class HubError(OSError):
     """The Hub, or the way to it, refused; the message says why and what to do, in one line."""
 
 
-def retry(call: Callable[[], T], doing: str, wait: Callable[[float], object] = time.sleep) -> T:
-    """What a call gives; where it fails for a reason that may pass, it is called up to five times.
+def retry(call: Callable[[], T], doing: str) -> T:
+    """What a call gives; where it fails for a reason that may pass, it is made up to five times.
 
     Tried again are broken and refused connections, timeouts, the status codes 408, 429 and 500 to 599, and errors of
     the libraries below that say nothing better. Each failure is logged with its reason. The pauses are 2, 4, 8 and 16
@@ -44,49 +44,44 @@ def retry(call: Callable[[], T], doing: str, wait: Callable[[float], object] = t
     Args:
         call: takes nothing; it must be one that may be made twice.
         doing (`str`): what it does, for the messages: "Pushing to user/name".
-        wait: is called with seconds; for tests.
 
     Raises:
         HubError: if it still fails, or the reason is one that does not pass.
     """
-    for number in range(1, TRIES + 1):
+    for attempt in range(1, TRIES + 1):
         try:
             return call()
         except Exception as error:
             cause = _root_cause(error)
-            pause = pause_after(cause, number)
+            pause = pause_after(cause, attempt)
             if pause is None:
                 if not isinstance(cause, OSError | ValueError):
                     raise
-                raise HubError(f"{doing}: {_what_to_do(cause)}") from error
-            if number == TRIES or pause > LONGEST_PAUSE:
+                raise HubError(f"{doing}: {_advice(cause)}") from error
+            if attempt == TRIES or pause > LONGEST_PAUSE:
                 asked = f"; it asks to wait {pause:.0f} s" if pause > LONGEST_PAUSE else ""
-                times = f"{number} times" if number > 1 else "once"
+                times = f"{attempt} times" if attempt > 1 else "once"
                 raise HubError(f"{doing} failed {times}, at last with: {_reason(cause)}{asked}.") from error
             logger.warning(
-                f"{doing}, try {number} of {TRIES} failed: {printable(_reason(cause))}. Trying again in {pause:.0f} s."
+                f"{doing}, try {attempt} of {TRIES} failed: {printable(_reason(cause))}. Trying again in {pause:.0f} s."
             )
-            wait(pause)
+            sleep(pause)
     raise AssertionError("unreachable")
 
 
-def pause_after(error: BaseException, number: int) -> float | None:
-    """Seconds to wait after the failure of try `number`, counted from 1; None where trying again cannot help."""
-    usual = FIRST_PAUSE * 2 ** (number - 1)
+def pause_after(error: BaseException, attempt: int) -> float | None:
+    """Seconds to wait after a failed attempt, counted from 1; None where trying again cannot help."""
+    usual = FIRST_PAUSE * 2 ** (attempt - 1)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        if status < 500 and status not in _TEMPORARY_STATUS:
-            return None
         asked = asked_pause(error.response.headers)
-        return usual if asked is None else asked
-    may_pass = isinstance(error, ConnectionError | TimeoutError | json.JSONDecodeError)
-    if isinstance(error, OfflineModeIsEnabled) or (isinstance(error, _FINAL) and not may_pass):
-        return None
-    return usual  # httpx2 and hf_xet raise kinds of their own
+        return (usual if asked is None else asked) if status >= 500 or status in _TEMPORARY_STATUS else None
+    may_pass = isinstance(error, ConnectionError | TimeoutError | json.JSONDecodeError) or not isinstance(error, _FINAL)
+    return usual if may_pass and not isinstance(error, OfflineModeIsEnabled) else None
 
 
 def asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait: `Retry-After` in seconds or as a date, or the `RateLimit` of the Hub."""
+    """Seconds that a response asks to wait: `Retry-After` in seconds or as a date, or the `RateLimit` of the Hub."""
     value = headers.get("retry-after", "").strip()
     if value.isdigit():
         return float(value)
@@ -108,14 +103,14 @@ def _root_cause(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
-        said = f": {' '.join(error.server_message.split())}" if error.server_message else ""
-        return f"{error.response.status_code} {error.response.reason_phrase}{said}"
+        message = f": {' '.join(error.server_message.split())}" if error.server_message else ""
+        return f"{error.response.status_code} {error.response.reason_phrase}{message}"
     if isinstance(error, json.JSONDecodeError):
         return "an answer that is not JSON"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _what_to_do(error: BaseException) -> str:
+def _advice(error: BaseException) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return f"nobody is logged in: {LOG_IN}."
     if isinstance(error, OfflineModeIsEnabled):

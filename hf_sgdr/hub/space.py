@@ -2,17 +2,16 @@
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCard
+from huggingface_hub import CommitInfo, HfApi, SpaceCard
 from PIL import Image
 from transformers.utils import logging
 
 from hf_sgdr.data.images import read_image
-from hf_sgdr.hub.push import hub_api, require_login
+from hf_sgdr.hub.push import commit_files, hub_api, require_login
 from hf_sgdr.hub.retry import HubError, retry
 
 logger = logging.get_logger(__name__)
@@ -61,7 +60,6 @@ def push_space(
     examples: Sequence[Path] = (),
     private: bool | None = None,
     api: HfApi | None = None,
-    wait: Callable[[float], object] = time.sleep,
 ) -> CommitInfo:
     """Publish a page for a model that is on the Hub, as a Space of the model's own name; once more: renew it.
 
@@ -70,7 +68,6 @@ def push_space(
         template, examples: see [`make_space`].
         private (`bool`, *optional*): whether only you may see a new Space; by default as the model is.
         api (`HfApi`, *optional*): the client; by default that of the login.
-        wait: is called with the seconds between tries.
 
     Returns:
         `CommitInfo`: of huggingface_hub; `repo_url` is the page's address.
@@ -81,41 +78,31 @@ def push_space(
         FileNotFoundError, ValueError: see [`make_space`].
     """
     api = api or hub_api()
-    model_id = require_login(model_id, api, wait)
+    model_id = require_login(model_id, api)
     doing = f"Publishing the Space {model_id}"
-    model_is_private = bool(retry(lambda: api.model_info(model_id).private, f"Looking up {model_id}", wait))
+    model_is_private = bool(retry(lambda: api.model_info(model_id).private, f"Looking up {model_id}"))
     private = model_is_private if private is None else private
 
     def prepare() -> bool | None:
         api.create_repo(model_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         return api.space_info(model_id).private
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "space")
+    def is_replaced(name: str) -> bool:
+        return name.startswith((f"{PACKAGE.name}/", f"{EXAMPLES}/"))
+
+    def commit() -> CommitInfo:
+        message = f"A page for {model_id}"
+        return commit_files(api, model_id, files, is_replaced, commit_message=message, repo_type="space")
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "space")
         make_space(folder, template, model_id, examples)
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-        def commit() -> CommitInfo:
-            """Made anew each time: the client marks what it has sent."""
-            before = api.list_repo_files(model_id, repo_type="space")
-            old = [
-                name for name in before if name.startswith((f"{PACKAGE.name}/", f"{EXAMPLES}/")) and name not in files
-            ]
-            return api.create_commit(
-                model_id,
-                [
-                    *(CommitOperationAdd(name, path) for name, path in files.items()),
-                    *(CommitOperationDelete(name) for name in old),
-                ],
-                commit_message=f"A page for {model_id}",
-                repo_type="space",
-            )
-
-        if retry(prepare, doing, wait) is False and private:
+        if retry(prepare, doing) is False and private:
             raise HubError(f"The Space {model_id} is there already and is public: make it private in its settings.")
-        done = retry(commit, doing, wait)
+        info = retry(commit, doing)
     if model_is_private:
         logger.warning(
             f"The model {model_id} is private: give the Space, in its settings, a secret HF_TOKEN that may read it."
         )
-    return done
+    return info

@@ -47,9 +47,8 @@ from hf_sgdr.data.labels import ClassNames
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
 from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
-from hf_sgdr.hub.card import write_model_card
+from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
-from hf_sgdr.hub.run_files import write_run_files
 from hf_sgdr.inference.tta import AugmentedViews, check_beta, mean_of_views
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.layer_groups import LayerGroups
@@ -59,8 +58,8 @@ from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedul
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
 from hf_sgdr.training.history import TrainingHistory, fit_record
-from hf_sgdr.training.hub_trainer import card_facts
 from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches
+from hf_sgdr.training.record import write_card, write_run_files
 
 logger = logging.get_logger(__name__)
 
@@ -576,19 +575,21 @@ class SGDRTrainer(Trainer):
 
     # ---- Sharing ----
 
+    @override
     def create_model_card(self, **facts: Any) -> None:
         """Write the card, `README.md` and pictures in `output_dir`, from this trainer's fits and what it measures now.
 
         Args:
-            **facts: what nobody can measure: see [`~hf_sgdr.hub.card.write_model_card`]. Those of
+            **facts: what nobody can measure: see [`~hf_sgdr.hub.card_facts.CardFacts`]. Those of
                 [`~transformers.Trainer.create_model_card`] are taken too: `language`, `license`, `tags`, `model_name`,
                 `finetuned_from`, `tasks`, `dataset_tags`, `dataset` and `dataset_args`.
 
         Raises:
-            ValueError: if `tasks` is another task, or several data sets are named: the figures are of one.
+            ValueError: if the card cannot hold a fact, or there is no single set of validation images.
         """
-        write_model_card(self, **card_facts(facts))
+        write_card(self, card_facts(facts))
 
+    @override
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -617,7 +618,7 @@ class SGDRTrainer(Trainer):
             HubError: if it cannot be pushed; everything is saved, and the message ends with the command that pushes.
             ValueError: if the card cannot hold a fact; nothing is written then.
         """
-        facts = card_facts(kwargs)
+        facts = card_facts(kwargs) if any(value is not None for value in kwargs.values()) else None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         write_run_files(self, facts)
@@ -635,6 +636,7 @@ class SGDRTrainer(Trainer):
         )
         return push() if blocking else api.run_as_future(push)
 
+    @override
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository and look at the login, before anything is trained.
 

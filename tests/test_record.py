@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from hf_sgdr.hub.push import push_snapshots
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.retry import HubError
 from hf_sgdr.recipe import Stage
+from hf_sgdr.training.record import run_record
 from hf_sgdr.training.stages import save_results
 
 SIZE = 32
@@ -285,8 +286,7 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
         run_name="secret", logging_steps=3, group_learning_rates=[1e-3, 1e-2, 1e-1],
     )  # fmt: skip
     path = write_recipe(
-        trainer,
-        [Stage("head", lr="auto", cycles=2, precompute=True)],
+        replace(run_record(trainer), stages=(Stage("head", lr="auto", cycles=2, precompute=True),)),
         model=asdict(ModelArguments(str(tmp_path / "my body"), weights_file=str(tmp_path / "w.pth"))),
         data=asdict(DataArguments(data_dir=str(tmp_path / "images"))),
         more={"n_aug": 2},
@@ -306,7 +306,8 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
 def test_a_recipe_on_a_data_set_of_the_hub_names_it_and_its_columns(make_trainer, tmp_path):
     columns = {"image_column_name": "img", "label_column_name": "kind"}
     data = DataArguments(dataset_name="ann/images", train_split_name="all")
-    text = write_recipe(make_trainer(), [Stage("head", lr=1e-2)], data=asdict(data), more=columns).read_text()
+    record = replace(run_record(make_trainer()), stages=(Stage("head", lr=1e-2),))
+    text = write_recipe(record, data=asdict(data), more=columns).read_text()
     values = yaml.safe_load(text)
     assert values.items() >= {"dataset_name": "ann/images", "train_split_name": "all", **columns}.items()
     assert values["model_name_or_path"] == "test_resnet"
@@ -364,6 +365,7 @@ def test_what_the_example_script_for_images_says_about_a_model_and_images_on_dis
     [
         ({"tasks": "text-generation"}, "tasks=text-generation: the card is that of an image classifier"),
         ({"dataset": ["a", "b"]}, "dataset=a, b: the card's figures are of one set of images; give one."),
+        ({"license": "My own"}, "license='My own': give an identifier of the Hub"),
     ],
 )
 def test_what_a_card_cannot_hold_is_refused_before_anything_is_written(make_trainer, tmp_path, facts, message):

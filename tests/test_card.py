@@ -3,6 +3,7 @@ import logging
 import platform
 import re
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_tables import tables
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from hf_sgdr import (
+    ClassifierInterpretation,
     SGDRTrainer,
     SGDRTrainingArguments,
     Stage,
@@ -24,7 +27,11 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.hub.card import PLACEHOLDER, hub_id, put_model_id, write_model_card
+from hf_sgdr.hub.card import PLACEHOLDER, metric, names, put_model_id, views, wilson_interval, write_model_card
+from hf_sgdr.hub.card_facts import CardFacts
+from hf_sgdr.hub.record import RunRecord
+from hf_sgdr.recipe import RunResults
+from hf_sgdr.training.record import run_record
 
 HOSTILE = "|{{ 7 * 7 }}|<script>alert(1)<", "=1+1\n# head\x1b[31m", "__a__ `b` [c](https:x) $d$"
 STAGES = (
@@ -60,13 +67,26 @@ def run(tmp_path_factory, make_image_folder):
     return trainer, results
 
 
+@pytest.fixture(scope="module")
+def record(run) -> RunRecord:
+    """That run as plain data."""
+    trainer, _ = run
+    return run_record(trainer, ClassifierInterpretation.from_trainer(trainer))
+
+
+def write_card(trainer: SGDRTrainer, folder: Path | None = None, **facts) -> Path:
+    return write_model_card(
+        run_record(trainer, ClassifierInterpretation.from_trainer(trainer)), CardFacts(**facts), folder
+    )
+
+
 def table(text: str, head: str) -> list[list[str]]:
     return next(rows for rows in tables(text) if rows[0][0] == head)[1:]
 
 
 def test_the_metadata_say_what_was_measured_and_read_back(run, tmp_path):
     trainer, results = run
-    path = write_model_card(trainer, results, tmp_path, images_name="pets", tta_views=2, license="cc-by-4.0")
+    path = write_card(trainer, tmp_path, images_name="pets", tta_views=2, license="cc-by-4.0")
     assert path == tmp_path / "README.md"
     data = ModelCard.load(path).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "cc-by-4.0")
@@ -88,8 +108,8 @@ def test_the_metadata_say_what_was_measured_and_read_back(run, tmp_path):
 
 
 def test_nothing_is_claimed_that_nobody_said(run, tmp_path):
-    trainer, results = run
-    card = ModelCard.load(write_model_card(trainer, results, tmp_path))
+    trainer, _ = run
+    card = ModelCard.load(write_card(trainer, tmp_path))
     assert card.data.base_model is None
     assert card.data.datasets is None
     assert card.data.license == "unknown"
@@ -99,23 +119,23 @@ def test_nothing_is_claimed_that_nobody_said(run, tmp_path):
 
 
 def test_base_model_and_datasets_are_ids_of_the_hub_where_they_are_true(run, tmp_path, monkeypatch):
-    trainer, results = run
+    trainer, _ = run
     monkeypatch.setattr(trainer.model, "name_or_path", "timm/resnet34.a1_in1k")
-    card = ModelCard.load(write_model_card(trainer, results, tmp_path, dataset="user/pets", images_name="user/pets"))
+    card = ModelCard.load(write_card(trainer, tmp_path, dataset="user/pets", images_name="user/pets"))
     assert card.data.base_model == "timm/resnet34.a1_in1k"
     assert card.data.datasets == ["user/pets"]
     assert "https://huggingface.co/timm/resnet34.a1_in1k" in card.text
     assert {one.dataset_type for one in card.data.eval_results} == {"user/pets"}
     (tmp_path / "timm" / "resnet34.a1_in1k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert ModelCard.load(write_model_card(trainer, results, tmp_path)).data.base_model is None
+    assert ModelCard.load(write_card(trainer, tmp_path)).data.base_model is None
 
 
 def test_a_model_that_goes_on_from_itself_is_not_its_own_base(run, tmp_path, monkeypatch):
-    trainer, results = run
+    trainer, _ = run
     monkeypatch.setattr(trainer.model, "name_or_path", "user/pets")
     monkeypatch.setattr(trainer.args, "hub_model_id", "user/pets")
-    card = ModelCard.load(write_model_card(trainer, results, tmp_path))
+    card = ModelCard.load(write_card(trainer, tmp_path))
     assert card.data.base_model is None
     assert "an earlier version of itself" in card.text
     assert 'model="user/pets"' in card.text
@@ -134,22 +154,15 @@ def test_a_model_that_goes_on_from_itself_is_not_its_own_base(run, tmp_path, mon
     ],
 )
 def test_what_is_no_id_is_refused_and_nothing_written(run, tmp_path, given, message):
-    trainer, results = run
+    trainer, _ = run
     with pytest.raises(ValueError, match=re.escape(message)):
-        write_model_card(trainer, results, tmp_path / "card", **given)
+        write_card(trainer, tmp_path / "card", **given)
     assert not (tmp_path / "card").exists()
-
-
-def test_hub_ids():
-    assert hub_id("timm/resnet34.a1_in1k") == "timm/resnet34.a1_in1k"
-    assert hub_id("beans") is None
-    assert hub_id("beans", with_user=False) == "beans"
-    assert [hub_id(name) for name in ("", "resnet34", "a/b/c", "/a/b", "user/na me", "user/")] == [None] * 6
 
 
 def test_the_table_of_stages_is_that_of_the_results(run, tmp_path):
     trainer, results = run
-    text = write_model_card(trainer, results, tmp_path).read_text(encoding="utf-8")
+    text = write_card(trainer, tmp_path).read_text(encoding="utf-8")
     head, whole = table(text, "stage")
     first, second = results.stages
     rate = first["learning_rates"][-1]
@@ -166,8 +179,8 @@ def test_the_table_of_stages_is_that_of_the_results(run, tmp_path):
 
 
 def test_the_table_of_classes_is_scikit_learns_report(run, tmp_path):
-    trainer, results = run
-    text = write_model_card(trainer, results, tmp_path).read_text(encoding="utf-8")
+    trainer, _ = run
+    text = write_card(trainer, tmp_path).read_text(encoding="utf-8")
     labels = np.asarray(trainer.eval_dataset["label"])
     predicted = trainer.log_predictions().argmax(axis=1)
     scores = precision_recall_fscore_support(labels, predicted, labels=[0, 1], zero_division=np.nan)
@@ -179,8 +192,8 @@ def test_the_table_of_classes_is_scikit_learns_report(run, tmp_path):
 
 
 def test_the_settings_are_those_of_the_run(run, tmp_path):
-    trainer, results = run
-    rows = dict(table(write_model_card(trainer, results, tmp_path).read_text(encoding="utf-8"), "setting"))
+    trainer, _ = run
+    rows = dict(table(write_card(trainer, tmp_path).read_text(encoding="utf-8"), "setting"))
     assert rows["images"] == "36 for training, 13 for validation"
     assert rows["input"].startswith("32 px (shorter side resized to ")
     assert rows["augmentation"].endswith("left and right exchanged; zoom up to 1.1")
@@ -191,8 +204,8 @@ def test_the_settings_are_those_of_the_run(run, tmp_path):
 
 
 def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
-    trainer, results = run
-    text = write_model_card(trainer, results, tmp_path, with_images=True).read_text(encoding="utf-8")
+    trainer, _ = run
+    text = write_card(trainer, tmp_path, with_images=True).read_text(encoding="utf-8")
     shown = [one or other for one, other in re.findall(r'!\[[^\]]+\]\(([^)]+)\)|<img src="([^"]+)" alt="[^"]+"', text)]
     assert set(shown) == {path.name for path in tmp_path.glob("*.png")}
     assert {"head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png"} < set(
@@ -205,20 +218,20 @@ def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
 
 
 def test_images_are_shown_only_on_request_and_go_when_it_is_taken_back(run, tmp_path):
-    trainer, results = run
-    text = write_model_card(trainer, results, tmp_path).read_text(encoding="utf-8")
+    trainer, _ = run
+    text = write_card(trainer, tmp_path).read_text(encoding="utf-8")
     assert not list(tmp_path.glob("most-*"))
     assert "Most correct" not in text
-    text = write_model_card(trainer, results, tmp_path, with_images=True).read_text(encoding="utf-8")
+    text = write_card(trainer, tmp_path, with_images=True).read_text(encoding="utf-8")
     assert (tmp_path / "most-uncertain.png").exists()
     assert text.index("Most correct") < text.index("Most incorrect") < text.index("Most uncertain")
-    write_model_card(trainer, results, tmp_path)
+    write_card(trainer, tmp_path)
     assert not list(tmp_path.glob("most-*"))
 
 
 def test_nothing_of_the_machine_but_its_kind(run, tmp_path):
-    trainer, results = run
-    text = write_model_card(trainer, results, tmp_path, images_name="pets").read_text(encoding="utf-8")
+    trainer, _ = run
+    text = write_card(trainer, tmp_path, images_name="pets").read_text(encoding="utf-8")
     rows = dict(table(text, "what"))
     assert rows["torch"] == version("torch")
     assert rows["machine"].endswith(" processors")
@@ -235,8 +248,8 @@ def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folde
     )
     trainer = make_trainer(tmp_path / "out", images)
     trainer.fit(0.01, 1)
-    path = write_model_card(trainer, images_name="{{ 6 * 7 }}: <b>\n---\nlicense: mit", with_images=True)
-    card = ModelCard.load(path)
+    trainer.create_model_card(images_name="{{ 6 * 7 }}: <b>\n---\nlicense: mit", with_images=True)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "unknown"
     assert card.data.eval_results[0].dataset_name == "{{ 6 * 7 }}: <b>\\n---\\nlicense: mit"
     html = MarkdownIt("commonmark").enable("table").render(card.text)
@@ -259,7 +272,7 @@ def test_many_classes_fold_away(tmp_path, make_image_folder):
         tmp_path / "images", {"train": dict.fromkeys(names, 1), "valid": dict.fromkeys(names, 1)}
     )
     trainer = make_trainer(tmp_path / "out", images)
-    card = ModelCard.load(write_model_card(trainer))
+    card = ModelCard.load(write_card(trainer))
     assert "class 11 and 12 more" in card.text
     assert "<details><summary>Figures of all 24 classes</summary>" in card.text
     assert len(table(card.text, "class")) == 24
@@ -291,7 +304,7 @@ def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_image_fo
 
 def test_after_run_stages_a_card_tells_of_them_without_being_told(run, tmp_path):
     trainer, _ = run
-    text = write_model_card(trainer, None, tmp_path).read_text(encoding="utf-8")
+    text = write_card(trainer, tmp_path).read_text(encoding="utf-8")
     assert [row[0] for row in table(text, "stage")] == ["head", "whole"]
     assert "of all epochs" in text
 
@@ -301,13 +314,13 @@ def test_results_of_other_weights_are_said_to_be_so(run, tmp_path, caplog, monke
     monkeypatch.setattr(logging.getLogger("hf_sgdr"), "propagate", True)
     monkeypatch.setitem(results.best, "eval_accuracy", results.best["eval_accuracy"] - 0.3)
     with caplog.at_level(logging.WARNING):
-        write_model_card(trainer, results, tmp_path)
+        write_card(trainer, tmp_path)
     assert "were they trained on?" in caplog.text
 
 
 def test_a_model_id_goes_into_the_lines_that_load_it(run, tmp_path):
-    trainer, results = run
-    text = write_model_card(trainer, results, tmp_path, tta_views=3).read_text(encoding="utf-8")
+    trainer, _ = run
+    text = write_card(trainer, tmp_path, tta_views=3).read_text(encoding="utf-8")
     assert f"`{PLACEHOLDER}` stands for" in text
     for model_id in ("me/pets", "you/pets"):
         text = put_model_id(text, model_id)
@@ -323,7 +336,46 @@ def test_the_plot_of_the_range_test_of_an_earlier_run_does_not_get_into_the_card
     (tmp_path / "out").mkdir(exist_ok=True)
     for name in ("head-range-test.png", "head-learning-rate.png"):
         shutil.copyfile(next(images.rglob("*.jpg")), tmp_path / "out" / name)
-    results = run_stages(trainer, [Stage("head", lr=0.01)])
-    text = write_model_card(trainer, results).read_text(encoding="utf-8")
+    run_stages(trainer, [Stage("head", lr=0.01)])
+    text = write_card(trainer).read_text(encoding="utf-8")
     assert "head-range-test.png" not in text
     assert not (tmp_path / "out" / "head-range-test.png").exists()
+
+
+def test_a_card_without_predictions_is_refused(record, tmp_path):
+    with pytest.raises(ValueError, match=r"The record has no interpretation: a card needs predictions"):
+        write_model_card(replace(record, interpretation=None), folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+STAGE = {
+    "name": "whole", "epochs": 3, "cycles": 2, "learning_rates": [1e-5, 1e-4, 1e-3], "train_loss": 0.25,
+    "eval_loss": 0.125, "eval_accuracy": None, "seconds": 2.04, "precompute": False, "freeze_to": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("freeze_to", "precompute", "trains", "rates"),
+    [
+        (0, False, "everything", "early 1e-05, middle 0.0001, head 0.001"),
+        (1, False, "middle, head", "middle 0.0001, head 0.001"),
+        (-1, True, "head, on precomputed features", "head 0.001"),
+        (2, False, "head", "head 0.001"),
+    ],
+)
+def test_a_row_of_a_stage_names_what_trains_and_its_rates_alone(record, tmp_path, freeze_to, precompute, trains, rates):
+    results = RunResults(1, [STAGE | {"freeze_to": freeze_to, "precompute": precompute}])
+    text = write_model_card(replace(record, results=results), folder=tmp_path).read_text(encoding="utf-8")
+    assert table(text, "stage") == [["whole", trains, "3 (2)", rates, "0.2500", "0.1250", "–", "2.0"]]
+
+
+def test_metrics_views_and_names_in_words():
+    assert [metric(0.98765), metric(1), metric(None)] == ["0.9877", "1.0000", "–"]
+    assert [names(["a"], 2), names(["a", "b"], 2), names(["a", "b", "c"], 2)] == ["a", "a and b", "a, b and 1 more"]
+    assert [views(1), views(4)] == ["1 augmented view", "4 augmented views"]
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 7), (5, 5), (198, 200), (1, 3)])
+def test_wilsons_interval_is_scipys(right, count):
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
