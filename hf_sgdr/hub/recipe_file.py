@@ -13,16 +13,10 @@ from transformers import TrainingArguments
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.hub.record import TrainedRun
-from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, Stage
+from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, SAID_BY_STAGES, Stage
 from hf_sgdr.version import __version__
 
 RECIPE_FILE = "recipe.yaml"
-
-# What the stages say.
-_SAID_BY_STAGES = (
-    *("learning_rate", "cycle_len", "cycle_mult", "num_cycles", "group_learning_rates", "freeze_to", "precompute"),
-    *("freeze_batch_norm", "num_train_epochs"),
-)
 
 
 def write_recipe(
@@ -118,7 +112,7 @@ def _of_training(training: TrainingArguments) -> dict[str, Any]:
         )
         is_local = isinstance(value, str) and os.path.isabs(value)
         is_default = value == default or ((value is False or value == []) and not default)
-        if item.name in _SAID_BY_STAGES or NO_EFFECT_ON_RESULT.match(item.name) or is_default or is_local or not plain:
+        if item.name in SAID_BY_STAGES or NO_EFFECT_ON_RESULT.match(item.name) or is_default or is_local or not plain:
             continue
         values[item.name] = value
     return values
