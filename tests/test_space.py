@@ -26,7 +26,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.main import run_cli
 from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.demo import DEMO_MODEL, demo_image_folder, demo_weights_file
 from hf_sgdr.hub.retry import HubError
