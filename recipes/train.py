@@ -23,7 +23,7 @@ from hf_sgdr.cli.arguments import (
 )
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
-from hf_sgdr.cli.summary import card_facts, print_summary
+from hf_sgdr.cli.summary import print_summary, stated_facts
 from hf_sgdr.demo import demo_image_folder, demo_weights_file
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import write_recipe
@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         results = run_stages(trainer, stages, resume=recipe.resume)
         if recipe.n_aug and trainer.train_transform.is_random:
-            seen = ClassifierInterpretation.from_trainer(trainer, tta=recipe.n_aug)
-            results.tta = {"loss": seen.loss, "accuracy": seen.accuracy}
+            interpretation = ClassifierInterpretation.from_trainer(trainer, tta=recipe.n_aug)
+            results.tta = {"loss": interpretation.loss, "accuracy": interpretation.accuracy}
         trainer.save_model()
-        trainer.create_model_card(**card_facts(data, model_args, recipe, args.is_demo))
+        trainer.create_model_card(**stated_facts(data, model_args, recipe, args.is_demo))
         if is_main:
             write_recipe(trainer, stages, model=asdict(model_args), data=asdict(data), more=settings)
             save_results(results, output_dir / "results.json")  # from here on the run is finished

@@ -35,7 +35,7 @@ def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     print(f"\nModel, plots and results.json are in {training.output_dir}. Try it: {shlex.join(predict)} IMAGE.jpg")
 
 
-def card_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool) -> dict[str, Any]:
+def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool) -> dict[str, Any]:
     """What the arguments say for [`~hf_sgdr.hub.card.write_model_card`]."""
     facts: dict[str, Any] = {"tta_views": recipe.n_aug, "license": recipe.license, "with_images": recipe.card_photos}
     images = data.dataset_name or data.data_dir or ""
