@@ -47,16 +47,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--output_dir", default="picture_out")
-    options = parser.parse_args()
+    args = parser.parse_args()
     set_seed(42)
-    images = load_image_folder(options.data_dir)
+    images = load_image_folder(args.data_dir)
     model = create_image_classifier(
         DEMO_MODEL, labels=images["train"].features["label"].names, weights_file=demo_weights_file()
     )
     train_transform, eval_transform = image_transforms(model, augment="side_on", max_zoom=1.1)
     trainer = SGDRTrainer(
         model,
-        SGDRTrainingArguments(options.output_dir, n_groups=3),
+        SGDRTrainingArguments(args.output_dir, n_groups=3),
         train_dataset=images["train"],
         eval_dataset=images["validation"],
         train_transform=train_transform,
@@ -67,8 +67,8 @@ def main() -> None:
     results = run_stages(trainer)
     figure = Figure(figsize=(13, 3.7), dpi=110, layout="constrained", facecolor="white")
     first, second, third = figure.subplots(1, 3)
-    found = trainer.history.range_tests[results.stages[0]["name"]]
-    plot_range_test(found.history["lr"], found.history["smoothed_loss"], found.suggestion(), first)
+    result = trainer.history.range_tests[results.stages[0]["name"]]
+    plot_range_test(result.history["lr"], result.history["smoothed_loss"], result.suggestion(), first)
     first.set_title("find the learning rate")
     draw_rates(second, watch)
     draw_losses(third, watch, results.best)

@@ -4,10 +4,12 @@ from .callbacks.snapshots import SnapshotCallback as SnapshotCallback
 from .callbacks.snapshots import average_weights as average_weights
 from .callbacks.snapshots import ensemble_predictions as ensemble_predictions
 from .callbacks.unfreezing import StagedUnfreezing as StagedUnfreezing
+from .data.dataset import ImageDataset as ImageDataset
 from .data.folders import load_image_folder as load_image_folder
 from .data.hub import load_image_dataset as load_image_dataset
 from .data.transforms import ImageTransform as ImageTransform
 from .data.transforms import image_transforms as image_transforms
+from .features.extract import extract_features as extract_features
 from .features.store import FeatureStore as FeatureStore
 from .inference.interpretation import ClassifierInterpretation as ClassifierInterpretation
 from .inference.pipeline import TTAImageClassificationPipeline as TTAImageClassificationPipeline

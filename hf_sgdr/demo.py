@@ -3,7 +3,6 @@
 Digits must not be flipped: a mirrored 2 is no 2. That is the lesson's own warning, so the demo augments with "basic".
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -49,21 +48,16 @@ def demo_image_folder() -> Path:
         raise ImportError(MISSING) from error
     digits = load_digits()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            path = temporary / str(label) / f"{number:04d}.png"
-            path.parent.mkdir(exist_ok=True)
+            path = Path(temporary, "digits", str(label), f"{number:04d}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
             grey = (pixels * (255 / 16)).round().astype(np.uint8)  # 16 is the data's white
             digit = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             ImageOps.expand(digit, MARGIN).save(path)
-        temporary.chmod(0o755)
         try:
-            temporary.rename(folder)
-        except OSError:
+            Path(temporary, "digits").rename(folder)
+        except OSError:  # another process was faster, and its digits are the same
             if not folder.is_dir():
                 raise
-            # another process was faster, and its digits are the same
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

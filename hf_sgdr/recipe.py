@@ -18,6 +18,11 @@ NO_EFFECT_ON_RESULT = re.compile(
     r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
     r"resume|restore|cache_disk|feature_memory|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column"
 )
+# Arguments of training that the stages of a recipe decide.
+SAID_BY_STAGES = (
+    *("learning_rate", "group_learning_rates", "cycle_len", "cycle_mult", "num_cycles", "num_train_epochs"),
+    *("freeze_to", "freeze_batch_norm", "precompute"),
+)
 
 
 @dataclass(frozen=True)

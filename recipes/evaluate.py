@@ -27,8 +27,8 @@ from transformers.utils import cached_file
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.metrics import class_metrics
 from hf_sgdr._utils.text import few, printable
-from hf_sgdr.cli.arguments import parse
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.main import run_cli
+from hf_sgdr.cli.parser import parse
 from hf_sgdr.data.audit import UnreadableImagesError, readable
 from hf_sgdr.data.folders import TEST_FOLDERS, class_folders, image_files
 from hf_sgdr.data.hashes import image_hashes, read_image_hashes

@@ -8,20 +8,46 @@
 Pushing the same again changes nothing.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_sgdr.cli.errors import OneLineParser, run_cli
+from hf_sgdr.cli.main import run_cli
+from hf_sgdr.cli.parser import OneLineParser
 from hf_sgdr.hub.push import push_folder, push_snapshots, pushed_files
-
-SPACE = Path(__file__).parent / "space"
+from hf_sgdr.hub.space import push_space
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", help="folder with the model, its card and figures")
+    args = parser().parse_args(argv)
+    if args.space_examples and not args.push_space:
+        raise ValueError("--space_examples are for the page: give --push_space, too.")
+    private = args.hub_private_repo or None
+    names = [file.name for file in pushed_files(args.output_dir)]
+    branches: Sequence[str] = ()
+    if args.snapshots or args.best is not None:
+        branches = list(push_snapshots(args.output_dir, args.model_id, best=args.best, private=private))
+    commit = push_folder(
+        args.output_dir,
+        args.model_id,
+        private=private,
+        revision=args.revision,
+        commit_message=args.message,
+        tag=args.tag,
+    )
+    model_id = commit.repo_url.repo_id
+    print(f"{', '.join(names)}\npushed to {commit.repo_url} (commit {commit.oid[:8]}).")
+    for branch in branches:
+        print(f"Snapshot: from_pretrained({model_id!r}, revision={branch!r})")
+    if args.push_space:
+        page = push_space(model_id, Path(__file__).parent / "space", examples=args.space_examples)
+        print(f"The page: {page.repo_url}")
+    return 0
+
+
+def parser() -> OneLineParser:
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("output_dir", help="folder with the model, its card and plots")
     parser.add_argument("model_id", help="user/name, or the name alone")
     parser.add_argument("--hub_private_repo", action="store_true", help="make a new repository a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="push to a branch, made if it is not there")
@@ -31,38 +57,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--best", type=int, metavar="K", help="only the K snapshots of lowest validation loss")
     parser.add_argument("--push_space", action="store_true", help="also publish a page for the model, a Gradio Space")
     parser.add_argument(
-        "--space_examples",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="PHOTO",
-        help="that everybody may see, on the page",
+        "--space_examples", nargs="+", type=Path, default=[], metavar="IMAGE", help="that everybody may see on the page"
     )
-    options = parser.parse_args(argv)
-    if options.space_examples and not options.push_space:
-        raise ValueError("--space_examples are for the page: give --push_space, too.")
-    private = options.hub_private_repo or None
-    names = [file.name for file in pushed_files(options.output_dir)]
-    branches: Sequence[str] = ()
-    if options.snapshots or options.best is not None:
-        branches = list(push_snapshots(options.output_dir, options.model_id, best=options.best, private=private))
-    done = push_folder(
-        options.output_dir,
-        options.model_id,
-        private=private,
-        revision=options.revision,
-        commit_message=options.message,
-        tag=options.tag,
-    )
-    print(f"{', '.join(names)}\npushed to {done.repo_url} (commit {done.oid[:8]}).")
-    for branch in branches:
-        print(f"Snapshot: from_pretrained({done.repo_url.repo_id!r}, revision={branch!r})")
-    if options.push_space:
-        from hf_sgdr.hub.space import push_space  # importing what reads photos takes seconds
-
-        page = push_space(done.repo_url.repo_id, SPACE, examples=options.space_examples)
-        print(f"The page: {page.repo_url}")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from sklearn import metrics
 
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
 from hf_sgdr.cli.arguments import DataArguments
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.main import run_cli
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import Stage

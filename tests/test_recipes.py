@@ -18,8 +18,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_sgdr import SGDRTrainingArguments, create_image_classifier, pipeline
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments, chosen_stages, given_arguments, load_images, parse
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments, chosen_stages, load_images
+from hf_sgdr.cli.main import run_cli
+from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.summary import print_summary
 from hf_sgdr.recipe import LESSON, RunResults, Stage
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -288,6 +290,7 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
         ("train.py", ["--data_dir", "images", "--model", "resnt34"], "train.py: error: 'resnt34' is neither a folder"),
         ("train.py", ["--data_dir", "images", "--augment", "upside"], "augment='upside': give None or one of basic"),
         ("train.py", ["--data_dir", "images", "--num_cycles", "2"], "--num_cycles: the stages say that"),
+        ("train.py", ["--data_dir", "images", "--freeze_batch_norm"], "--freeze_batch_norm: the stages say that"),
         (
             "train.py",
             ["--data_dir", "images", "--num_train_epochs", "5"],
@@ -385,12 +388,11 @@ def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_def
     main = runpy.run_path(str(RECIPES / "train.py"))["main"]
     seen = []
 
-    def stop(recipe, training, has_rate):
-        seen.extend(stages_of_recipe(recipe, training, has_rate))
+    def stop(*args):
+        seen.extend(chosen_stages(*args))
         raise ValueError("seen")
 
-    stages_of_recipe = main.__globals__["stages_of"]
-    monkeypatch.setitem(main.__globals__, "stages_of", stop)
+    monkeypatch.setitem(main.__globals__, "chosen_stages", stop)
     with pytest.raises(ValueError, match="seen"):
         main(["--data_dir", "images", "--output_dir", str(tmp_path / "out"), *words])
     assert [stage.lr for stage in seen] == [0.01, None, 0.01]
@@ -453,7 +455,7 @@ def test_null_in_a_yaml_file_is_none(tmp_path):
     assert model.model_name_or_path == "m"
     model = parse(KINDS, [config(tmp_path, text), "--image_size", "32"], "")[1]
     assert model.image_size == 32
-    assert given_arguments(KINDS, [config(tmp_path, text)], "") == {"data_dir", "model_name_or_path"}
+    assert parse(KINDS, [config(tmp_path, text)], "").given == {"data_dir", "model_name_or_path"}
 
 
 @pytest.mark.parametrize(
@@ -569,7 +571,6 @@ def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, h
 
 
 def test_a_short_trial_is_called_one(capsys):
-    print_summary = runpy.run_path(str(RECIPES / "train.py"))["print_summary"]
     stage = {"name": "head", "epochs": 0, "train_loss": None, "eval_loss": 0.5, "eval_accuracy": 0.75, "seconds": 1.0}
     best = {"stage": "head", "epoch": 0.5, "eval_loss": 0.5, "eval_accuracy": 0.75}
     results = RunResults(1, [stage], best)

@@ -24,7 +24,8 @@ from hf_sgdr import (
     run_stages,
 )
 from hf_sgdr.callbacks.snapshots import snapshot_files
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments, parse
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.cli.parser import parse
 from hf_sgdr.hub.push import push_snapshots
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.retry import HubError

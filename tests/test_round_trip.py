@@ -15,7 +15,7 @@ import pytest
 from loopback_hub import TOKEN
 
 from hf_sgdr import create_image_classifier
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.main import run_cli
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 pytestmark = pytest.mark.recipe

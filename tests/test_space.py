@@ -12,7 +12,7 @@ from huggingface_hub import SpaceCard, constants
 from loopback_hub import TOKEN
 from PIL import Image
 
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.main import run_cli
 from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.hub.retry import HubError
 from hf_sgdr.hub.space import make_space, push_space

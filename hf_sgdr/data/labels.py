@@ -11,6 +11,12 @@ from transformers import PreTrainedConfig
 from hf_sgdr._utils.text import few, printable
 
 
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """A model's classes in the order of their ids; `LABEL_0` and so on where they have no names."""
+    names: dict[Any, str] = config.id2label or {}
+    return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
+
+
 @dataclass(frozen=True)
 class ClassNames:
     """The classes that labels are compared with.
@@ -34,9 +40,8 @@ class ClassNames:
             train_dataset (`datasets.Dataset` or any other kind, which has no names).
             label_column (`str`): its column of class ids.
         """
-        given: dict[Any, str] = config.id2label or {}
-        unnamed = [f"LABEL_{i}" for i in range(config.num_labels or 0)]
-        names = [str(given.get(i, name)) for i, name in enumerate(unnamed)]
+        names = class_names(config)
+        unnamed = [f"LABEL_{i}" for i in range(len(names))]
         trained = getattr((getattr(train_dataset, "features", None) or {}).get(label_column), "names", None)
         if names == unnamed and trained is not None and len(trained) == len(names):
             return cls(list(trained), "train_dataset", True)

@@ -17,16 +17,10 @@ from hf_sgdr.hub.card_facts import CardFacts
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
 from hf_sgdr.hub.record import RunRecord
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
-from hf_sgdr.recipe import NO_EFFECT_ON_RESULT
+from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, SAID_BY_STAGES
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 logger = logging.get_logger(__name__)
-
-# What the stages say.
-_SAID_BY_STAGES = (
-    *("learning_rate", "cycle_len", "cycle_mult", "num_cycles", "group_learning_rates", "freeze_to", "precompute"),
-    *("freeze_batch_norm", "num_train_epochs"),
-)
 
 
 def run_record(trainer: Any, interpretation: ClassifierInterpretation | None = None) -> RunRecord:
@@ -132,7 +126,7 @@ def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, .
         items = value if isinstance(value, list) else [value]
         is_plain = all(isinstance(one, bool | int | float | str) for one in items)
         is_local = isinstance(value, str) and os.path.isabs(value)
-        if is_plain and not is_local and item.name not in _SAID_BY_STAGES and not NO_EFFECT_ON_RESULT.match(item.name):
+        if is_plain and not is_local and item.name not in SAID_BY_STAGES and not NO_EFFECT_ON_RESULT.match(item.name):
             settings[item.name] = value
             default = item.default_factory() if item.default_factory is not MISSING else item.default
             is_unset = (value is False or value == []) and not default

@@ -1,0 +1,171 @@
+"""The command line's parser: flags and YAML files into dataclasses, errors in one line."""
+
+import argparse
+import difflib
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+# Where the recipes differ from transformers: --resume needs checkpoints.
+_DEFAULTS = {"output_dir": "hf_sgdr_out", "save_strategy": "epoch", "save_total_limit": 2}
+
+
+class Arguments(tuple[Any, ...]):
+    """The dataclasses that a command line fills, in the order that [`parse`] was asked for them.
+
+    Attributes:
+        given (`set[str]`): names of the arguments that the command line or its YAML file sets, null ones left out.
+        is_demo (`bool`): whether they come from the demo's YAML file.
+    """
+
+    given: set[str]
+    is_demo: bool
+
+
+def parse(
+    kinds: Sequence[Any],
+    argv: Sequence[str],
+    description: str,
+    *,
+    demo: Path | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> Arguments:
+    """Arguments from `[config.yaml] [--flag value ...]`; flags win over the file.
+
+    Args:
+        kinds (sequence of dataclasses): what to fill.
+        argv (sequence of `str`): the command line without the program's name.
+        description (`str`): for `--help`.
+        demo (`Path`, *optional*): a YAML file to begin with where the command line names neither another nor images.
+        refused (mapping, *optional*): arguments that must not be given, each with the reason.
+
+    Raises:
+        FileNotFoundError: if there is no such YAML file.
+        ValueError: for an argument that is unknown or refused, or a value that does not fit, in one line.
+    """
+    parser = OneLineParser(kinds, description=description)
+    config = Path(argv[0]) if argv and argv[0].endswith((".yaml", ".yml")) else None
+    values = parser.given_values(argv if config is None else argv[1:], config)
+    given = {name for name, value in values.items() if value is not None}
+    for name, reason in (refused or {}).items():
+        if name in given:
+            raise ValueError(f"--{name}: {reason}")
+    is_demo = demo is not None and config is None and not given & {"data_dir", "dataset_name"}
+    values = {**_DEFAULTS, **(parser.given_values([], demo) if is_demo else {}), **values}
+    arguments = Arguments(
+        kind(**{item.name: values[item.name] for item in fields(kind) if item.init and item.name in values})
+        for kind in kinds
+    )
+    arguments.given, arguments.is_demo = given, is_demo
+    return arguments
+
+
+class OneLineParser(HfArgumentParser):
+    """An argument parser whose errors are a ValueError of one line; it reads YAML files, too.
+
+    Dashes and underscores in a flag's name are the same; names are not completed, so that a flag never means another
+    one than it says.
+
+    Args:
+        kinds (sequence of dataclasses, *optional*): whose fields are arguments.
+        **kwargs: of [`~transformers.HfArgumentParser`].
+    """
+
+    def __init__(self, kinds: Sequence[Any] = (), **kwargs: Any) -> None:
+        # before HfArgumentParser writes simpler types into the dataclasses' fields
+        self.types = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+        super().__init__(list(kinds), **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, with underscores for the dashes in flags' names."""
+        argv = sys.argv[1:] if args is None else args
+        return super().parse_known_args(list(map(_with_underscores, argv)), namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's.
+
+        Raises:
+            ValueError: for an unknown argument, with the flag that is spelled most like it.
+        """
+        result, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = next((name for name in unknown if name.startswith("-")), unknown[0]).split("=")[0]
+            flags = [name for name in self._option_string_actions if "-" not in name[2:]]
+            near = difflib.get_close_matches(flag, flags, 1)
+            hint = f"; did you mean {near[0]}?" if near and flag.startswith("--") else "."
+            self.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
+        return result
+
+    def error(self, message: str) -> Any:
+        """Raise the message as a ValueError."""
+        raise ValueError(f"{message} (--help lists all arguments)")
+
+    def given_values(self, flags: Sequence[str], config: Path | None = None) -> dict[str, Any]:
+        """Values of the arguments that flags and a YAML file set, whatever the defaults; flags win.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not valid YAML, holds no arguments, or a value is of another type than its argument.
+        """
+        nulls: dict[str, Any] = {}  # a command line cannot say null
+        argv: list[str] = []
+        for name, value in (_yaml_values(config) if config is not None else {}).items():
+            dest = name.replace("-", "_")
+            for item in value if isinstance(value, list) else [value]:
+                self._check_type(f"{config}: {name}", dest, item)
+            if value is None and dest in self.types:
+                nulls[dest] = None
+            elif isinstance(value, list):
+                argv += [f"--{name}", *map(_text, value)]
+            else:
+                argv.append(f"--{name}={_text(value)}")
+        not_given = object()
+        namespace = argparse.Namespace(**dict.fromkeys(self.types, not_given))
+        values = vars(self.parse_args([*argv, *flags], namespace))
+        return nulls | {name: value for name, value in values.items() if value is not not_given}
+
+    def _check_type(self, place: str, dest: str, value: Any) -> None:
+        """Refuse null and booleans, which would become text, where the argument takes none."""
+        if not isinstance(value, bool | None) or type(value) in _types_in(self.types.get(dest, type(value))):
+            return
+        hint = "" if value is None else " (unquoted, YAML reads yes, no, on and off as true and false)"
+        raise ValueError(
+            f"{place}: {json.dumps(value)} is no value of it{hint}: give another one, or leave {dest} out."
+        )
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The lines of a recipe's docstring, and each argument's default."""
+
+
+def _yaml_values(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: give `argument: value` lines, not a {type(values).__name__}.")
+    return {str(name): value for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str) if isinstance(value, dict) else str(value)
+
+
+def _with_underscores(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else argument
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """The types that a type hint is made of."""
+    return {hint}.union(*map(_types_in, get_args(hint)))

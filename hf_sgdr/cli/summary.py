@@ -1,0 +1,60 @@
+"""What is said of a run at its end: its table on the terminal, and the facts of its card that nobody can measure."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments, RecipeArguments
+from hf_sgdr.demo import ORIGIN
+from hf_sgdr.hub.card_facts import hub_id, local_origin
+from hf_sgdr.hub.recipe_file import RECIPE_FILE
+from hf_sgdr.recipe import RunResults
+from hf_sgdr.training.arguments import SGDRTrainingArguments
+
+
+def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
+    """Print the table of stages, best weights and test-time augmentation, and the command that tries the model."""
+    print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{'accuracy':>10}{'seconds':>9}")
+    for stage in results.stages:
+        print(
+            f"{stage['name']:<14}{stage['epochs']:>7}{_metric(stage['train_loss'])}{_metric(stage['eval_loss'])}"
+            f"{_metric(stage['eval_accuracy'], 10)}{stage['seconds']:>9.1f}"
+        )
+    if training.max_steps > 0:
+        print(f"each fit ended after {training.max_steps} steps (--max_steps)")
+    best, tta = results.best, results.tta
+    print(
+        f"{'best':<33}{_metric(best['eval_loss'])}{_metric(best['eval_accuracy'], 10)}   "
+        f"lowest valid loss: {best['stage']}, epoch {best['epoch']:g}"
+    )
+    if tta:
+        print(f"{'with TTA':<33}{_metric(tta['loss'])}{_metric(tta['accuracy'], 10)}")
+    predict = ["python", str(Path(sys.argv[0]).with_name("predict.py")), "--model", str(training.output_dir)]
+    print(f"\nModel, plots and results.json are in {training.output_dir}. Try it: {shlex.join(predict)} IMAGE.jpg")
+
+
+def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool) -> dict[str, Any]:
+    """What the arguments say for [`~hf_sgdr.hub.card.write_model_card`]."""
+    facts: dict[str, Any] = {"tta_views": recipe.n_aug, "license": recipe.license, "with_images": recipe.card_photos}
+    images = data.dataset_name or data.data_dir or ""
+    dataset = hub_id(data.dataset_name or "", with_user=False)
+    facts |= {"dataset": dataset, "images_name": dataset or Path(images).resolve().name}
+    if is_demo:
+        license = recipe.license or "apache-2.0"  # that of the weights and of this package
+        command = "accelerate launch recipes/train.py"
+        return {**facts, "license": license, "command": command, "origin": ORIGIN, "with_images": True}
+    command = f"accelerate launch recipes/train.py {RECIPE_FILE}"
+    for flag, is_needed in {
+        "--data_dir IMAGES": dataset is None,
+        "--weights_file WEIGHTS": model.weights_file is not None,
+        "--model MODEL": Path(model.model_name_or_path).is_dir(),
+    }.items():
+        command += f" {flag}" if is_needed else ""
+    origin = local_origin(model.model_name_or_path, model.weights_file, model.pretrained)
+    return {**facts, "command": command, "origin": origin}
+
+
+def _metric(value: float | None, width: int = 12) -> str:
+    """A metric in its column; a fit that ends early may have no training loss."""
+    return f"{'–' if value is None else f'{value:.4f}':>{width}}"
