@@ -1,22 +1,27 @@
-"""The views of an image that a saved model predicts from.
+"""Test-time augmentation: the views of an image that a model predicts from, and the mean over them.
 
-The plain one is just what the model's stock image processor makes; the augmented ones of test-time augmentation are
-drawn as the model was trained.
+The plain view is what the model's image processor makes; the augmented ones are drawn as the model was trained, by the
+image's content and their number alone, so that trainer and pipeline see the same.
 """
 
 import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
+from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.image_spec import ImageSpec
+from hf_sgdr.data.images import read_image, readers
 from hf_sgdr.data.transforms import Augment, ImageTransform
 
 logger = logging.get_logger(__name__)
@@ -28,10 +33,76 @@ DEFAULT_MAX_ZOOM = 1.1
 _SAME_PIXELS = 1e-4
 
 
+def augmented_views(
+    image: Image.Image, plain: torch.Tensor, transform: ImageTransform, numbers: Iterable[int]
+) -> torch.Tensor:
+    """Augmented views of an image, uint8 (views, 3, size, size).
+
+    Args:
+        image (`Image.Image`): in RGB, upright.
+        plain (`torch.Tensor`): its plain view, whose pixels seed the draw: the same views whichever way it is given.
+        transform ([`ImageTransform`]): draws a view.
+        numbers (iterable of `int`): which views.
+    """
+    kept = transform.to_keep(image)
+    content = int.from_bytes(hashlib.sha256(plain.numpy().tobytes()).digest())
+    return torch.stack([transform.of_kept(kept, (content, number)) for number in numbers])
+
+
+def mean_of_views(probabilities: Any, beta: float | None = None) -> Any:
+    """The mean of probabilities over views, the plain one first.
+
+    Args:
+        probabilities (array or tensor of float (views, ...)): of each view.
+        beta (`float`, *optional*): weight of the plain view, the mean of the others having the rest (fastai v2: 0.25);
+            by default all views count alike (fast.ai 0.7).
+    """
+    if len(probabilities) == 1:
+        return probabilities[0]
+    weight = 1 / len(probabilities) if beta is None else beta
+    return weight * probabilities[0] + (1 - weight) * probabilities[1:].mean(0)
+
+
+def check_beta(beta: float | None) -> None:
+    """Raise a ValueError unless a weight of the plain view lies in [0, 1]."""
+    if beta is not None and not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta={beta!r}: give the plain image's weight, from 0 to 1.")
+
+
+class AugmentedViews(Dataset[dict[str, torch.Tensor]]):
+    """Augmented views of a data set's images, those of an image in a row, as `{"pixel_values": uint8 (3, size, size)}`.
+
+    Args:
+        images ([`ImageDataset`]): with the evaluation transform.
+        transform ([`ImageTransform`]): draws a view.
+        views (`int`): how many of each image.
+    """
+
+    def __init__(self, images: ImageDataset, transform: ImageTransform, views: int) -> None:
+        self.images, self.transform, self.views = images, transform, views
+
+    def __len__(self) -> int:
+        return len(self.images) * self.views
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """A batch at once, each image read once; outside worker processes by threads."""
+        by_image = [list(group) for _, group in itertools.groupby(indices, lambda index: index // self.views)]
+        views = (map if get_worker_info() is not None else readers().map)(self._views_of_image, by_image)
+        return [{"pixel_values": view} for views_of_image in views for view in views_of_image]
+
+    def _views_of_image(self, indices: Sequence[int]) -> torch.Tensor:
+        image = read_image(self.images.rows[indices[0] // self.views][self.images.image_column])
+        plain = self.images.transform.pixels(image, (0,))
+        return augmented_views(image, plain, self.transform, (index % self.views for index in indices))
+
+
 def same_transform(processor: BaseImageProcessor) -> ImageTransform | None:
     """The transform that reads images just as an image processor does, None if there is none.
 
-    Configurations of processors say less than their code does, so the two are compared on made-up pictures.
+    Configurations of processors say less than their code does, so the two are compared on made-up images.
     """
     try:
         spec = ImageSpec.from_processor(processor)
@@ -39,27 +110,27 @@ def same_transform(processor: BaseImageProcessor) -> ImageTransform | None:
         return None
     rng = np.random.default_rng(0)
     size = spec.size
-    pictures = [
+    images = [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).resize((2 * width, 2 * height))
         for height, width in ((size, size + 25), (size + 38, size), (size // 4, size // 3))
     ]
     for resizer in sorted(("pillow", "torch"), key=lambda name: name != spec.resizer):
         transform = ImageTransform(replace(spec, resizer=resizer))
-        if all(_agree(transform, processor, picture) for picture in pictures):
+        if all(_agree(transform, processor, image) for image in images):
             return transform
     return None
 
 
-def _agree(transform: ImageTransform, processor: BaseImageProcessor, picture: Image.Image) -> bool:
-    given = processor(images=picture, return_tensors="pt")
-    if set(given) != {"pixel_values"}:
+def _agree(transform: ImageTransform, processor: BaseImageProcessor, image: Image.Image) -> bool:
+    inputs = processor(images=image, return_tensors="pt")
+    if set(inputs) != {"pixel_values"}:
         return False
-    theirs, ours = given["pixel_values"], transform(picture)[None]
+    theirs, ours = inputs["pixel_values"], transform(image)[None]
     return theirs.shape == ours.shape and bool((theirs - ours).abs().max() < _SAME_PIXELS)
 
 
 class ModelViews:
-    """Makes a model's views of pictures.
+    """Makes a model's views of images.
 
     Args:
         processor (`BaseImageProcessor`): the model's own. Where it does more than resize, crop to a square and
@@ -67,7 +138,7 @@ class ModelViews:
         config (`PreTrainedConfig`): the model's; its `hf_sgdr` holds the `augment` and `max_zoom` of training.
             Without it they are `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says so.
         augment, max_zoom (*optional*): instead of those; see [`image_transforms`].
-        exact (`bool`, *optional*, defaults to True): the very pixels of the image processor; otherwise pictures are
+        exact (`bool`, *optional*, defaults to True): the very pixels of the image processor; otherwise images are
             resized on tensors, and JPEGs decoded no larger than needed.
 
     `plain` is the transform of the plain view, None where the image processor makes it.
@@ -133,22 +204,18 @@ class ModelViews:
         spec = self.plain.spec
         return max(spec.resize, math.ceil(spec.size * self.augmented.max_zoom)) if tta else spec.resize
 
-    def __call__(self, picture: Image.Image, tta: int = 0) -> dict[str, torch.Tensor]:
+    def __call__(self, image: Image.Image, tta: int = 0) -> dict[str, torch.Tensor]:
         """The plain view and `tta` augmented ones, as `{"pixel_values": uint8 (1, 1 + tta, 3, size, size)}`.
 
-        Augmented views depend on the picture's content alone. Where the image processor makes the views, they are what
-        it gives, with an axis for the views.
+        Where the image processor makes the views, they are what it gives, with an axis for the views.
         """
         if self.plain is not None:
-            plain = {"pixel_values": self.plain.pixels(picture, (0,))[None]}
+            plain = {"pixel_values": self.plain.pixels(image, (0,))[None]}
         else:
-            plain = dict(self.processor(images=picture, return_tensors="pt"))
+            plain = dict(self.processor(images=image, return_tensors="pt"))
         if not tta:
             return {name: value[:, None] for name, value in plain.items()}
-        kept = self.augmented.to_keep(picture)
-        # by the pixels, not by the file: the same views whichever way the image is given
-        content = int.from_bytes(hashlib.sha256(plain["pixel_values"].numpy().tobytes()).digest())
-        views = torch.stack([self.augmented.of_kept(kept, (content, number)) for number in range(tta)])
+        views = augmented_views(image, plain["pixel_values"], self.augmented, range(tta))
         if self.plain is None:
             settings = self.processor.to_dict()
             as_they_are = {name: False for name in ("do_resize", "do_center_crop") if name in settings}
@@ -156,16 +223,16 @@ class ModelViews:
         return {"pixel_values": torch.cat([plain["pixel_values"], views])[None]}
 
     def model_inputs(self, views: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Views of a batch, (pictures, ...) on any device, normalised and in the model's precision."""
+        """Views of a batch, (images, ...) on any device, normalised and in the model's precision."""
         if self.plain is not None:
             pixels = self.plain.normalize(views["pixel_values"]).to(dtype)
             return {"pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in views.items()}
 
     def _processor_size(self) -> ImageSpec:
-        """For views that the image processor finishes: the size of its pictures alone."""
-        found = self.processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")
-        shape = tuple(found["pixel_values"].shape)
-        if set(found) != {"pixel_values"} or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-            raise ValueError(f"tta: {type(self.processor).__name__} gives no square pictures to augment. Use tta=0.")
+        """For views that the image processor finishes: the size of its output alone."""
+        inputs = self.processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")
+        shape = tuple(inputs["pixel_values"].shape)
+        if set(inputs) != {"pixel_values"} or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+            raise ValueError(f"tta: {type(self.processor).__name__} gives no square images to augment. Use tta=0.")
         return ImageSpec(shape[2], shape[2], False, "bicubic", (0.0,) * 3, (1.0,) * 3, "torch")

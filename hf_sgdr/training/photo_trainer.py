@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.cache import ImageCaches
 from hf_sgdr.data.dataset import ImageDataset, require_images
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
+from hf_sgdr.inference.tta import AugmentedViews, check_beta, mean_of_views
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.exact_resume import ExactResumeTrainer
@@ -125,7 +127,8 @@ class ImageTrainer(ExactResumeTrainer):
         """Test-time augmentation: probabilities (images, classes), averaged over the plain image and augmented views.
 
         Args:
-            n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
+            n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform; the same as
+                those of [`pipeline`].
             beta (`float`, *optional*): weight of the plain image, in [0, 1], the mean of the augmented ones having the
                 rest (fastai v2: 0.25); by default all `1 + n_aug` count alike (fast.ai 0.7).
             dataset (`datasets.Dataset`, *optional*): validation by default.
@@ -134,8 +137,7 @@ class ImageTrainer(ExactResumeTrainer):
             ValueError: if there is nothing random to draw views with, or a number is out of range.
         """
         require_whole("n_aug", n_aug, at_least=0)
-        if beta is not None and not 0.0 <= beta <= 1.0:
-            raise ValueError(f"beta={beta!r}: give the plain image's weight, from 0 to 1.")
+        check_beta(beta)
         dataset = self._or_validation(dataset)
         if n_aug and not self.train_transform.is_random:
             raise ValueError(
@@ -145,12 +147,10 @@ class ImageTrainer(ExactResumeTrainer):
         plain = np.exp(self.log_predictions(dataset))
         if n_aug == 0:
             return plain
-        views = [
-            np.exp(self.log_predictions(self._images(dataset, self.train_transform, seed_of=("tta", view))))
-            for view in range(n_aug)
-        ]
-        weight = 1 / (1 + n_aug) if beta is None else beta
-        return weight * plain + (1 - weight) * np.mean(views, axis=0, dtype=np.float32)
+        transform = replace(self.train_transform, spec=self.eval_transform.spec)
+        views = AugmentedViews(self._images(dataset, self.eval_transform), transform, n_aug)
+        augmented = np.exp(self.log_predictions(views)).reshape(len(plain), n_aug, -1)
+        return mean_of_views(np.concatenate([plain[None], augmented.swapaxes(0, 1)]), beta)
 
     def content_hash(self, dataset: Any) -> str:
         """SHA-256 of a data set's images and labels, in order."""
