@@ -18,7 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from transformers import ConvNextConfig, EfficientNetImageProcessor, MobileViTImageProcessor, ViTConfig
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import create_image_classifier
 from hf_sgdr.data.images import UnreadableImageError, read_image
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
@@ -265,26 +265,6 @@ def test_the_scores_are_the_mean_of_the_views_probabilities(pipe, pictures):
     assert each.std(dim=0).max() > 1e-3  # the views do differ
 
 
-def test_the_views_are_drawn_as_the_trainers(saved, tmp_path, make_image_folder):
-    """Many views of one image: the means of both ways agree far better than two views do."""
-    counts = {split: dict.fromkeys(LABELS, number) for split, number in (("train", 2), ("valid", 1))}
-    images = load_image_folder(make_image_folder(tmp_path / "images", counts))
-    model = transformers.AutoModelForImageClassification.from_pretrained(saved / "timm")
-    train, _ = image_transforms(model, augment="side_on", max_zoom=1.1)
-    args = SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True, disable_tqdm=True, report_to="none")
-    trainer = SGDRTrainer(
-        model, args, train_dataset=images["train"], eval_dataset=images["validation"], train_transform=train
-    )
-    expected = trainer.tta(n_aug=48, beta=0.0)
-    pipe = pipeline(trainer.model, device="cpu", beta=0.0)
-    found = np.array([[one[name] for name in LABELS] for one in scores(pipe(images["validation"], tta=48))])
-    single = np.array([[one[name] for name in LABELS] for one in scores(pipe(images["validation"], tta=1))])
-    assert np.abs(found - expected).max() < 0.02
-    assert np.abs(single - expected).max() > 2 * np.abs(found - expected).max()
-    plain = np.array([[one[name] for name in LABELS] for one in scores(pipe(images["validation"]))])
-    np.testing.assert_allclose(plain, np.exp(trainer.log_predictions()), atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["efficientnet", "mobilevit"])
 def test_a_processor_that_does_more_also_gets_augmented_views(saved, pictures, kind):
     pipe = pipeline(saved / kind, device="cpu", augment="side_on", max_zoom=1.1)
@@ -422,14 +402,12 @@ def test_precision_is_the_models(saved, pictures):
     assert_same(pipe(pictures), pipeline(saved / "timm", device="cpu")(pictures), atol=0.1)
 
 
-def test_it_is_a_pipeline_class_and_a_task_of_transformers(saved, pictures):
+def test_it_is_a_pipeline_class_of_transformers(saved, pictures):
     expected = pipeline(saved / "timm", device="cpu", tta=2)(pictures[:3])
     words = {"model": str(saved / "timm"), "device": "cpu"}
     by_class = transformers.pipeline("image-classification", pipeline_class=TTAImageClassificationPipeline, **words)
-    by_task = transformers.pipeline("image-classification-tta", tta=2, **words)
-    assert isinstance(by_task, transformers.ImageClassificationPipeline)
+    assert isinstance(by_class, transformers.ImageClassificationPipeline)
     assert_same(by_class(pictures[:3], tta=2), expected)
-    assert_same(by_task(pictures[:3]), expected)
 
 
 def test_what_it_saves_is_stock(saved, pictures, tmp_path):

@@ -13,13 +13,8 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoModelForImageClassification,
-    ImageClassificationPipeline,
-    PreTrainedModel,
-)
+from transformers import ImageClassificationPipeline, PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.image_classification import ClassificationFunction
 from transformers.utils import ModelOutput
 
@@ -28,11 +23,10 @@ from hf_sgdr.data.image_spec import image_processor_of
 from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.data.transforms import Augment
 from hf_sgdr.inference.inputs import SizedIterator, as_image, as_inputs, read_in_threads
-from hf_sgdr.inference.tta import ModelViews
+from hf_sgdr.inference.tta import ModelViews, check_beta, mean_of_views
 from hf_sgdr.models.classifiers import take_square_images
 from hf_sgdr.optim.schedule import require_whole
 
-TASK = "image-classification-tta"
 # On the CPU a small batch stays in its caches.
 CPU_BATCH, ACCELERATOR_BATCH = 32, 64
 
@@ -175,8 +169,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             require_whole("tta", tta, at_least=0)
             reading["tta"] = tta
         if beta is not None:
-            if not 0.0 <= beta <= 1.0:
-                raise ValueError(f"beta={beta!r}: give the plain image's weight, from 0 to 1.")
+            check_beta(beta)
             answering["beta"] = beta
         if return_exceptions is not None:
             reading["return_exceptions"] = return_exceptions
@@ -268,10 +261,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         """The best `top_k` labels of one image, from its logits (1, views, classes): the mean of the views' scores."""
         logits = model_outputs["logits"][0].float()
         scores = _FUNCTIONS[function_to_apply or self._default_function()](logits)
-        score = scores[0]
-        if len(scores) > 1:
-            weight = 1 / len(scores) if beta is None else beta
-            score = weight * score + (1 - weight) * scores[1:].mean(dim=0)
+        score = mean_of_views(scores, beta)
         best = score.argsort(descending=True, stable=True)[:top_k]
         names = self.model.config.id2label
         return [
@@ -304,8 +294,3 @@ _FUNCTIONS: dict[ClassificationFunction, Callable[[torch.Tensor], torch.Tensor]]
     ClassificationFunction.SOFTMAX: lambda logits: logits.softmax(dim=-1),
     ClassificationFunction.NONE: lambda logits: logits,
 }
-
-# Its module is no part of a saved model: see `save_pretrained`.
-PIPELINE_REGISTRY.register_pipeline(
-    TASK, pipeline_class=TTAImageClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"
-)

@@ -1,0 +1,143 @@
+"""One test-time augmentation: trainer, pipeline and interpretation see the same views and give the same mean."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_sgdr import (
+    ClassifierInterpretation,
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    create_image_classifier,
+    image_transforms,
+    load_image_folder,
+)
+from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
+from hf_sgdr.inference.pipeline import pipeline
+from hf_sgdr.inference.tta import AugmentedViews, mean_of_views
+
+NAMES = ["cats", "dogs"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_image_folder):
+    """Images of every kind that people have: also grey, turned by EXIF, palettes, tiny and with alpha."""
+    root = make_image_folder(
+        tmp_path_factory.mktemp("tta"), {"train": {"cats": 2, "dogs": 2}, "valid": {"cats": 5, "dogs": 4}}
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in NAMES:
+        with Image.open(root / "train" / name / "000.jpg") as image:
+            image.convert("L").save(root / "valid" / name / "grey.jpg")
+            image.resize((301, 214)).save(root / "valid" / name / "turned.jpg", exif=exif)
+            image.quantize(16).save(root / "valid" / name / "palette.png", transparency=3)
+            image.convert("RGBA").resize((31, 20)).save(root / "valid" / name / "tiny.png")
+    return root
+
+
+def timm_model(path):
+    return create_image_classifier("test_resnet", labels=NAMES, pretrained=False)
+
+
+def vit_model(path):
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        id2label=dict(enumerate(NAMES)),
+    )
+    ViTForImageClassification(config).save_pretrained(path)
+    ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(path)
+    return transformers.AutoModelForImageClassification.from_pretrained(path)
+
+
+def real_model(path):
+    return create_image_classifier(DEMO_MODEL, labels=NAMES, weights_file=demo_weights_file())
+
+
+def make_trainer(make_model, images, place, **options):
+    torch.manual_seed(0)
+    model = make_model(place / "start")
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.mul_(40)  # so that views differ in their probabilities
+    train, evaluation = image_transforms(model, **{"augment": "side_on", "max_zoom": 1.1, **options})
+    args = SGDRTrainingArguments(
+        str(place / "out"), use_cpu=True, disable_tqdm=True, report_to="none", per_device_eval_batch_size=7
+    )
+    return SGDRTrainer(
+        model,
+        args,
+        train_dataset=images["train"],
+        eval_dataset=images["validation"],
+        train_transform=train,
+        eval_transform=evaluation,
+    )
+
+
+def by_pipeline(trainer, files, **kwargs):
+    trainer.save_model()
+    answers = pipeline(trainer.args.output_dir, device="cpu", top_k=len(NAMES), **kwargs)(files)
+    return np.array([[{one["label"]: one["score"] for one in answer}[name] for name in NAMES] for answer in answers])
+
+
+@pytest.mark.parametrize("beta", [None, 0.25])
+@pytest.mark.parametrize(("make_model", "options"), [(timm_model, {"image_size": 48}), (vit_model, {})])
+def test_trainer_and_pipeline_agree_on_every_kind_of_image(folder, tmp_path, make_model, options, beta):
+    images = load_image_folder(folder)
+    trainer = make_trainer(make_model, images, tmp_path, **options)
+    files = [image["path"] for image in ClassifierInterpretation.from_trainer(trainer).images]
+    expected = trainer.tta(3, beta)
+    np.testing.assert_allclose(by_pipeline(trainer, files, tta=3, beta=beta), expected, atol=1e-6, rtol=0)
+    assert np.abs(expected - np.exp(trainer.log_predictions())).max() > 1e-3
+
+
+def test_interpretation_has_its_loss_and_accuracy(folder, tmp_path):
+    trainer = make_trainer(timm_model, load_image_folder(folder), tmp_path)
+    result, probabilities = ClassifierInterpretation.from_trainer(trainer, tta=2), trainer.tta(2)
+    np.testing.assert_array_equal(result.probabilities, probabilities)
+    labels = np.array(trainer.eval_dataset["label"])
+    assert result.accuracy == (probabilities.argmax(axis=1) == labels).mean()
+    assert result.loss == pytest.approx(-np.log(probabilities[np.arange(len(labels)), labels]).mean(), rel=1e-6)
+
+
+@pytest.mark.photos
+def test_trainer_and_pipeline_agree_on_real_photos(shared_photos, tmp_path):
+    for name in NAMES:
+        for split, stop in (("train", 1), ("valid", 8)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for file in sorted((shared_photos / "dogscats/valid" / name).iterdir())[:stop]:
+                (tmp_path / split / name / file.name).symlink_to(file)
+    trainer = make_trainer(real_model, load_image_folder(tmp_path), tmp_path)
+    files = [image["path"] for image in ClassifierInterpretation.from_trainer(trainer).images]
+    np.testing.assert_allclose(by_pipeline(trainer, files, tta=4), trainer.tta(4), atol=1e-6, rtol=0)
+
+
+def test_neither_order_nor_batch_changes_an_images_views(folder, tmp_path):
+    images = load_image_folder(folder)["validation"]
+    train, evaluation = image_transforms(timm_model(tmp_path), image_size=32, augment="side_on", max_zoom=1.1)
+    views = AugmentedViews(ImageDataset(images, evaluation), train, 3)
+    turned = AugmentedViews(ImageDataset(images.select(range(len(images))[::-1]), evaluation), train, 3)
+    assert len(views) == 3 * len(images)
+    batch = views.__getitems__([*range(2, 9), 0])
+    for index, view in zip([*range(2, 9), 0], batch, strict=True):
+        image, number = divmod(index, 3)
+        assert torch.equal(view["pixel_values"], views[index]["pixel_values"])
+        same = turned[3 * (len(images) - 1 - image) + number]
+        assert torch.equal(view["pixel_values"], same["pixel_values"])
+    assert not torch.equal(views[0]["pixel_values"], views[1]["pixel_values"])
+
+
+def test_the_mean_weighs_all_views_alike_or_the_plain_one_by_beta():
+    probabilities = np.array([[0.9, 0.1], [0.5, 0.5], [0.4, 0.6]])
+    np.testing.assert_allclose(mean_of_views(probabilities), [0.6, 0.4])
+    np.testing.assert_allclose(mean_of_views(probabilities, 0.25), [0.5625, 0.4375])
+    np.testing.assert_allclose(mean_of_views(torch.tensor(probabilities), 1.0), [0.9, 0.1])
+    np.testing.assert_array_equal(mean_of_views(probabilities[:1], 0.25), [0.9, 0.1])
