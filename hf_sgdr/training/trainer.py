@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -569,7 +570,8 @@ class SGDRTrainer(Trainer):
         plain = np.exp(self.log_predictions(dataset))
         if n_aug == 0:
             return plain
-        views = AugmentedViews(self.images.evaluation(dataset), self.train_transform, n_aug)
+        transform = replace(self.train_transform, spec=self.eval_transform.spec)
+        views = AugmentedViews(self.images.evaluation(dataset), transform, n_aug)
         augmented = np.exp(self.log_predictions(views)).reshape(len(plain), n_aug, -1).swapaxes(0, 1)
         return mean_of_views(np.concatenate([plain[None], augmented]), beta)
 
