@@ -12,7 +12,8 @@ from typing import get_args
 
 from transformers.hf_argparser import HfArg
 
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments, build_trainer, load_images
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.cli.build import build_trainer, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
 from hf_sgdr.optim.range_test import LRRangeTest, SuggestionMethod

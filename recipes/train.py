@@ -12,15 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hf_sgdr.cli.arguments import (
-    DECIDED_BY_STAGES,
-    DataArguments,
-    ModelArguments,
-    RecipeArguments,
-    build_trainer,
-    chosen_stages,
-    load_images,
-)
+from hf_sgdr.cli.arguments import DECIDED_BY_STAGES, DataArguments, ModelArguments, RecipeArguments
+from hf_sgdr.cli.build import build_trainer, chosen_stages, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.summary import print_summary, stated_facts

@@ -18,7 +18,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_sgdr import SGDRTrainingArguments, create_image_classifier, pipeline
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments, chosen_stages, load_images
+from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.cli.build import chosen_stages, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.summary import print_summary

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image
-from hf_sgdr.models.classifiers import take_square_images
+from hf_sgdr.models.patches import take_square_images
 
 Augment = Literal["basic", "side_on", "top_down"]
 

@@ -4,7 +4,6 @@ The text is in `templates/model_card.md`, where names from outside are escaped b
 """
 
 import math
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
-from hf_sgdr.hub.card_facts import CardFacts, hub_id
+from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id
 from hf_sgdr.hub.environment import environment
 from hf_sgdr.hub.record import RunRecord
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
@@ -25,8 +24,6 @@ from hf_sgdr.inference.interpretation import ClassifierInterpretation
 logger = logging.get_logger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Where the model is, as long as nobody has pushed it.
-PLACEHOLDER = "user/name"
 # The Hub's own word for a licence that nobody has stated.
 UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
@@ -100,18 +97,6 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
     path = folder / "README.md"
     replace_file(path, text.encode())
     return path
-
-
-def put_model_id(card: str, model_id: str) -> str:
-    """The text of a card with a model's id on the Hub in the lines that load it.
-
-    Args:
-        card (`str`): the content of a `README.md` that [`write_model_card`] wrote; in others nothing changes.
-        model_id (`str`): such as "user/name".
-    """
-    card = re.sub(r'(pipeline\("image-classification", model=)"[^"\n]*"', rf'\1"{model_id}"', card)
-    card = re.sub(r'(hf_sgdr\.pipeline\()"[^"\n]*"', rf'\1"{model_id}"', card)
-    return re.sub(rf"^`{PLACEHOLDER}` stands for .*\n\n", "", card, flags=re.MULTILINE)
 
 
 def wilson_interval(right: int, count: int, z: float = Z_95) -> tuple[float, float]:

@@ -15,6 +15,9 @@ logger = logging.get_logger(__name__)
 
 TASK = "image-classification"
 
+# Where the model is, as long as nobody has pushed it.
+PLACEHOLDER = "user/name"
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -139,3 +142,15 @@ def _single(facts: dict[str, Any], name: str) -> str | None:
     if len(values) > 1:
         raise ValueError(f"{name}={', '.join(values)}: the card's figures are of one set of images; give one.")
     return values[0] if values else None
+
+
+def put_model_id(card: str, model_id: str) -> str:
+    """The text of a card with a model's id on the Hub in the lines that load it.
+
+    Args:
+        card (`str`): the content of a `README.md` that [`write_model_card`] wrote; in others nothing changes.
+        model_id (`str`): such as "user/name".
+    """
+    card = re.sub(r'(pipeline\("image-classification", model=)"[^"\n]*"', rf'\1"{model_id}"', card)
+    card = re.sub(r'(hf_sgdr\.pipeline\()"[^"\n]*"', rf'\1"{model_id}"', card)
+    return re.sub(rf"^`{PLACEHOLDER}` stands for .*\n\n", "", card, flags=re.MULTILINE)

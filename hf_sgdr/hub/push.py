@@ -22,7 +22,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr.callbacks.snapshots import best_snapshots, snapshot_files
-from hf_sgdr.hub.card import put_model_id
+from hf_sgdr.hub.card_facts import put_model_id
 from hf_sgdr.hub.retry import LOG_IN, HubError, retry
 from hf_sgdr.version import __version__
 

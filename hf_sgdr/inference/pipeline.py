@@ -24,7 +24,7 @@ from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.data.transforms import Augment
 from hf_sgdr.inference.inputs import SizedIterator, as_image, as_inputs, read_in_threads
 from hf_sgdr.inference.tta import ModelViews, check_beta, mean_of_views
-from hf_sgdr.models.classifiers import take_square_images
+from hf_sgdr.models.patches import take_square_images
 from hf_sgdr.optim.schedule import require_whole
 
 # On the CPU a small batch stays in its caches.

@@ -13,12 +13,13 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, Siglip2ForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrapperConfig
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 from transformers.utils import logging
 
 from hf_sgdr.models.lite_weights import lite0_keys_to_timm
+from hf_sgdr.models.patches import take_square_images
 from hf_sgdr.optim.architecture import timm_classifiers
 from hf_sgdr.optim.layer_groups import LayerGroups
 
@@ -106,40 +107,6 @@ def check_trainable(model: nn.Module) -> None:
     reason = _NOT_TRAINABLE.get(type(model).__name__)
     if reason is not None:
         raise ValueError(f"{type(model).__name__} cannot be trained on images with labels: {reason}.")
-
-
-def take_square_images(model: nn.Module) -> None:
-    """Let SigLIP 2's NaFlex vision model take images (batch, 3, size, size) beside the patches that it is made for.
-
-    Other models take them anyway. What is saved is the stock class; its processor cuts patches that keep an image's
-    shape.
-    """
-    if not isinstance(model, Siglip2ForImageClassification):
-        return
-    hooks = model.vision_model._forward_pre_hooks.values()
-    if _cut_into_patches not in hooks:
-        model.vision_model.register_forward_pre_hook(_cut_into_patches, with_kwargs=True)
-
-
-def _cut_into_patches(
-    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    pixels = args[0] if args else kwargs.get("pixel_values")
-    if pixels is None or pixels.ndim != 4:
-        return None
-    batch, channels, size, _ = pixels.shape
-    side = module.config.patch_size
-    if size % side:
-        raise ValueError(f"image_size={size}: must be a multiple of the model's patches, which are {side} px wide.")
-    count = size // side
-    # in a patch height comes first, then width, then channels (transformers 5.23, image_processing_siglip2.py)
-    patches = pixels.reshape(batch, channels, count, side, count, side).permute(0, 2, 4, 3, 5, 1)
-    return (), {
-        **kwargs,
-        "pixel_values": patches.reshape(batch, count * count, side * side * channels),
-        "pixel_attention_mask": pixels.new_ones(batch, count * count, dtype=torch.int32),
-        "spatial_shapes": torch.full((batch, 2), count, device=pixels.device),
-    }
 
 
 def _from_timm_name(
