@@ -303,7 +303,7 @@ def test_a_trainer_says_what_data_it_cannot_take(images, tiny_model, tmp_path):
     trainer = SGDRTrainer(tiny_model, args, train_dataset=images, eval_transform=transform)
     with pytest.raises(ValueError, match="drop_last=True leaves no batch: the 8 images are fewer than a batch"):
         trainer.fit(1e-3, 1)
-    with pytest.raises(ValueError, match="dataset is empty"):
+    with pytest.raises(ValueError, match="data set is empty"):
         trainer.predict(images.select([]))
     some = images.map(lambda row, i: {"label": -1 if i < 3 else row["label"]}, with_indices=True)
     with pytest.raises(ValueError, match=r"3 of 8 images have no label. Give .* dataset.remove_columns\('label'\)"):

@@ -18,7 +18,7 @@ from hf_sgdr import (
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.inference.pipeline import pipeline
-from hf_sgdr.inference.tta import AugmentedViews, mean_of_views
+from hf_sgdr.inference.tta import ImageViews, mean_of_views
 
 NAMES = ["cats", "dogs"]
 
@@ -123,16 +123,16 @@ def test_trainer_and_pipeline_agree_on_real_photos(shared_photos, tmp_path):
 def test_neither_order_nor_batch_changes_an_images_views(folder, tmp_path):
     images = load_image_folder(folder)["validation"]
     train, evaluation = image_transforms(timm_model(tmp_path), image_size=32, augment="side_on", max_zoom=1.1)
-    views = AugmentedViews(ImageDataset(images, evaluation), train, 3)
-    turned = AugmentedViews(ImageDataset(images.select(range(len(images))[::-1]), evaluation), train, 3)
-    assert len(views) == 3 * len(images)
+    views = ImageViews(ImageDataset(images, evaluation), train, 3)
+    turned = ImageViews(ImageDataset(images.select(range(len(images))[::-1]), evaluation), train, 3)
+    assert len(views) == 4 * len(images)
     batch = views.__getitems__([*range(2, 9), 0])
     for index, view in zip([*range(2, 9), 0], batch, strict=True):
-        image, number = divmod(index, 3)
+        image, number = divmod(index, 4)
         assert torch.equal(view["pixel_values"], views[index]["pixel_values"])
-        same = turned[3 * (len(images) - 1 - image) + number]
+        same = turned[4 * (len(images) - 1 - image) + number]
         assert torch.equal(view["pixel_values"], same["pixel_values"])
-    assert not torch.equal(views[0]["pixel_values"], views[1]["pixel_values"])
+    assert not torch.equal(views[1]["pixel_values"], views[2]["pixel_values"])
 
 
 def test_the_mean_weighs_all_views_alike_or_the_plain_one_by_beta():

@@ -23,12 +23,9 @@ from hf_sgdr.data.image_spec import image_processor_of
 from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.data.transforms import Augment
 from hf_sgdr.inference.inputs import SizedIterator, as_image, as_inputs, read_in_threads
-from hf_sgdr.inference.tta import ModelViews, check_beta, mean_of_views
+from hf_sgdr.inference.tta import ModelViews, check_beta, mean_of_views, views_at_once
 from hf_sgdr.models.patches import take_square_images
 from hf_sgdr.optim.schedule import require_whole
-
-# On the CPU a small batch stays in its caches.
-CPU_BATCH, ACCELERATOR_BATCH = 32, 64
 
 
 def pipeline(
@@ -122,7 +119,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
     ) -> None:
         super().__init__(*args, tta=tta, **kwargs)
         if batch_size is None:
-            batch_size = CPU_BATCH if self.device.type == "cpu" else ACCELERATOR_BATCH
+            batch_size = views_at_once(self.device)
         require_whole("batch_size", batch_size, at_least=1)
         self.batch_size = batch_size
         take_square_images(self.model)

@@ -50,7 +50,7 @@ from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
 from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
-from hf_sgdr.inference.tta import AugmentedViews, check_beta, mean_of_views
+from hf_sgdr.inference.tta import ImageViews, check_beta, mean_of_views, views_at_once
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
@@ -567,13 +567,14 @@ class SGDRTrainer(Trainer):
                 f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
                 'image_transforms(model, augment="side_on", max_zoom=1.1).'
             )
-        plain = np.exp(self.log_predictions(dataset))
         if n_aug == 0:
-            return plain
-        transform = replace(self.train_transform, spec=self.eval_transform.spec)
-        views = AugmentedViews(self.images.evaluation(dataset), transform, n_aug)
-        augmented = np.exp(self.log_predictions(views)).reshape(len(plain), n_aug, -1).swapaxes(0, 1)
-        return mean_of_views(np.concatenate([plain[None], augmented]), beta)
+            return np.exp(self.log_predictions(dataset))
+        images = self.images.evaluation(dataset)
+        views = ImageViews(images, replace(self.train_transform, spec=self.eval_transform.spec), n_aug)
+        # as many at once as the pipeline takes: rounding in convolutions depends on the size of a batch
+        with scoped.attributes(self.args, per_device_eval_batch_size=views_at_once(self.args.device)):
+            probabilities = np.exp(self.log_predictions(views))
+        return mean_of_views(probabilities.reshape(len(images), 1 + n_aug, -1).swapaxes(0, 1), beta)
 
     # ---- Sharing ----
 
@@ -767,8 +768,8 @@ class SGDRTrainer(Trainer):
     def _not_empty(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         if self.args.dataloader_drop_last and hasattr(loader, "__len__") and len(loader) == 0:
             raise ValueError(
-                "dataloader_drop_last=True leaves no batch: the images are fewer than a batch of all processes. Give a "
-                "smaller batch size, or leave dataloader_drop_last out."
+                f"dataloader_drop_last=True leaves no batch: the {self.num_examples(loader)} images are fewer than a "
+                "batch of all processes. Give a smaller batch size, or leave dataloader_drop_last out."
             )
         return loader
 
