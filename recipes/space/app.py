@@ -23,7 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from hf_sgdr._utils.text import html_text, markdown_text, printable
-from hf_sgdr.cli.errors import run_cli
+from hf_sgdr.cli.main import run_cli
 from hf_sgdr.data.images import UnreadableImageError, read_image
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
