@@ -41,7 +41,7 @@ def place(tmp_path_factory, make_image_folder):
     for recipe, words in {
         "train": ["--data_dir", images, "--output_dir", place / "out", *train],
         "predict": ["--model", place / "out", images, "--output", place / "p.csv", place / "p.json"],
-        "evaluate": ["--model", place / "out", "--data_dir", images, "--photos", "true", "--output", *reports],
+        "report": ["--model", place / "out", "--data_dir", images, "--photos", "true", "--output", *reports],
     }.items():
         done = subprocess.run(
             [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, words)],

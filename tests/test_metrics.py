@@ -42,7 +42,7 @@ def test_class_metrics_are_both_together():
 
 
 def test_a_script_of_the_librarys_name_does_not_hide_it(tmp_path):
-    (tmp_path / "evaluate.py").write_text("raise RuntimeError('the wrong one')")
+    (tmp_path / "report.py").write_text("raise RuntimeError('the wrong one')")
     code = "import sys, hf_sgdr._utils.metrics, evaluate; print(evaluate.Metric.__name__, sys.path[0] == '')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "Metric True\n", done.stderr

@@ -1,21 +1,13 @@
 """Metrics of the `evaluate` library that need no network: `evaluate.load("accuracy")` asks the Hub for its code."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
+import evaluate
 import numpy as np
 from numpy.typing import NDArray
 from transformers import EvalPrediction
-
-# A script's folder comes first among the places of modules, and that of the recipes holds an evaluate.py.
-_places = sys.path[:]
-sys.path[:] = [place for place in _places if not Path(place, "evaluate.py").is_file()]
-import evaluate  # noqa: E402
-
-sys.path[:] = _places
 
 _CLASS_IDS = {"predictions": datasets.Value("int32"), "references": datasets.Value("int32")}
 

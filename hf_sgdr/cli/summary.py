@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.arguments import DataArguments, ModelArguments, RecipeArguments
 from hf_sgdr.demo import ORIGIN
 from hf_sgdr.hub.card_facts import hub_id, local_origin
 from hf_sgdr.hub.recipe_file import RECIPE_FILE
+from hf_sgdr.inference.evaluation import Evaluation
 from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.arguments import SGDRTrainingArguments
+
+MOST_CLASSES = 40
 
 
 def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
@@ -32,6 +36,25 @@ def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
         print(f"{'with TTA':<33}{_metric(tta['loss'])}{_metric(tta['accuracy'], 10)}")
     predict = ["python", str(Path(sys.argv[0]).with_name("predict.py")), "--model", str(training.output_dir)]
     print(f"\nModel, plots and results.json are in {training.output_dir}. Try it: {shlex.join(predict)} IMAGE.jpg")
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the metrics of an evaluation, class by class where there are few, and its most frequent mistakes."""
+    result = evaluation.result
+    print(f"\n{printable(evaluation.model)} on {len(result.labels)} images: {printable(evaluation.images)}")
+    print(evaluation.seen_before())
+    for name, value in evaluation.metrics.items():
+        print(f"{name:<10}{value:8.4f}")
+    reports = [report for report in result.per_class() if report.images or report.precision is not None]
+    if len(reports) <= MOST_CLASSES:
+        width = max(5, *(len(printable(report.name)) for report in reports))
+        print(f"\n{'class':<{width}}{'images':>8}{'precision':>11}{'recall':>9}{'f1':>9}")
+        for report in reports:
+            metrics = "".join(_metric(value, 9) for value in (report.precision, report.recall, report.f1))
+            print(f"{printable(report.name):<{width}}{report.images:>8}  {metrics}")
+    mistakes = result.most_confused()
+    if mistakes:
+        print("\nmost confused: " + "; ".join(f"{printable(t)} as {printable(p)}: {n}" for t, p, n in mistakes[:5]))
 
 
 def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool) -> dict[str, Any]:

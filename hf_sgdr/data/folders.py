@@ -6,7 +6,7 @@ whatever the depth, class ids come from train alone, and what lies beside the sp
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.files import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.text import few, printable
-from hf_sgdr.data.audit import OnError, check_on_error, readable
-from hf_sgdr.data.splits import LAYOUT, UNLABELLED, VALIDATION_NAMES, check_fraction, split_off
+from hf_sgdr.data.audit import OnError, UnreadableImagesError, check_on_error, readable
+from hf_sgdr.data.splits import LAYOUT, UNLABELLED, VALIDATION_NAMES, check_fraction, split_off, stratified_split
 
 logger = logging.get_logger(__name__)
 
@@ -127,6 +127,88 @@ def image_files(folder: Path) -> Iterator[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS:
                 yield Path(parent, name)
     yield from not_listed
+
+
+def folders_of_split(root: Path, split: str | None) -> tuple[list[Path], bool]:
+    """The folders that hold a split's class folders.
+
+    Args:
+        root (`Path`): as for [`load_image_folder`].
+        split (`str` or None): train, validation, test or all; by default validation.
+
+    Returns:
+        `tuple[list[Path], bool]`: the folders, and whether the split is a share of them, as in training.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such folder or split.
+    """
+    if not root.is_dir():
+        problem = "a file, not a" if root.exists() else "no such"
+        raise FileNotFoundError(f"{printable(root)}: {problem} folder. {LAYOUT}")
+    folders = {
+        kind: root / name
+        for kind, names in (("train", ("train",)), ("validation", VALIDATION_NAMES), ("test", TEST_FOLDERS))
+        for name in reversed(names)
+        if (root / name).is_dir()
+    }
+    if not folders and split == "test":
+        raise ValueError(f"{printable(root)} has no folder test; --split all takes every image.")
+    if not folders:
+        return [root], split != "all"
+    if split == "all":
+        return list(folders.values()), False
+    split = split or "validation"
+    if split not in folders:
+        raise ValueError(f"{printable(root)} is divided into --split {' and '.join(folders)}; it has no {split}.")
+    return [folders[split]], False
+
+
+def labelled_files(folders: Sequence[Path], names: Sequence[str]) -> tuple[Dataset, dict[str, str]]:
+    """The images below class folders as rows of `file`, `class` and `label`, and why others cannot be read.
+
+    Args:
+        folders (sequence of `Path`): that hold class folders.
+        names (sequence of `str`): the classes that there may be.
+
+    Raises:
+        ValueError: if there is a class of another name, or no image can be read.
+    """
+    classes = sorted(entry for folder in folders for entry in class_folders(folder))
+    where = " and ".join(map(printable, folders))
+    rows = [(str(file), folder.name) for folder in classes for file in image_files(folder)]
+    unknown = sorted({name for _, name in rows} - set(names))
+    if unknown:
+        raise ValueError(
+            f"{where}: {few(unknown)} not among the model's classes, which are {few(names)}. Rename the folder as the "
+            "model calls it, or take it out."
+        )
+    files = [file for file, _ in rows]
+    unreadable: dict[str, str] = {}
+    try:
+        readable(files, files, "raise")
+    except UnreadableImagesError as error:
+        unreadable = error.reasons
+    rows = [(file, name) for file, name in rows if file not in unreadable]
+    if not rows:
+        raise ValueError(f"{where}: no image in class folders that can be read. {LAYOUT}")
+    kinds = sorted({name for _, name in rows})  # as training counts, which the share split off depends on
+    columns = {"file": [file for file, _ in rows], "class": [name for _, name in rows]}
+    return Dataset.from_dict({**columns, "label": [kinds.index(name) for _, name in rows]}), unreadable
+
+
+def rows_of_split(rows: Dataset, split: str, fraction: float, seed: int) -> list[int]:
+    """The positions of the rows that training takes for a split of a folder without one.
+
+    Raises:
+        ValueError: if the share is empty.
+    """
+    check_fraction(fraction)
+    train, validation = stratified_split(rows.add_column("position", range(len(rows))), fraction, seed)
+    positions = list((train if split == "train" else validation)["position"])
+    if not positions:
+        where = printable(Path(rows["file"][0]).parent.parent)
+        raise ValueError(f"{where}: too few images to split off any; --split all takes every one.")
+    return positions
 
 
 def _absolute(file: Path) -> str:

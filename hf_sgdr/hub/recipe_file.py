@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.utils.hub import cached_file
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.hub.record import RunRecord
@@ -15,6 +16,28 @@ from hf_sgdr.recipe import Stage
 from hf_sgdr.version import __version__
 
 RECIPE_FILE = "recipe.yaml"
+
+
+def read_recipe(model: str) -> dict[str, Any]:
+    """The arguments that a saved or pushed model's `recipe.yaml` holds; none where there is no file, or no YAML in it.
+
+    Args:
+        model (`str`): a folder, or a model id of the Hub.
+    """
+    path = cached_file(
+        model,
+        RECIPE_FILE,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):  # a person may have edited it
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_recipe(

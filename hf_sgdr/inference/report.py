@@ -1,210 +1,217 @@
-"""A report of headings, paragraphs, tables and pictures, written as one HTML file or as Markdown with PNG files.
+"""The report of an evaluation, as one HTML file or as Markdown with PNG files; `templates/` holds its form.
 
-It knows nothing of what it reports. All text counts as coming from outside and is escaped where it is written.
+All text counts as coming from outside: HTML escapes it by itself, Markdown by the filter `markdown`.
 """
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from hf_sgdr._utils.text import html_text, markdown_text
+from hf_sgdr._utils.text import markdown_text, printable
+from hf_sgdr.inference.evaluation import Evaluation
+from hf_sgdr.inference.interpretation import ImagePrediction
 
-Cell = str | int | float | None
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading below the title."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A paragraph of plain text."""
-
-    text: str
+TEMPLATES = Path(__file__).parent / "templates"
+FORMATS = (".html", ".md")
+CLASSES_ONE_BY_ONE = 4  # up to so many, images are shown class by class, as the lesson does
+MOST_MISTAKES = 20  # kinds of them that are listed
+ABREAST = 4  # images of a kind
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Args:
-        caption (`str`): what it shows.
-        columns (sequence of `str`): their heads.
-        rows (sequence of sequences of `str`, `int`, `float` or None): floats are shown with four decimals, None as a
-            dash. The first cell names the row.
-    """
+    """A table: `rows` of text, integers, floats (shown with four decimals) or None; the first cell names the row."""
 
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[str | int | float | None]]
+
+    @property
+    def is_number(self) -> list[bool]:
+        """Which columns hold numbers; they stand to the right."""
+        return [not any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot.
-
-    Args:
-        axes (`Axes`): its whole figure is shown.
-        name (`str`): of its file in Markdown, after the report's own name; letters and hyphens.
-        description (`str`): what it shows, for people who do not see it.
-    """
+    """A plot: its whole figure, the name of its file after the report's own, and what it shows, for who cannot see."""
 
     axes: Axes
     name: str
     description: str
 
 
-Block = Heading | Paragraph | Table | Picture
-FORMATS = (".html", ".md")
+@dataclass(frozen=True)
+class Section:
+    """A heading, and below it paragraphs, pictures and tables."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = field(default=())
 
 
-def write_report(path: Path, title: str, blocks: Sequence[Block]) -> None:
+def write_report(path: Path, evaluation: Evaluation, *, with_images: bool = False) -> None:
     """Write a report: `.html` holds its pictures, `.md` has them beside it.
 
     Args:
         path (`Path`): a file whose name ends in `.html` or `.md`.
-        title (`str`): the first heading.
-        blocks (sequence of [`Heading`], [`Paragraph`], [`Table`] and [`Picture`]): what follows, in order.
+        evaluation ([`Evaluation`]): what is told.
+        with_images (`bool`, *optional*, defaults to False): show images, which may be private.
 
     Raises:
         ValueError: if the name ends in something else.
     """
-    if path.suffix == ".html":
-        text = _html(title, blocks)
-    elif path.suffix == ".md":
-        text = _markdown(title, blocks, path)
-    else:
+    render(path, f"Evaluation of {evaluation.model}", sections_of(evaluation, with_images))
+
+
+def render(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write sections of any kind, as [`write_report`] does."""
+    if path.suffix not in FORMATS:
         raise ValueError(f"{path}: give a name that ends in .html or .md.")
+    is_html = path.suffix == ".html"
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=is_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable if is_html else None,
+    )
+    environment.filters |= {"markdown": markdown_text, "cell": _cell}
+    content = [
+        {**vars(section), "pictures": [_picture(picture, path) for picture in section.pictures]} for section in sections
+    ]
+    text = environment.get_template(f"report{path.suffix}").render(title=title, sections=content)
     path.write_text(text, encoding="utf-8")
 
 
-# ---- HTML ----
-
-# Nothing is fetched and nothing runs, whatever the names in the report say.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark; --line: #c9ced6; --soft: #5a6472; }
-@media (prefers-color-scheme: dark) { :root { --line: #49515c; --soft: #a9b2be; } }
-body { font: 1rem/1.5 system-ui, sans-serif; margin: 0; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; min-width: min(100%, 30rem); font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
-th, td { padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; font-weight: normal; }
-thead th { color: var(--soft); }
-.number { text-align: right; white-space: nowrap; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; background: white; border-radius: .4rem; }
-"""
-
-
-def _html(title: str, blocks: Sequence[Block]) -> str:
-    body = "\n".join(_html_block(block) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{html_text(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _html_block(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h2>{html_text(block.text)}</h2>"
-    if isinstance(block, Paragraph):
-        return f"<p>{html_text(block.text)}</p>"
-    if isinstance(block, Table):
-        return _html_table(block)
-    figure = _figure(block)
-    png = _png(figure)
-    width, height = (round(inches * 96) for inches in figure.get_size_inches())
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="{source}" alt="{html_text(block.description)}" width="{width}" height="{height}"></figure>'
-    )
-
-
-def _html_table(table: Table) -> str:
-    kinds = [' class="number"' if is_number else "" for is_number in _numeric(table)]
-    heads = "".join(
-        f'<th scope="col"{kind}>{html_text(name)}</th>' for name, kind in zip(table.columns, kinds, strict=True)
-    )
-    rows = []
-    for row in table.rows:
-        first, *rest = (html_text(_shown(cell)) for cell in row)
-        cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
-        rows.append(f'<tr><th scope="row"{kinds[0]}>{first}</th>{cells}</tr>')
-    caption = html_text(table.caption)
-    return (
-        # what scrolls must be within the reach of the keyboard
-        f'<div class="wide" role="region" aria-label="{caption}" tabindex="0"><table>\n<caption>{caption}</caption>\n'
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table></div>"
-    )
-
-
-# ---- Markdown ----
-
-
-def _markdown(title: str, blocks: Sequence[Block], path: Path) -> str:
-    parts = [f"# {markdown_text(title)}"]
-    for block in blocks:
-        if isinstance(block, Heading):
-            parts.append(f"## {markdown_text(block.text)}")
-        elif isinstance(block, Paragraph):
-            parts.append(markdown_text(block.text))
-        elif isinstance(block, Table):
-            parts.append(_markdown_table(block))
-        else:
-            file = path.with_name(f"{path.stem}-{block.name}.png")
-            file.write_bytes(_png(_figure(block)))
-            parts.append(f"![{markdown_text(block.description)}]({quote(file.name)})")
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [
-        " | ".join(map(markdown_text, table.columns)),
-        " | ".join("---:" if is_number else "---" for is_number in _numeric(table)),
-        *(" | ".join(_markdown_cell(cell) for cell in row) for row in table.rows),
+def sections_of(evaluation: Evaluation, with_images: bool) -> list[Section]:
+    """What a report of an evaluation tells."""
+    result, metrics = evaluation.result, evaluation.metrics
+    images = f"{len(result.labels)} images ({evaluation.images}), {len(result.names)} classes."
+    if evaluation.tta:
+        images += f" Predictions are the mean over each image and {evaluation.tta} augmented views of it."
+    meanings = {
+        "accuracy": "share of images whose likeliest class is theirs",
+        "loss": "mean of -log of the probability of the true class",
+        "precision": "mean over the classes that occur or are predicted",
+        "recall": "mean over these classes",
+        "f1": "mean over these classes",
+    }
+    mistakes = result.most_confused()
+    some = f" ({MOST_MISTAKES} of {len(mistakes)} kinds)" if len(mistakes) > MOST_MISTAKES else ""
+    caption = f"Mistakes, the most frequent first{some}"
+    sections = [
+        Section(
+            "",
+            [images, evaluation.seen_before()],
+            tables=[
+                Table(
+                    "Metrics of all images",
+                    ["metric", "value", "what it is"],
+                    [[name, metrics[name], meaning] for name, meaning in meanings.items()],
+                )
+            ],
+        ),
+        Section(
+            "What is taken for what",
+            [] if mistakes else ["No image is taken for another class than its own."],
+            [
+                Picture(
+                    result.plot_confusion_matrix(),
+                    "confusion-matrix",
+                    "Confusion matrix, a row for each true class, a column for each prediction; tables say it, too.",
+                )
+            ],
+            [Table(caption, ["truth", "predicted", "images"], mistakes[:MOST_MISTAKES])] if mistakes else [],
+        ),
+        Section(
+            "Class by class",
+            [
+                "Precision: of the images predicted as the class, the share that is of it. "
+                "Recall: of its images, the share predicted as it."
+            ],
+            [
+                Picture(
+                    result.plot_per_class(),
+                    "classes",
+                    "Precision and recall of each class; the table below has the numbers.",
+                )
+            ],
+            [
+                Table(
+                    "Metrics of each class",
+                    ["class", "images", "precision", "recall", "f1"],
+                    [[one.name, one.images, one.precision, one.recall, one.f1] for one in result.per_class()],
+                )
+            ],
+        ),
     ]
-    return f"{markdown_text(table.caption)}\n\n" + "\n".join(f"| {line} |" for line in lines)
+    if with_images:
+        sections += _images(evaluation)
+    if evaluation.unreadable:
+        rows = list(evaluation.unreadable.items())
+        sections.append(Section("Left out", tables=[Table("Images that cannot be read", ["file", "reason"], rows)]))
+    return sections
 
 
-def _markdown_cell(cell: Cell) -> str:
-    return markdown_text(cell) if isinstance(cell, str) else _shown(cell)
+def _images(evaluation: Evaluation) -> list[Section]:
+    """The lesson's pictures: most correct and incorrect, class by class where there are few, and most uncertain."""
+    result, n = evaluation.result, ABREAST
+    classes: list[str | None] = [None] if len(result.names) > CLASSES_ONE_BY_ONE else [*result.names]
+    kinds = []
+    for number, name in enumerate(classes):
+        of = "" if name is None else f": {name}"
+        right, wrong = result.most_correct(n, name), result.most_incorrect(n, name)
+        kinds += [
+            (f"Most correct{of}", result.plot_most_correct(n, name), f"most-correct-{number}", "Right", right),
+            (f"Most incorrect{of}", result.plot_most_incorrect(n, name), f"most-incorrect-{number}", "Wrong", wrong),
+        ]
+    uncertain = result.most_uncertain(n)
+    kinds.append(("Most uncertain", result.plot_most_uncertain(n), "most-uncertain", "Undecided", uncertain))
+
+    def described(kind: str, predictions: Sequence[ImagePrediction]) -> str:
+        each = [
+            f"{Path(one.file).relative_to(evaluation.folder).as_posix()}, {one.predicted} {one.probability:.1%}"
+            for one in predictions
+            if one.file is not None
+        ]
+        return f"{kind}: {'; '.join(each) or 'none'}"
+
+    return [
+        Section(heading, pictures=[Picture(axes, name, described(kind, predictions))])
+        for heading, axes, name, kind, predictions in kinds
+    ]
 
 
-# ---- Both ----
-
-
-def _numeric(table: Table) -> list[bool]:
-    """Which columns hold numbers; they stand to the right."""
-    return [not any(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
-
-
-def _shown(cell: Cell) -> str:
-    if cell is None:
-        return "–"
-    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
-
-
-def _figure(picture: Picture) -> Figure:
-    return picture.axes.figure.canvas.figure
-
-
-def _png(figure: Figure) -> bytes:
+def _picture(picture: Picture, report: Path) -> dict[str, Any]:
+    """What a template wants to know of a picture; beside Markdown its file is written."""
+    figure = picture.axes.figure.canvas.figure
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    width, height = (round(inches * 96) for inches in figure.get_size_inches())
+    file = report.with_name(f"{report.stem}-{picture.name}.png")
+    if report.suffix == ".md":
+        file.write_bytes(buffer.getvalue())
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    known = {"description": picture.description, "file": file.name, "base64": encoded}
+    return {**known, "width": width, "height": height}
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else value

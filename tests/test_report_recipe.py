@@ -1,4 +1,4 @@
-"""recipes/evaluate.py, in the tests' own process; once in a process of its own."""
+"""recipes/report.py, in the tests' own process; once in a process of its own."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ from hf_sgdr.recipe import Stage
 from hf_sgdr.training.record import run_record
 from hf_sgdr.training.stages import run_stages
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "evaluate.py"
+RECIPE = Path(__file__).parent.parent / "recipes" / "report.py"
 pytestmark = pytest.mark.recipe
 
 # Names that folders may have, and that must do no harm where they are shown.
@@ -102,7 +102,7 @@ def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_or
     predicted = probabilities.argmax(axis=1)
     np.testing.assert_array_equal(matrix, metrics.confusion_matrix(truth, predicted, labels=[0, 1, 2]))
     assert [one["name"] for one in content["classes"]] == ["cats", "dogs", "birds"]
-    assert [one["images"] for one in content["classes"]] == [5, 6, 4]
+    assert [one["photos"] for one in content["classes"]] == [5, 6, 4]
     macro = metrics.precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
     assert content["metrics"] == pytest.approx(
         {
@@ -133,7 +133,7 @@ def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_or
 def test_each_split_is_the_images_it_names(place, evaluate, words, images, said):
     done = evaluate(*words, "--output", "split.json")
     content, matrix = figures(place / "split.json")
-    assert content["images"] == matrix.sum() == images
+    assert content["photos"] == matrix.sum() == images
     assert said in content["of"]
     assert said in done.out
 
@@ -388,7 +388,7 @@ def saved_run(place):
 def test_a_folder_that_training_split_is_split_as_the_saved_run_did(place, evaluate, saved_run):
     done = evaluate("--data_dir", "flat", "--output", "run.json", model="run")
     content, _ = figures(place / "run.json")
-    assert content["images"] == 9
+    assert content["photos"] == 9
     assert content["of"] == "the validation share of flat (validation is 0.3 of each class, seed 1)"
     assert content["in_training"] == 0
     assert content["metrics"]["loss"] == pytest.approx(saved_run["eval_loss"], abs=1e-4)
@@ -404,7 +404,7 @@ def test_images_of_training_among_those_evaluated_are_counted_and_said(
 ):
     done = evaluate("--data_dir", "flat", *words, "--output", "seen.json", "seen.md", model="run")
     content, _ = figures(place / "seen.json")
-    assert content["images"] == images
+    assert content["photos"] == images
     assert content["in_training"] == in_training if in_training is not None else content["in_training"] > 0
     said = f"{content['in_training']} of these {images} images are among those that the model was trained on"
     assert said in done.out
@@ -417,7 +417,7 @@ def test_all_images_of_a_folder_that_is_not_that_of_training_are_evaluated(
     make_image_folder(place, {"foreign": {"birds": 4, "cats": 4}})
     done = evaluate("--data_dir", "foreign", "--output", "foreign.json", model="run")
     content, _ = figures(place / "foreign.json")
-    assert (content["images"], content["of"], content["in_training"]) == (8, "all of foreign", 0)
+    assert (content["photos"], content["of"], content["in_training"]) == (8, "all of foreign", 0)
     assert "None of these images" in done.out
 
 

@@ -1,0 +1,116 @@
+"""How good a saved or pushed model is on a folder of images: metrics on the terminal, and a report if you want one.
+
+    python recipes/report.py --model out --data_dir dogscats --output report.html
+    python recipes/report.py --model user/name --data_dir photos --split all --tta 4 --output report.md metrics.json
+
+A folder is a class, by its name. Of a folder without train/ that the model was trained on, the images that its training
+held out are taken, by the split of the saved run; of any other, all. Images that the model was trained on are counted
+and said. A report shows images with --photos only, as they may be private. What cannot be read is named on stderr and
+left out; the exit status is then 1.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hf_sgdr._utils.files import RUNS_FOLDER
+from hf_sgdr._utils.text import printable
+from hf_sgdr.cli.main import run_cli
+from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.summary import print_evaluation
+from hf_sgdr.data.folders import folders_of_split, labelled_files, rows_of_split
+from hf_sgdr.data.hashes import content_hashes, read_image_hashes
+from hf_sgdr.data.labels import class_names
+from hf_sgdr.data.splits import check_fraction
+from hf_sgdr.hub.recipe_file import read_recipe
+from hf_sgdr.inference.evaluation import Evaluation, evaluate_files
+from hf_sgdr.inference.pipeline import pipeline
+from hf_sgdr.inference.report import FORMATS, write_report
+
+
+@dataclass
+class ReportArguments:
+    """Which model, which images, what to write."""
+
+    model: str = field(metadata={"help": "Folder or model id of the Hub.", "aliases": ["--model_name_or_path"]})
+    data_dir: str = field(metadata={"help": "Folder of images, one folder a class."})
+    split: Literal["train", "validation", "test", "all"] | None = field(
+        default=None,
+        metadata={
+            "help": "Which images; validation by default. A folder without train/ is split as in training, unless the "
+            "model was trained on other images: then all is the default."
+        },
+    )
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "Share of each class split off; that of the saved run by default, else 0.2."}
+    )
+    seed: int | None = field(default=None, metadata={"help": "Of that split; the saved run's by default, else 42."})
+    tta: int = field(default=0, metadata={"help": "Augmented views of test-time augmentation."})
+    batch_size: int | None = field(default=None, metadata={"help": "Images a forward pass."})
+    output: list[str] = field(default_factory=list, metadata={"help": "FILE.html, FILE.md, FILE.json, any of them."})
+    photos: bool = field(default=False, metadata={"help": "Show images in the report. They may be private."})
+
+    def __post_init__(self) -> None:  # what would stop the recipe after the work is done
+        if not Path(self.model).is_dir() and "/" not in self.model:
+            raise FileNotFoundError(f"--model {self.model}: no such folder, and no model id of the Hub (user/name).")
+        if self.validation_fraction is not None:
+            check_fraction(self.validation_fraction)
+        for path in map(Path, self.output):
+            if path.suffix not in (*FORMATS, ".json"):
+                raise ValueError(f"--output {path}: give names that end in {', '.join(FORMATS)} or .json.")
+            if not path.absolute().parent.is_dir():
+                raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+        if self.photos and not any(path.endswith(FORMATS) for path in self.output):
+            raise ValueError("--photos shows images in a report: give --output report.html or report.md, too.")
+
+
+def main(argv: Sequence[str]) -> int:
+    (args,) = parse([ReportArguments], argv, __doc__)
+    root, split = Path(args.data_dir), args.split
+    folders, is_share = folders_of_split(root, split)
+    folder = folders[0] if len(folders) == 1 else root  # what images are called from
+    # evaluation is in float32, whatever precision the weights are saved in
+    pipe = pipeline(args.model, tta=args.tta, batch_size=args.batch_size, dtype=torch.float32)
+    rows, unreadable = labelled_files(folders, class_names(pipe.model.config))
+    for file, reason in unreadable.items():
+        print(f"{printable(file)}: left out, it cannot be read as a picture ({reason}).", file=sys.stderr)
+    seen = read_image_hashes(Path(args.model, RUNS_FOLDER))
+    in_training = None if seen is None else np.isin(content_hashes(rows["file"]), list(seen))
+    if is_share and split is None and in_training is not None and not in_training.any():
+        is_share, split = False, "all"  # a folder that the model was not trained on
+    images = f"all of {root.resolve().name}" if split == "all" else f"{root.resolve().name}/{folder.name}"
+    if is_share:
+        given = {
+            name: getattr(args, name) for name in ("validation_fraction", "seed") if getattr(args, name) is not None
+        }
+        recipe = {"validation_fraction": 0.2, "seed": 42, **read_recipe(args.model), **given}
+        fraction, seed, split = float(recipe["validation_fraction"]), int(recipe["seed"]), split or "validation"
+        kept = rows_of_split(rows, split, fraction, seed)
+        rows, in_training = rows.select(kept), None if in_training is None else in_training[kept]
+        images = f"the {split} share of {root.resolve().name} (validation is {fraction:g} of each class, seed {seed})"
+    evaluation = Evaluation(
+        model=Path(args.model).resolve().name if Path(args.model).is_dir() else args.model,
+        images=images,
+        folder=folder,
+        tta=args.tta,
+        result=evaluate_files(pipe, list(rows["file"]), list(rows["class"])),
+        unreadable={Path(file).relative_to(folder).as_posix(): reason for file, reason in unreadable.items()},
+        in_training=None if in_training is None else int(in_training.sum()),
+    )
+    print_evaluation(evaluation)
+    for path in map(Path, args.output):
+        if path.suffix == ".json":
+            path.write_text(evaluation.to_json(), encoding="utf-8")
+        else:
+            write_report(path, evaluation, with_images=args.photos)
+        print(f"Written: {printable(path)}")
+    return 1 if unreadable else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
