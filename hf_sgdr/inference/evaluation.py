@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -86,9 +87,8 @@ def evaluate_files(
     """
     names = class_names(pipe.model.config)
     ids = {name: i for i, name in enumerate(names)}
-    answers = pipe(
-        KeyDataset([{"file": file} for file in files], "file"), top_k=len(names), function_to_apply="softmax"
-    )
+    images: Any = KeyDataset([{"file": file} for file in files], "file")  # type: ignore[arg-type]  # a sequence serves
+    answers = pipe(images, top_k=len(names), function_to_apply="softmax")
     probabilities = np.zeros((len(files), len(names)))
     for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files))):
         for one in answer:
