@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support

@@ -1,8 +1,13 @@
+import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_sgdr"
 
 COUNT = """
 import json, sys
@@ -32,3 +37,28 @@ def test_a_plug_in_loads_a_handful_of_modules_and_nothing_of_training(name):
 @pytest.mark.parametrize("name", ["pipeline", "ClassifierInterpretation"])
 def test_prediction_loads_fifteen_modules_at_most(name):
     assert len(loaded(name)) <= 15
+
+
+def imports() -> dict[str, set[str]]:
+    """For each file of the package the files of it that it imports, wherever the import stands."""
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names} & files.keys()
+                graph[name] |= whole or {node.module} & files.keys()
+    return graph
+
+
+def test_no_import_runs_in_a_circle_and_the_house_is_eleven_floors_high_at_most():
+    graph, floors = imports(), {}
+    for name in TopologicalSorter(graph).static_order():  # raises CycleError with the circle
+        floors[name] = 1 + max((floors[other] for other in graph[name]), default=0)
+    assert max(floors.values()) <= 11, [name for name, floor in floors.items() if floor > 11]
+
+
+def test_the_package_has_sixteen_entries_at_most():
+    entries = [path.name for path in PACKAGE.iterdir() if not path.name.startswith(("__pycache__", "."))]
+    assert len(entries) <= 16, entries
