@@ -56,16 +56,9 @@ class KeepBestWeights(TrainerCallback):
                 raise _damaged(path, error) from error
 
     @override
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the weights if they are the best."""
-        self._evaluated |= metrics or {}
+        self._evaluated |= kwargs["metrics"]
         loss = mean_of(self._evaluated, self.losses)
         if loss is None:
             return

@@ -61,31 +61,19 @@ class EpochTable(TrainerCallback):
         self._rate = max(self._rate, float(kwargs["optimizer"].param_groups[-1]["lr"]))
 
     @override
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Collect the training losses of the epoch, each a mean over the steps since the one before."""
-        if logs and "loss" in logs:
+        logs: dict[str, float] = kwargs["logs"]
+        if "loss" in logs:
             self._losses.append((state.global_step - self._steps_before, logs["loss"]))
             self._steps_before = state.global_step
             if args.eval_strategy == "no":
                 self._print(state, {}, time.perf_counter() - self._start)
 
     @override
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print the line, if this evaluation belongs to training; with several sets, when the last one is done."""
+        metrics: dict[str, float] = kwargs["metrics"]
         if not self._losses or not metrics:
             return
         self._metrics |= metrics

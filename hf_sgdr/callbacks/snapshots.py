@@ -82,7 +82,7 @@ class SnapshotCallback(TrainerCallback):
         self._best.on_evaluate(args, state, control, **kwargs)
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
-            recorded, metrics = recorded_metrics(path.parent), kwargs.get("metrics") or {}
+            recorded, metrics = recorded_metrics(path.parent), kwargs["metrics"]
             now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
             recorded.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
             replace_file(path.with_name(METRICS_FILE), json.dumps(recorded, indent=1).encode())

@@ -63,16 +63,9 @@ class TrackedFits(TrainerCallback):
             self._send("range_test", result.plot, state)
 
     @override
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """With the last log, that of the whole training, show the rates; `on_train_end` finds the runs closed."""
-        if logs and "train_runtime" in logs:
+        if "train_runtime" in kwargs["logs"]:
             self._send("learning_rates", self._plot_rates, state)
 
     def _send(self, name: str, plot: Callable[[], Axes], state: TrainerState) -> None:

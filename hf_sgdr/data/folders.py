@@ -233,10 +233,10 @@ def class_folders(root: Path) -> list[Path]:
 
 def _sign_of_a_run(folder: Path) -> str | None:
     """What shows that a recipe or a trainer wrote into a folder; None if nothing does."""
-    found = [name for name in RUN_SIGNS if (folder / name).exists()]
-    if not found and (folder / "config.json").exists() and (folder / "model.safetensors").exists():
-        found = ["config.json and model.safetensors"]
-    return found[0] if found else None
+    if sign := next((name for name in RUN_SIGNS if (folder / name).exists()), None):
+        return sign
+    is_model = (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+    return "config.json and model.safetensors" if is_model else None
 
 
 def _images_by_class(root: Path, quiet: bool = False) -> FilesByClass:
@@ -259,14 +259,14 @@ def _utf8_name(folder: Path) -> str:
 
 def _readable_images(by_split: dict[str, FilesByClass], on_error: OnError) -> dict[str, FilesByClass]:
     """Without the images that cannot be read, and without classes that had only such."""
-    rows = [
-        (split, name, file) for split, images in by_split.items() for name, files in images.items() for file in files
-    ]
-    files = [file for _, _, file in rows]
-    result: dict[str, FilesByClass] = {split: {} for split in by_split}
-    for position in readable(files, files, on_error):
-        split, name, file = rows[position]
-        result[split].setdefault(name, []).append(file)
+    files = [file for images in by_split.values() for members in images.values() for file in members]
+    intact = {files[position] for position in readable(files, files, on_error)}
+    result = {
+        split: {
+            name: kept for name, members in images.items() if (kept := [file for file in members if file in intact])
+        }
+        for split, images in by_split.items()
+    }
     for split, images in by_split.items():
         if lost := sorted(set(images) - set(result[split])):
             logger.warning(f"{split}: no image of {few(lost)} can be read, so it is not a class there.")
@@ -282,9 +282,15 @@ def _to_dataset(images: FilesByClass, names: list[str]) -> Dataset:
 
 def _check_train(images: FilesByClass, root: Path) -> list[str]:
     """The names of the classes, which are those of train; two at least."""
-    if len(images) < 2:
-        raise ValueError(_too_few_classes(root, images))
-    return sorted(images)
+    if len(images) >= 2:
+        return sorted(images)
+    kinds = Counter(file.suffix.lower() or "no ending" for file in root.rglob("*") if file.is_file())
+    classes = f"one class only ({few(list(images))})" if images else "no image in class folders"
+    listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file at all"
+    raise ValueError(
+        f"{printable(root)}: {classes}; it holds {few(_names(root))} ({listing}). "
+        f"At least two classes are needed. {LAYOUT}"
+    )
 
 
 def _check_classes(images: FilesByClass, names: list[str], root: Path) -> None:
@@ -298,17 +304,7 @@ def _check_classes(images: FilesByClass, names: list[str], root: Path) -> None:
         )
     missing = sorted(set(names) - set(images))
     if missing:
-        logger.warning(f"{printable(root)}: no image of {few(missing)}; its figures say nothing about it.")
-
-
-def _too_few_classes(root: Path, images: FilesByClass) -> str:
-    kinds = Counter(file.suffix.lower() or "no ending" for file in root.rglob("*") if file.is_file())
-    found = f"one class only ({few(list(images))})" if images else "no image in class folders"
-    listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "no file at all"
-    return (
-        f"{printable(root)}: {found}; it holds {few(_names(root))} ({listing}). "
-        f"At least two classes are needed. {LAYOUT}"
-    )
+        logger.warning(f"{printable(root)}: no image of {few(missing)}; its metrics say nothing about it.")
 
 
 def _names(folder: Path) -> list[str]:

@@ -69,11 +69,11 @@ class ImageSpec:
         vision_config = getattr(config, "vision_config", config)  # CLIP and SigLIP have one for text beside it
         size = getattr(vision_config, "image_size", None) or DEFAULT_SIZE
         size = size if isinstance(size, int) else size[0]
+        resize = math.floor(size / DEFAULT_CROP_PCT)
         logger.warning(
             f"{type(model).__name__} comes with no image processor: evaluating at {size} px, shorter side resized to "
-            f"{math.floor(size / DEFAULT_CROP_PCT)} px (bicubic), centre crop, ImageNet's mean and std."
+            f"{resize} px (bicubic), centre crop, ImageNet's mean and std."
         )
-        resize = math.floor(size / DEFAULT_CROP_PCT)
         return cls(size, resize, False, "bicubic", IMAGENET_MEAN, IMAGENET_STD, "torch")
 
     @classmethod
@@ -115,24 +115,20 @@ class ImageSpec:
                 "std": list(self.std),
             }
             return TimmWrapperImageProcessor(model.config.pretrained_cfg, model.config.architecture)
+        pixels: dict[str, Any] = {
+            "resample": Resampling[self.interpolation.upper()],
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
         if getattr(model.config, "model_type", None) == "siglip2":
             side = model.config.vision_config.patch_size
-            return Siglip2ImageProcessor(
-                patch_size=side,
-                max_num_patches=(self.size // side) ** 2,
-                resample=Resampling[self.interpolation.upper()],
-                image_mean=list(self.mean),
-                image_std=list(self.std),
-            )
-        side = {"height": self.resize, "width": self.resize} if self.squash else {"shortest_edge": self.resize}
+            return Siglip2ImageProcessor(patch_size=side, max_num_patches=(self.size // side) ** 2, **pixels)
         return ViTImageProcessor(
             do_convert_rgb=True,
-            size=side,
-            resample=Resampling[self.interpolation.upper()],
+            size={"height": self.resize, "width": self.resize} if self.squash else {"shortest_edge": self.resize},
             do_center_crop=not (self.squash and self.resize == self.size),
             crop_size={"height": self.size, "width": self.size},
-            image_mean=list(self.mean),
-            image_std=list(self.std),
+            **pixels,
         )
 
 

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image
-from hf_sgdr.models.patches import take_square_images
+from hf_sgdr.models.patches import blank_images, take_square_images
+from hf_sgdr.optim.restore import modes_restored
 
 Augment = Literal["basic", "side_on", "top_down"]
 
@@ -201,20 +202,15 @@ def image_transforms(
 
 def _check_size(model: nn.Module, size: int) -> None:
     take_square_images(model)
-    parameter = next(model.parameters())
-    was_training = {module: module.training for module in model.modules()}
     try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        with modes_restored(model), torch.inference_mode():
+            model.eval()(blank_images(model, 1, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"image_size={size}: {type(model).__name__} cannot take pictures of that size ({reason}). "
             "Leave image_size out to use the model's own."
         ) from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

@@ -96,16 +96,16 @@ class RowsOnDisk:
         """
         wanted = torch.as_tensor(rows)
         batch = np.empty((wanted.numel(), self._bytes_per_row), dtype=np.uint8)
-        for place, row in enumerate(wanted.reshape(-1).tolist()):
-            batch[place] = self._row(row)
+        for i, row in enumerate(wanted.reshape(-1).tolist()):
+            batch[i] = self._row(row)
         return torch.from_numpy(batch.reshape(-1)).view(self.dtype).view([*wanted.shape, *self.shape[1:]])
 
     def _row(self, row: int) -> NDArray[np.uint8]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        shard, place = divmod(row % len(self), self._rows_per_shard)
+        shard, position = divmod(row % len(self), self._rows_per_shard)
         file, start = self._shards[shard]
-        start += place * self._bytes_per_row
+        start += position * self._bytes_per_row
         return mapped(file)[start : start + self._bytes_per_row]
 
 

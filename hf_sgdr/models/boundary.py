@@ -6,15 +6,17 @@ between them, tokens, masks or pooling, is the model's own code.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.hooks import RemovableHandle
 
+from hf_sgdr.models.patches import blank_images
 from hf_sgdr.optim.layer_groups import LayerGroups
+from hf_sgdr.optim.restore import modes_restored
 
 # Two images, so that the batch's dimension is told from others.
 _PROBE = 2
@@ -28,7 +30,7 @@ class Boundary:
         module (`nn.Module`): the submodule whose input is stored.
         skipped (`dict[str, Any]`, *optional*): the modules that run before it, with what they return for two images of
             `size`. None where the module is the head, which alone gives the logits.
-        size (`int`, *optional*): side of the pictures in pixels.
+        size (`int`, *optional*): side of the images in pixels.
         sharing (sequence of `nn.Module`, *optional*): further modules that take the same tensor, such as a second head.
     """
 
@@ -59,7 +61,7 @@ class Boundary:
 
         Args:
             groups ([`LayerGroups`]): some, not all, are frozen.
-            size (`int`): side of the pictures in pixels.
+            size (`int`): side of the images in pixels.
             frozen (`int`, *optional*): how many groups count as frozen; defaults to those that are.
 
         Raises:
@@ -105,24 +107,19 @@ class Boundary:
         Raises:
             ValueError: if the module is not called exactly once with a tensor for each image.
         """
-        found: list[torch.Tensor] = []
+        inputs: list[torch.Tensor] = []
 
         def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.extend(_tensors(args, kwargs)[:1])
+            inputs.extend(_tensors(args, kwargs)[:1])
             if not with_logits and self.skipped is not None:  # what comes after the head's input is next to nothing
                 raise _Reached
 
-        hook = self.module.register_forward_pre_hook(catch, with_kwargs=True)
         logits = None
-        try:
+        with self.module.register_forward_pre_hook(catch, with_kwargs=True), suppress(_Reached):
             logits = logits_of(self.model(pixels))
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
-        if len(found) != 1 or len(found[0]) != len(pixels):
+        if len(inputs) != 1 or len(inputs[0]) != len(pixels):
             raise ValueError(_refusal(self.model, f"{self._path} does not run once on one tensor with a row an image"))
-        return found[0], logits
+        return inputs[0], logits
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """What the rest makes of features."""
@@ -138,14 +135,9 @@ class Boundary:
         with ExitStack() as undo:
             for name, output in self.skipped.items():
                 replace_forward(self.model.get_submodule(name), self._answering(output), undo)
-            for hook in (
-                self.model.register_forward_pre_hook(self._take_features, with_kwargs=True),
-                *(
-                    module.register_forward_pre_hook(self._give_features, with_kwargs=True)
-                    for module in (self.module, *self.sharing)
-                ),
-            ):
-                undo.callback(RemovableHandle.remove, hook)
+            undo.enter_context(self.model.register_forward_pre_hook(self._take_features, with_kwargs=True))
+            for module in (self.module, *self.sharing):
+                undo.enter_context(module.register_forward_pre_hook(self._give_features, with_kwargs=True))
             undo.callback(setattr, self, "_features", None)
             yield
 
@@ -183,7 +175,7 @@ class _Reached(Exception):  # noqa: N818  (it is no error)
 
 
 class _Run:
-    """One forward pass on empty pictures: which modules are entered and left, in which order.
+    """One forward pass on black images: which modules are entered and left, in which order.
 
     `inputs` holds what those modules took of which all parameters are to train.
     """
@@ -194,27 +186,19 @@ class _Run:
         self.inputs: dict[str, torch.Tensor | None] = {}
         self._events: list[tuple[str, str]] = []
         self._outputs: dict[str, Any] = {}
-        training = {module: module.training for module in model.modules()}
-        parameter = next(model.parameters())
-        pixels = torch.zeros(_PROBE, 3, size, size, device=parameter.device, dtype=parameter.dtype)
-        made: list[Any] = []
+        outputs: list[Any] = []
         with ExitStack() as undo:
             if head is not None:
-                hook = head.register_forward_hook(lambda module, args, output: made.append(output))
-                undo.callback(hook.remove)
+                undo.enter_context(head.register_forward_hook(lambda module, args, output: outputs.append(output)))
             for name, module in model.named_modules():
                 if name:
-                    undo.callback(
-                        RemovableHandle.remove, module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
-                    )
-                    undo.callback(RemovableHandle.remove, module.register_forward_hook(self._leaving(name)))
-            try:
-                with torch.inference_mode():
-                    logits = logits_of(model.eval()(pixels))
-            finally:
-                for module, was_training in training.items():
-                    module.training = was_training
-        self.head_makes_logits = len(made) == 1 and isinstance(made[0], torch.Tensor) and torch.equal(made[0], logits)
+                    undo.enter_context(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
+                    undo.enter_context(module.register_forward_hook(self._leaving(name)))
+            with modes_restored(model), torch.inference_mode():
+                logits = logits_of(model.eval()(blank_images(model, _PROBE, size)))
+        self.head_makes_logits = (
+            len(outputs) == 1 and isinstance(outputs[0], torch.Tensor) and torch.equal(outputs[0], logits)
+        )
 
     def belongs_after(self, parameter: str, boundary: str) -> bool:
         """Whether a parameter's module is the boundary or entered after it."""
@@ -225,12 +209,8 @@ class _Run:
 
     def left_before(self, boundary: str) -> dict[str, Any]:
         """The outermost modules that are through when the boundary is entered, and what they return."""
-        done = []
-        for kind, name in self._events:
-            if (kind, name) == ("enter", boundary):
-                break
-            if kind == "leave":
-                done.append(name)
+        before = takewhile(lambda event: event != ("enter", boundary), self._events)
+        done = [name for kind, name in before if kind == "leave"]
         return {
             name: self._outputs[name]
             for name in dict.fromkeys(done)

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hf_sgdr.models.boundary import logits_of, replace_forward
+from hf_sgdr.models.patches import blank_images
 
 # Of logits, relative to the largest: what folding may change. Rounding changes 1e-6.
 _TOLERANCE = 1e-4
@@ -29,10 +30,9 @@ def fused_batch_norms(model: nn.Module, size: int) -> Iterator[None]:
 
     Args:
         model (`nn.Module`): an image classifier in evaluation mode.
-        size (`int`): side of its pictures in pixels.
+        size (`int`): side of its images in pixels.
     """
-    parameter = next(model.parameters())
-    pixels = torch.zeros(2, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    pixels = blank_images(model, 2, size)
     with torch.inference_mode():
         pairs, before = _pairs(model, pixels)
     with ExitStack() as undo:
@@ -52,18 +52,17 @@ def _pairs(model: nn.Module, pixels: torch.Tensor) -> tuple[list[tuple[nn.Conv2d
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, nn.Conv2d | _BatchNorm):
-                hook = module.register_forward_hook(
-                    lambda module, args, output: calls.append((module, args[0], output))
+                hooks.enter_context(
+                    module.register_forward_hook(lambda module, args, output: calls.append((module, args[0], output)))
                 )
-                hooks.callback(hook.remove)
         logits = logits_of(model(pixels))
     modules = [module for module, _, _ in calls]
     pairs = [
-        (one, other)
-        for (one, _, output), (other, taken, _) in pairwise(calls)
-        if isinstance(one, nn.Conv2d) and isinstance(other, _BatchNorm) and taken is output
-        and modules.count(one) == modules.count(other) == 1
-        and other.running_mean is not None and not other.training
+        (convolution, norm)
+        for (convolution, _, output), (norm, features, _) in pairwise(calls)
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, _BatchNorm) and features is output
+        and modules.count(convolution) == modules.count(norm) == 1
+        and norm.running_mean is not None and not norm.training
     ]  # fmt: skip
     return pairs, logits
 

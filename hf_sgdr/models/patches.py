@@ -1,4 +1,4 @@
-"""Square images for SigLIP 2's NaFlex models, which take patches."""
+"""Square images as models take them: blank ones of any size, and patches for NaFlex models."""
 
 from typing import Any
 
@@ -39,3 +39,8 @@ def _cut_into_patches(
         "pixel_attention_mask": pixels.new_ones(batch, count * count, dtype=torch.int32),
         "spatial_shapes": torch.full((batch, 2), count, device=pixels.device),
     }
+
+
+def blank_images(model: nn.Module, count: int, size: int) -> torch.Tensor:
+    """Black images (count, 3, size, size) of a model's dtype, on its device."""
+    return next(model.parameters()).new_zeros(count, 3, size, size)

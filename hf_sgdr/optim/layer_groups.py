@@ -205,10 +205,8 @@ class LayerGroups:
         undecayed = self._undecayed_names() if weight_decay else set()
         groups: list[dict[str, Any]] = []
         for name, names, lr in zip(self.names, self._parameter_names, self.learning_rates(lrs), strict=True):
-            for decay, members in (
-                (weight_decay, [member for member in names if member not in undecayed]),
-                (0.0, [member for member in names if member in undecayed]),
-            ):
+            for decay, is_undecayed in ((weight_decay, False), (0.0, True)):
+                members = [member for member in names if (member in undecayed) is is_undecayed]
                 if members:
                     parameters = [self.model.get_parameter(member) for member in members]
                     groups.append({"params": parameters, "lr": lr, "weight_decay": decay, "name": name})

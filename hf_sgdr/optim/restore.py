@@ -4,18 +4,19 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from torch.optim import Optimizer
-from transformers import Trainer
+
+if TYPE_CHECKING:  # whoever restores a model's modes alone need not wait for the Trainer's import
+    from transformers import Trainer
 
 
 @contextmanager
-def trainer_restored(trainer: Trainer) -> Iterator[None]:
+def trainer_restored(trainer: "Trainer") -> Iterator[None]:
     """Inside, train at will; afterwards, also after an exception, the Trainer, its model and generators are as before.
 
     The optimizer starts without momentum.
@@ -31,10 +32,11 @@ def trainer_restored(trainer: Trainer) -> Iterator[None]:
         stack.enter_context(modes_restored(model))
         stack.enter_context(gradients_restored(model))
         stack.enter_context(weights_restored(model))
-        if optimizer is not None:
-            stack.enter_context(optimizer_restored(optimizer))
         if accelerator.scaler is not None:
-            stack.enter_context(scaler_restored(accelerator.scaler))
+            stack.enter_context(state_restored(accelerator.scaler))
+        if optimizer is not None:
+            stack.enter_context(state_restored(optimizer))
+            optimizer.state.clear()
         yield
 
 
@@ -88,24 +90,13 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def optimizer_restored(optimizer: Optimizer) -> Iterator[None]:
-    """An optimizer's rates and state, which is empty inside."""
-    before = copy.deepcopy(optimizer.state_dict())
-    optimizer.state.clear()
+def state_restored(stateful: Any) -> Iterator[None]:
+    """The state of what has a `state_dict`: an optimizer, or the scaler of float16 training."""
+    before = copy.deepcopy(stateful.state_dict())
     try:
         yield
     finally:
-        optimizer.load_state_dict(before)
-
-
-@contextmanager
-def scaler_restored(scaler: Any) -> Iterator[None]:
-    """The loss scale of float16 training."""
-    before = scaler.state_dict()
-    try:
-        yield
-    finally:
-        scaler.load_state_dict(before)
+        stateful.load_state_dict(before)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class SGDRSchedule:
     @property
     def restarts(self) -> list[int]:
         """The steps at which the rate jumps back up: where each cycle but the first begins."""
-        return [self.cycle_start(cycle) for cycle in range(1, self.num_cycles)]
+        return self.cycle_ends[:-1]
 
     @property
     def cycle_ends(self) -> list[int]:
