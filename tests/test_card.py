@@ -27,8 +27,8 @@ from hf_sgdr import (
     load_image_folder,
     run_stages,
 )
-from hf_sgdr.hub.card import PLACEHOLDER, metric, names, put_model_id, views, wilson_interval, write_model_card
-from hf_sgdr.hub.card_facts import CardFacts
+from hf_sgdr.hub.card import metric, names, views, wilson_interval, write_model_card
+from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, put_model_id
 from hf_sgdr.hub.record import RunRecord
 from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.record import run_record

@@ -15,10 +15,10 @@ from hf_sgdr import (
     image_transforms,
     load_image_folder,
 )
-from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.dataset import ImageDataset, ImageViews
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.inference.pipeline import pipeline
-from hf_sgdr.inference.tta import ImageViews, mean_of_views
+from hf_sgdr.inference.tta import mean_of_views
 
 NAMES = ["cats", "dogs"]
 

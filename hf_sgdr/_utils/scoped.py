@@ -1,8 +1,10 @@
-"""Attributes that have other values for a while."""
+"""What has other values for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 
 @contextmanager
@@ -20,3 +22,14 @@ def attributes(target: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(target, name, value)
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Which modules are in training mode."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -5,7 +5,9 @@ quarter of the bytes.
 """
 
 import hashlib
+import itertools
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
@@ -13,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from hf_sgdr.data.hashes import image_hashes
-from hf_sgdr.data.images import readers, undecoded
+from hf_sgdr.data.images import read_image, readers, undecoded
 
 if TYPE_CHECKING:  # transforms know models, whose import takes longer than whoever reads images alone would wait
     from hf_sgdr.data.transforms import ImageTransform
@@ -128,6 +130,40 @@ class ImageDataset(Dataset[dict[str, Any]]):
         for image in image_hashes(self.rows, self.image_column):
             digest.update(image)
         return digest.hexdigest()
+
+
+class ImageViews(Dataset[dict[str, torch.Tensor]]):
+    """The views of a data set's images, those of an image in a row, as `{"pixel_values": uint8 (3, size, size)}`.
+
+    Args:
+        images ([`ImageDataset`]): with the evaluation transform, which makes the plain view, the first one.
+        transform ([`ImageTransform`]): draws an augmented one.
+        augmented (`int`): how many of these.
+    """
+
+    def __init__(self, images: ImageDataset, transform: "ImageTransform", augmented: int) -> None:
+        self.images, self.transform, self.views = images, transform, 1 + augmented
+
+    def __len__(self) -> int:
+        return len(self.images) * self.views
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """A batch at once, each image read once; outside worker processes by threads."""
+        by_image = [list(group) for _, group in itertools.groupby(indices, lambda index: index // self.views)]
+        views = (map if get_worker_info() is not None else readers().map)(self._views_of_image, by_image)
+        return [{"pixel_values": view} for views_of_image in views for view in views_of_image]
+
+    def _views_of_image(self, indices: Sequence[int]) -> torch.Tensor:
+        image = read_image(self.images.rows[indices[0] // self.views][self.images.image_column])
+        plain = self.images.transform.pixels(image, (0,))
+        numbers = [index % self.views for index in indices]
+        views = [plain[None]] if 0 in numbers else []
+        if augmented := [number - 1 for number in numbers if number]:
+            views.append(self.transform.views(image, plain, augmented))
+        return torch.cat(views)
 
 
 def rows_of(dataset: Any) -> Any:

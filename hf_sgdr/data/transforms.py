@@ -4,7 +4,9 @@ fast.ai 0.7's `tfms_from_model(arch, size, aug_tfms=transforms_side_on, max_zoom
 `image_transforms(model, image_size=size, augment="side_on", max_zoom=1.1)`.
 """
 
+import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -16,10 +18,10 @@ from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from hf_sgdr._utils.scoped import modes_restored
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image
 from hf_sgdr.models.patches import blank_images, take_square_images
-from hf_sgdr.optim.restore import modes_restored
 
 Augment = Literal["basic", "side_on", "top_down"]
 
@@ -91,6 +93,18 @@ class ImageTransform:
     def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
         """The view that `pixels(image, seed)` would be, up to one more resizing, from what `to_keep(image)` was."""
         return self._random_view(pixels, np.random.default_rng(seed)) if self.is_random else pixels
+
+    def views(self, image: Image.Image, plain: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
+        """Augmented views of an image for test-time augmentation, uint8 (views, 3, size, size).
+
+        Args:
+            image (`Image.Image`): in RGB, upright.
+            plain (`Tensor`): its plain view, whose pixels seed the draw: the same views whichever way it is given.
+            numbers (iterable of `int`): which views.
+        """
+        kept = self.to_keep(image)
+        content = int.from_bytes(hashlib.sha256(plain.numpy().tobytes()).digest())
+        return torch.stack([self.of_kept(kept, (content, number)) for number in numbers])
 
     def kept(self) -> dict[str, Any]:
         """All that decides what is kept, as plain values."""

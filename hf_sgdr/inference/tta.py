@@ -5,23 +5,18 @@ image's content and their number alone, so that trainer and pipeline see the sam
 """
 
 import functools
-import hashlib
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, get_worker_info
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
-from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.image_spec import ImageSpec
-from hf_sgdr.data.images import read_image, readers
 from hf_sgdr.data.transforms import Augment, ImageTransform
 
 logger = logging.get_logger(__name__)
@@ -31,22 +26,6 @@ DEFAULT_AUGMENT: Augment = "side_on"
 DEFAULT_MAX_ZOOM = 1.1
 # Of normalised pixels: rounding alone. One of 255 steps is 4e-3 or more.
 _SAME_PIXELS = 1e-4
-
-
-def augmented_views(
-    image: Image.Image, plain: torch.Tensor, transform: ImageTransform, numbers: Iterable[int]
-) -> torch.Tensor:
-    """Augmented views of an image, uint8 (views, 3, size, size).
-
-    Args:
-        image (`Image.Image`): in RGB, upright.
-        plain (`torch.Tensor`): its plain view, whose pixels seed the draw: the same views whichever way it is given.
-        transform ([`ImageTransform`]): draws a view.
-        numbers (iterable of `int`): which views.
-    """
-    kept = transform.to_keep(image)
-    content = int.from_bytes(hashlib.sha256(plain.numpy().tobytes()).digest())
-    return torch.stack([transform.of_kept(kept, (content, number)) for number in numbers])
 
 
 def mean_of_views(probabilities: Any, beta: float | None = None) -> Any:
@@ -72,40 +51,6 @@ def check_beta(beta: float | None) -> None:
     """Raise a ValueError unless a weight of the plain view lies in [0, 1]."""
     if beta is not None and not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta={beta!r}: give the plain image's weight, from 0 to 1.")
-
-
-class ImageViews(Dataset[dict[str, torch.Tensor]]):
-    """The views of a data set's images, those of an image in a row, as `{"pixel_values": uint8 (3, size, size)}`.
-
-    Args:
-        images ([`ImageDataset`]): with the evaluation transform, which makes the plain view, the first one.
-        transform ([`ImageTransform`]): draws an augmented one.
-        augmented (`int`): how many of these.
-    """
-
-    def __init__(self, images: ImageDataset, transform: ImageTransform, augmented: int) -> None:
-        self.images, self.transform, self.views = images, transform, 1 + augmented
-
-    def __len__(self) -> int:
-        return len(self.images) * self.views
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """A batch at once, each image read once; outside worker processes by threads."""
-        by_image = [list(group) for _, group in itertools.groupby(indices, lambda index: index // self.views)]
-        views = (map if get_worker_info() is not None else readers().map)(self._views_of_image, by_image)
-        return [{"pixel_values": view} for views_of_image in views for view in views_of_image]
-
-    def _views_of_image(self, indices: Sequence[int]) -> torch.Tensor:
-        image = read_image(self.images.rows[indices[0] // self.views][self.images.image_column])
-        plain = self.images.transform.pixels(image, (0,))
-        numbers = [index % self.views for index in indices]
-        views = [plain[None]] if 0 in numbers else []
-        if augmented := [number - 1 for number in numbers if number]:
-            views.append(augmented_views(image, plain, self.transform, augmented))
-        return torch.cat(views)
 
 
 def same_transform(processor: BaseImageProcessor) -> ImageTransform | None:
@@ -224,7 +169,7 @@ class ModelViews:
             plain = dict(self.processor(images=image, return_tensors="pt"))
         if not tta:
             return {name: value[:, None] for name, value in plain.items()}
-        views = augmented_views(image, plain["pixel_values"], self.augmented, range(tta))
+        views = self.augmented.views(image, plain["pixel_values"], range(tta))
         if self.plain is None:
             settings = self.processor.to_dict()
             as_they_are = {name: False for name in ("do_resize", "do_center_crop") if name in settings}

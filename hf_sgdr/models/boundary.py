@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hf_sgdr._utils.scoped import modes_restored
 from hf_sgdr.models.patches import blank_images
 from hf_sgdr.optim.layer_groups import LayerGroups
-from hf_sgdr.optim.restore import modes_restored
 
 # Two images, so that the batch's dimension is told from others.
 _PROBE = 2

@@ -4,19 +4,19 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from transformers import Trainer
 
-if TYPE_CHECKING:  # whoever restores a model's modes alone need not wait for the Trainer's import
-    from transformers import Trainer
+from hf_sgdr._utils.scoped import modes_restored
 
 
 @contextmanager
-def trainer_restored(trainer: "Trainer") -> Iterator[None]:
+def trainer_restored(trainer: Trainer) -> Iterator[None]:
     """Inside, train at will; afterwards, also after an exception, the Trainer, its model and generators are as before.
 
     The optimizer starts without momentum.
@@ -76,17 +76,6 @@ def gradients_restored(model: nn.Module) -> Iterator[None]:
         for parameter, requires_grad, grad in before:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-
-
-@contextmanager
-def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Which modules are in training mode."""
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
 from hf_sgdr.data.cache import ImageCaches
+from hf_sgdr.data.dataset import ImageViews
 from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.data.labels import ClassNames
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
@@ -50,7 +51,7 @@ from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
 from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
-from hf_sgdr.inference.tta import ImageViews, check_beta, mean_of_views, views_at_once
+from hf_sgdr.inference.tta import check_beta, mean_of_views, views_at_once
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
@@ -569,6 +570,7 @@ class SGDRTrainer(Trainer):
             )
         if n_aug == 0:
             return np.exp(self.log_predictions(dataset))
+        self._check_images("The data set", dataset)
         images = self.images.evaluation(dataset)
         views = ImageViews(images, replace(self.train_transform, spec=self.eval_transform.spec), n_aug)
         # as many at once as the pipeline takes: rounding in convolutions depends on the size of a batch
