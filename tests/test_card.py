@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from markdown_tables import tables
@@ -20,11 +19,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from hf_sgdr import (
     ClassifierInterpretation,
     SGDRTrainer,
-    SGDRTrainingArguments,
     Stage,
-    create_image_classifier,
-    image_transforms,
-    load_image_folder,
     run_stages,
 )
 from hf_sgdr.hub.card import metric, names, views, wilson_interval, write_model_card
@@ -40,28 +35,12 @@ STAGES = (
 )
 
 
-def make_trainer(place: Path, images: Path, **arguments) -> SGDRTrainer:
-    splits = load_image_folder(images)
-    torch.manual_seed(0)
-    model = create_image_classifier("test_resnet", labels=splits["train"].features["label"].names, pretrained=False)
-    train_transform, eval_transform = image_transforms(model, image_size=32, augment="side_on", max_zoom=1.1)
-    args = {"per_device_train_batch_size": 8, "disable_tqdm": True, "use_cpu": True, **arguments}
-    return SGDRTrainer(
-        model,
-        SGDRTrainingArguments(str(place), **args),
-        train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-    )
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_image_folder):
+def run(tmp_path_factory, make_image_folder, build_trainer):
     """A short recipe, and the trainer with the weights that it kept."""
     place = tmp_path_factory.mktemp("card")
     make_image_folder(place / "images", {"train": {"cats": 24, "dogs": 12}, "valid": {"cats": 8, "dogs": 5}})
-    trainer = make_trainer(place / "out", place / "images")
+    trainer = build_trainer(place / "out", place / "images")
     results = run_stages(trainer, STAGES)
     results.tta = {"loss": 0.25, "accuracy": 12 / 13}
     return trainer, results
@@ -242,11 +221,11 @@ def test_nothing_of_the_machine_but_its_kind(run, tmp_path):
     assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
 
 
-def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folder):
+def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folder, build_trainer):
     images = make_image_folder(
         tmp_path / "images", {"train": dict.fromkeys(HOSTILE, 4), "valid": dict.fromkeys(HOSTILE, 2)}
     )
-    trainer = make_trainer(tmp_path / "out", images)
+    trainer = build_trainer(tmp_path / "out", images)
     trainer.fit(0.01, 1)
     trainer.create_model_card(images_name="{{ 6 * 7 }}: <b>\n---\nlicense: mit", with_images=True)
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -266,12 +245,12 @@ def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folde
     assert "\x1b" not in card.content
 
 
-def test_many_classes_fold_away(tmp_path, make_image_folder):
+def test_many_classes_fold_away(tmp_path, make_image_folder, build_trainer):
     names = [f"class {number:02d}" for number in range(24)]
     images = make_image_folder(
         tmp_path / "images", {"train": dict.fromkeys(names, 1), "valid": dict.fromkeys(names, 1)}
     )
-    trainer = make_trainer(tmp_path / "out", images)
+    trainer = build_trainer(tmp_path / "out", images)
     card = ModelCard.load(write_card(trainer))
     assert "class 11 and 12 more" in card.text
     assert "<details><summary>Figures of all 24 classes</summary>" in card.text
@@ -279,9 +258,9 @@ def test_many_classes_fold_away(tmp_path, make_image_folder):
     assert "Fewer than 20 validation images: class 00" in card.text
 
 
-def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_image_folder):
+def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_image_folder, build_trainer):
     images = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 3, "b": 3}})
-    trainer = make_trainer(tmp_path / "out", images)
+    trainer = build_trainer(tmp_path / "out", images)
     trainer.precompute = True
     trainer.lr_find(num_steps=20)
     trainer.fit(1e-2, 2)
@@ -330,9 +309,9 @@ def test_a_model_id_goes_into_the_lines_that_load_it(run, tmp_path):
     assert put_model_id("# Somebody's own card\n", "me/pets") == "# Somebody's own card\n"
 
 
-def test_the_plot_of_the_range_test_of_an_earlier_run_does_not_get_into_the_card(tmp_path, make_image_folder):
+def test_a_plot_of_an_earlier_run_does_not_get_into_the_card(tmp_path, make_image_folder, build_trainer):
     images = make_image_folder(tmp_path / "images", {"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}})
-    trainer = make_trainer(tmp_path / "out", images)
+    trainer = build_trainer(tmp_path / "out", images)
     (tmp_path / "out").mkdir(exist_ok=True)
     for name in ("head-range-test.png", "head-learning-rate.png"):
         shutil.copyfile(next(images.rglob("*.jpg")), tmp_path / "out" / name)

@@ -6,7 +6,7 @@ from datasets import ClassLabel
 from sklearn import metrics
 from transformers import Trainer, TrainingArguments
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ClassReport
 
@@ -33,20 +33,9 @@ def random_case():
 
 
 @pytest.fixture
-def trainer(tmp_path, make_image_folder, tiny_model):
-    images = load_image_folder(
-        make_image_folder(tmp_path / "p", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 7, "dogs": 6}})
-    )
-    train_tf, eval_tf = image_transforms(tiny_model, image_size=32, augment="side_on", max_zoom=1.1)
-    args = SGDRTrainingArguments(str(tmp_path / "out"), per_device_eval_batch_size=4, report_to="none", use_cpu=True)
-    return SGDRTrainer(
-        tiny_model,
-        args,
-        train_dataset=images["train"],
-        eval_dataset=images["validation"],
-        train_transform=train_tf,
-        eval_transform=eval_tf,
-    )
+def trainer(make_trainer, tmp_path, make_image_folder, tiny_model):
+    folder = make_image_folder(tmp_path / "p", {"train": {"cats": 6, "dogs": 6}, "valid": {"cats": 7, "dogs": 6}})
+    return make_trainer(tiny_model, images=folder, per_device_eval_batch_size=4)
 
 
 # ---- Sums, against scikit-learn ----

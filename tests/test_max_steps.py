@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import load_image_folder
 from hf_sgdr.recipe import Stage
 from hf_sgdr.training.stages import run_stages
 
@@ -22,29 +22,6 @@ def images(tmp_path_factory, make_image_folder):
         tmp_path_factory.mktemp("images"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
     )
     return load_image_folder(root)
-
-
-@pytest.fixture
-def make_trainer(images, tmp_path):
-    """Four steps an epoch."""
-
-    def make(folder="out", callbacks=None, **kwargs):
-        torch.manual_seed(0)
-        model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
-        train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-        values = {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-        values |= {"save_strategy": "no"}
-        return SGDRTrainer(
-            model,
-            SGDRTrainingArguments(str(tmp_path / folder), **{**values, **kwargs}),
-            train_dataset=images["train"],
-            eval_dataset=images["validation"],
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            callbacks=callbacks,
-        )
-
-    return make
 
 
 class Recorder(TrainerCallback):

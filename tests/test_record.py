@@ -16,10 +16,8 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from transformers.utils import logging
 
 from hf_sgdr import (
-    SGDRTrainer,
     SGDRTrainingArguments,
     SnapshotCallback,
-    image_transforms,
     load_image_folder,
     run_stages,
 )
@@ -51,21 +49,9 @@ def images(tmp_path_factory, make_image_folder):
 
 
 @pytest.fixture
-def make_trainer(images, tiny_model, tmp_path):
-    def make(model=None, with_validation=True, **kwargs):
-        model = model if model is not None else tiny_model
-        train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
-        if not with_validation:
-            values["eval_strategy"] = "no"
-        return SGDRTrainer(
-            model,
-            SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=8, **values, **kwargs),
-            train_dataset=images["train"], eval_dataset=images["validation"] if with_validation else None,
-            train_transform=train, eval_transform=evaluation,
-        )  # fmt: skip
-
-    return make
+def make_trainer(make_trainer, tiny_model):
+    """On one model, whatever is made of it."""
+    return lambda model=None, **kwargs: make_trainer(model or tiny_model, **kwargs)
 
 
 @pytest.fixture
@@ -144,7 +130,7 @@ def test_files_of_the_run_before_are_written_anew_and_newer_ones_stay(logged_in,
 
 
 def test_without_validation_images_there_is_no_card_but_a_push(logged_in, make_trainer, tmp_path):
-    trainer = make_trainer(with_validation=False, hub_model_id="ann/cats")
+    trainer = make_trainer(eval_dataset=None, eval_strategy="no", hub_model_id="ann/cats")
     trainer.fit(1e-2, 1)
     trainer.push_to_hub()
     files = logged_in.repos["ann/cats"].files()

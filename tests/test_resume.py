@@ -1,12 +1,13 @@
 """Runs that are broken off and go on: the same weights, history and figures as without the interruption."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms, load_image_folder
+from hf_sgdr import SGDRTrainer, load_image_folder
 from hf_sgdr.recipe import Stage
 from hf_sgdr.training.checkpoints import MANIFEST, newest_checkpoint, sealed_state
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
@@ -31,23 +32,9 @@ def images(tmp_path_factory, make_image_folder):
 
 
 @pytest.fixture
-def make_trainer(images, tmp_path):
-    def make(folder="out", **kwargs):
-        torch.manual_seed(0)
-        model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
-        train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-        values = {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-        values |= {"save_strategy": "epoch", "save_total_limit": 2}
-        return SGDRTrainer(
-            model,
-            SGDRTrainingArguments(str(tmp_path / folder), **{**values, **kwargs}),
-            train_dataset=images["train"],
-            eval_dataset=images["validation"],
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-        )
-
-    return make
+def make_trainer(make_trainer):
+    """With checkpoints."""
+    return partial(make_trainer, per_device_train_batch_size=4, save_strategy="epoch", save_total_limit=2)
 
 
 def without_times(history):
@@ -98,7 +85,7 @@ class Interrupt(TrainerCallback):
 )
 def test_a_fit_goes_on_in_the_middle_of_cycle_and_epoch(make_trainer, save, accumulation, event, count):
     def trainer(folder):
-        return make_trainer(folder, gradient_accumulation_steps=accumulation, freeze_to=0, **save)
+        return make_trainer(folder=folder, gradient_accumulation_steps=accumulation, freeze_to=0, **save)
 
     whole = trainer("whole")
     whole_output = whole.fit([1e-3, 3e-3, 1e-2], 2, cycle_len=1, cycle_mult=2)
@@ -122,12 +109,12 @@ def resumed_folder(trainer):
 
 
 def test_more_cycles_than_at_first_go_on_where_the_schedule_was(make_trainer):
-    whole = make_trainer("whole", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
+    whole = make_trainer(folder="whole", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
     whole.train()
-    first = make_trainer("broken", num_cycles=2, cycle_mult=2, learning_rate=1e-2)
+    first = make_trainer(folder="broken", num_cycles=2, cycle_mult=2, learning_rate=1e-2)
     first.train()
     assert first.state.global_step == 18
-    more = make_trainer("broken", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
+    more = make_trainer(folder="broken", num_cycles=3, cycle_mult=2, learning_rate=1e-2)
     more.train(resume_from_checkpoint=True)
     assert more.state.global_step == whole.state.global_step == 42
     assert more.learning_rates() == whole.learning_rates()
@@ -142,9 +129,9 @@ def test_more_cycles_than_at_first_go_on_where_the_schedule_was(make_trainer):
 def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, caplog):
     from transformers.utils import logging
 
-    whole = make_trainer("whole")
+    whole = make_trainer(folder="whole")
     whole.fit(1e-2, 3)
-    trainer = make_trainer("broken")
+    trainer = make_trainer(folder="broken")
     trainer.fit(1e-2, 3)
     last = newest_checkpoint(resumed_folder(trainer))
     assert last.name == "checkpoint-18"
@@ -166,11 +153,11 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, cap
     finally:
         logging.disable_propagation()
     assert "checkpoint-18 was not written to its end, or was changed: passed over" in caplog.text
-    resumed = make_trainer("broken")
+    resumed = make_trainer(folder="broken")
     if damage != "unsealed":
         with pytest.raises(ValueError, match="checkpoint-18 is damaged"):
             resumed.train(resume_from_checkpoint=str(last))
-    resumed = make_trainer("broken")
+    resumed = make_trainer(folder="broken")
     resumed.fit(1e-2, 3, resume_from_checkpoint=True)
     assert_same(end_of(whole), end_of(resumed))
     assert newest_checkpoint(last.parent).name == "checkpoint-18"
@@ -205,7 +192,7 @@ def uninterrupted():
 )  # fmt: skip
 def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninterrupted, event, count, tmp_path):
     if not uninterrupted:
-        whole = make_trainer("whole")
+        whole = make_trainer(folder="whole")
         uninterrupted["end"] = end_of(whole, run_stages(whole, STAGES))
     broken = make_trainer()
     broken.add_callback(Interrupt(event, count))
@@ -222,7 +209,7 @@ def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninte
 
 
 def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, monkeypatch):
-    whole = make_trainer("whole")
+    whole = make_trainer(folder="whole")
     expected = end_of(whole, run_stages(whole, STAGES))
     broken, calls = make_trainer(), []
     training_step = SGDRTrainer.training_step
@@ -248,7 +235,7 @@ def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, mon
 def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, uninterrupted):
     import hf_sgdr.training.progress
 
-    whole = make_trainer("whole")
+    whole = make_trainer(folder="whole")
     expected = end_of(whole, run_stages(whole, STAGES))
     broken = make_trainer()
 
@@ -361,7 +348,7 @@ def test_a_run_from_other_starting_weights_is_not_gone_on_with(make_trainer):
 
 def test_the_trainer_that_was_interrupted_goes_on_itself(make_trainer, uninterrupted):
     if not uninterrupted:
-        whole = make_trainer("whole")
+        whole = make_trainer(folder="whole")
         uninterrupted["end"] = end_of(whole, run_stages(whole, STAGES))
     trainer = make_trainer()
     stop = Interrupt("on_train_end", 2)

@@ -6,12 +6,13 @@ import pickle
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, load_image_folder
+from hf_sgdr import create_image_classifier
 from hf_sgdr.training.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -50,19 +51,9 @@ class Trap:
 
 
 @pytest.fixture
-def make_trainer(tmp_path, make_image_folder):
-    root = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 2, "b": 2}})
-    images = load_image_folder(root)
-
-    def make() -> SGDRTrainer:
-        torch.manual_seed(0)
-        model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)
-        args = SGDRTrainingArguments(
-            str(tmp_path / "out"), per_device_train_batch_size=4, save_strategy="epoch", disable_tqdm=True
-        )
-        return SGDRTrainer(model, args, train_dataset=images["train"], eval_dataset=images["validation"])
-
-    return make
+def make_trainer(make_trainer, tmp_path, make_image_folder):
+    images = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 2, "b": 2}})
+    return partial(make_trainer, images=images, per_device_train_batch_size=4, save_strategy="epoch")
 
 
 def test_training_args_are_neither_kept_nor_read(make_trainer, tmp_path):

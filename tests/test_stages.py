@@ -15,11 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from hf_sgdr import (
     LESSON,
     SGDRTrainer,
-    SGDRTrainingArguments,
     Stage,
     get_sgdr_schedule,
-    image_transforms,
-    load_image_folder,
     run_stages,
 )
 from hf_sgdr.callbacks.best_weights import judged_losses
@@ -32,26 +29,9 @@ SIZE = 32
 
 
 @pytest.fixture
-def trainer(tmp_path, tiny_model, make_image_folder):
-    root = make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
-    images = load_image_folder(root)
-    train_transform, eval_transform = image_transforms(tiny_model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-    arguments = SGDRTrainingArguments(
-        str(tmp_path / "out"),
-        per_device_train_batch_size=8,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-    )
-    return SGDRTrainer(
-        tiny_model,
-        arguments,
-        train_dataset=images["train"],
-        eval_dataset=images["validation"],
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-    )
+def trainer(make_trainer, tmp_path, tiny_model, make_image_folder):
+    folder = make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+    return make_trainer(tiny_model, images=folder)
 
 
 def test_the_lesson_is_its_eight_steps():

@@ -48,26 +48,9 @@ def images(tmp_path_factory, make_image_folder):
 
 
 @pytest.fixture
-def make_trainer(images, tiny_model, tmp_path):
-    def make(model=None, augment="side_on", callbacks=None, **kwargs):
-        given = {"train_dataset": images["train"], "eval_dataset": images["validation"]}
-        others = ("optimizers", "optimizer_cls_and_kwargs", "layer_groups", "compute_metrics")
-        given |= {name: kwargs.pop(name) for name in (*given, *others) if name in kwargs}
-        model = model if model is not None else tiny_model
-        train_transform, eval_transform = image_transforms(model, image_size=SIZE, augment=augment, max_zoom=1.1)
-        values = {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-        values |= {"save_strategy": "no"}
-        arguments = SGDRTrainingArguments(str(tmp_path / "out"), **{**values, **kwargs})
-        return SGDRTrainer(
-            model,
-            arguments,
-            train_transform=train_transform,
-            eval_transform=eval_transform,
-            callbacks=callbacks,
-            **given,
-        )
-
-    return make
+def make_trainer(make_trainer, tiny_model):
+    """On one model, whatever is made of it."""
+    return lambda model=None, **kwargs: make_trainer(model or tiny_model, **kwargs)
 
 
 class RateRecorder(TrainerCallback):
