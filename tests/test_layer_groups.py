@@ -99,7 +99,7 @@ def test_two_groups_are_body_and_head_and_five_are_numbered():
             "Linear cannot be split into layer groups: its head cannot be told from its body.",
         ),
         (lambda: timm.create_model("resnet18"), 9, "n_groups=9: the body of ResNet has 5 stages, so at most 6 groups"),
-        (lambda: timm.create_model("resnet18"), 1, "n_groups=1: give a whole number of at least 2"),
+        (lambda: timm.create_model("resnet18"), 1, "n_groups=1: must be an integer >= 2"),
     ],
 )
 def test_what_cannot_be_split_says_so(model, n_groups, message):
@@ -138,7 +138,7 @@ def test_a_group_that_is_not_there_is_refused(groups, n):
     with pytest.raises(ValueError, match="there are 3 layer groups") as error:
         groups.freeze_to(n)
     assert str(error.value) == (
-        f"freeze_to({n!r}): there are 3 layer groups (early, middle, head), so give a whole number from -3 to 2."
+        f"freeze_to({n!r}): there are 3 layer groups (early, middle, head), so it must be an integer from -3 to 2."
     )
 
 

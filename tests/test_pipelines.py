@@ -354,10 +354,10 @@ def test_a_image_that_is_not_there_is_named(pipe, web, image, message):
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size=0: give a whole number of at least 1"),
-        ({"tta": -1}, ValueError, "tta=-1: give a whole number of at least 0"),
+        ({"batch_size": 0}, ValueError, "batch_size=0: must be an integer >= 1"),
+        ({"tta": -1}, ValueError, "tta=-1: must be an integer >= 0"),
         ({"beta": 2.0}, ValueError, "beta=2.0: give the plain image's weight, from 0 to 1"),
-        ({"top_k": 0}, ValueError, "top_k=0: give a whole number of at least 1"),
+        ({"top_k": 0}, ValueError, "top_k=0: must be an integer >= 1"),
         ({"function_to_apply": "tanh"}, ValueError, "tanh"),
         ({"device": "gpu"}, ValueError, 'device=\'gpu\': .* Give "cpu", "cuda:0" or the like'),
         ({"augment": "upside", "tta": 1}, ValueError, "augment='upside': give None or one of"),

@@ -179,7 +179,7 @@ def test_in_the_middle_of_a_cycle_nothing_stops(trainer):
     ("values", "message"),
     [
         ({"name": "Über uns"}, "Stage name 'Über uns': use lower-case letters, digits, - and _; it names a folder."),
-        ({"name": "a", "cycles": 0}, "a: cycles=0: give a whole number of at least 1."),
+        ({"name": "a", "cycles": 0}, "a: cycles=0: must be an integer >= 1."),
         ({"name": "a", "cycle_mult": 2}, "a: cycle_mult, until_overfitting and snapshots need cycle_len."),
         ({"name": "a", "lr": "fast"}, "a: lr='fast': give a number, one a layer group, 'auto', or leave it out."),
         ({"name": "a", "lr_spread": 0.5}, "a: lr_spread=0.5: give a factor of at least 1."),

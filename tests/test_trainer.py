@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -728,8 +729,8 @@ def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_set
     ("values", "message"),
     [
         ({"num_train_epochs": 5}, "num_train_epochs=5, but cycle_len=1, cycle_mult=1, num_cycles=3 are 3 epochs"),
-        ({"cycle_mult": 0}, "cycle_mult=0: give a whole number of at least 1."),
-        ({"cycle_len": 1.5}, "cycle_len=1.5: give a whole number of at least 1."),
+        ({"cycle_mult": 0}, "cycle_mult=0: must be an integer >= 1."),
+        ({"cycle_len": 1.5}, "cycle_len=1.5: must be an integer >= 1."),
         ({"hub_token": "secret"}, "hub_token is not taken as an argument"),
         ({"precompute": True, "freeze_to": 0}, "precompute=True with freeze_to=0"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0: give a finite number above 0."),
@@ -739,7 +740,7 @@ def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_set
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, values, message):
-    with pytest.raises(ValueError, match=r"give|leave|not taken") as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
         SGDRTrainingArguments(str(tmp_path), use_cpu=True, **values)
     assert str(error.value).startswith(message)
 
@@ -748,7 +749,7 @@ def test_wrong_arguments_are_refused(tmp_path, values, message):
     ("call", "message"),
     [
         (lambda trainer: trainer.fit([1e-3, 1e-2], 1), "2 learning rates for 3 layer groups (early, middle, head)"),
-        (lambda trainer: trainer.fit(1e-2, 0), "cycles=0: give a whole number of at least 1."),
+        (lambda trainer: trainer.fit(1e-2, 0), "cycles=0: must be an integer >= 1."),
         (lambda trainer: trainer.fit(1e-2, 1, cycle_mult=2), "cycle_mult=2 needs cycle_len"),
         (lambda trainer: trainer.fit(math.nan, 1), "Learning rates nan: each must be a finite number"),
         (lambda trainer: trainer.freeze_to(3), "freeze_to(3): there are 3 layer groups (early, middle, head)"),
@@ -759,7 +760,7 @@ def test_wrong_arguments_are_refused(tmp_path, values, message):
 def test_wrong_calls_are_refused_before_any_work(make_trainer, call, message):
     trainer = make_trainer()
     before = weights(trainer.model)
-    with pytest.raises(ValueError, match=r"give|needs|call|each|so") as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
         call(trainer)
     assert str(error.value).startswith(message)
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())

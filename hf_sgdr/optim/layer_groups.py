@@ -62,7 +62,7 @@ class LayerGroups:
             ValueError: if the model has no head that can be told from its body, or fewer stages than asked for.
         """
         if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 2:
-            raise ValueError(f"n_groups={n_groups!r}: give a whole number of at least 2, the head and its body.")
+            raise ValueError(f"n_groups={n_groups!r}: must be an integer >= 2, the head and its body.")
         heads = head_modules(model)
         head_parameters = {id(parameter) for head in heads for parameter in head.parameters()}
         body = [name for name, parameter in model.named_parameters() if id(parameter) not in head_parameters]
@@ -143,7 +143,7 @@ class LayerGroups:
         if isinstance(n, bool) or not isinstance(n, int) or not -len(self) <= n < len(self):
             raise ValueError(
                 f"freeze_to({n!r}): there are {len(self)} layer groups ({', '.join(self.names)}), "
-                f"so give a whole number from {-len(self)} to {len(self) - 1}."
+                f"so it must be an integer from {-len(self)} to {len(self) - 1}."
             )
         return n % len(self)
 

@@ -36,7 +36,7 @@ class SGDRSchedule:
             are part of the first cycle, as in fast.ai 0.7.
 
     Raises:
-        ValueError: if a length is not a whole number of at least 1, or `min_lr_ratio` is outside [0, 1].
+        ValueError: if a length is not an integer >= 1, or `min_lr_ratio` is outside [0, 1].
     """
 
     cycle_steps: int
@@ -181,7 +181,7 @@ def total_epochs(cycle_len: int | None, cycle_mult: int, num_cycles: int) -> int
 
 
 def require_whole(name: str, value: Any, *, at_least: int) -> int:
-    """`value` as an `int`: NumPy's integers are whole numbers too, a bool and 3.0 are not.
+    """`value` as an `int`: NumPy's integers count, a bool and 3.0 do not.
 
     Raises:
         ValueError: if it is no integer, or is below `at_least`.
@@ -191,5 +191,5 @@ def require_whole(name: str, value: Any, *, at_least: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or number < at_least:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {at_least}.")
+        raise ValueError(f"{name}={value!r}: must be an integer >= {at_least}.")
     return number
