@@ -42,6 +42,12 @@ def losses(trainer, key="eval_loss"):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def without_times(history):
+    """A log history's entries without what differs from run to run."""
+    times = ("runtime", "_per_second", "total_flos")
+    return [{key: value for key, value in entry.items() if not key.endswith(times)} for entry in history]
+
+
 class RateRecorder(TrainerCallback):
     """Every parameter group's rate at every optimizer step."""
 

@@ -1,6 +1,28 @@
 import pytest
 from datasets import ClassLabel, Value
 from helpers import tiny_resnet
+from transformers import PretrainedConfig
+
+from hf_sgdr.data.labels import ClassNames, class_names
+
+
+def test_class_names_are_in_the_order_of_their_ids():
+    assert class_names(PretrainedConfig(id2label={1: "dogs", 0: "cats"})) == ["cats", "dogs"]
+    assert class_names(PretrainedConfig(num_labels=3)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+def test_a_model_without_names_takes_those_of_the_training_data(images):
+    unnamed = PretrainedConfig(num_labels=2)
+    assert ClassNames.of(unnamed, images["train"], "label") == ClassNames(["cats", "dogs"], "train_dataset", True)
+    assert ClassNames.of(unnamed, None, "label") == ClassNames(["LABEL_0", "LABEL_1"], "the model", False)
+    named = PretrainedConfig(id2label={0: "a", 1: "b"})
+    assert ClassNames.of(named, images["train"], "label") == ClassNames(["a", "b"], "the model", True)
+
+
+def test_what_has_no_labels_passes(images):
+    names = ClassNames(["a", "b"], "the model", True)
+    names.check("test_dataset", images["train"].remove_columns("label"), "label")
+    names.check("test_dataset", [{"label": 7}], "label")
 
 
 def with_names(dataset, names):

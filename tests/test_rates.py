@@ -5,7 +5,43 @@ import torch
 from helpers import RateRecorder, cosine
 from torch import nn
 
-from hf_sgdr import LayerGroups
+from hf_sgdr import LayerGroups, SGDRSchedule
+from hf_sgdr.optim.rates import group_names, highest_rates, owners, rates_at, rates_by_step, set_rates
+
+
+@pytest.fixture
+def groups():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    return LayerGroups(
+        model, {name: [f"{i}.weight", f"{i}.bias"] for i, name in enumerate(("early", "middle", "head"))}
+    )
+
+
+def test_a_rate_is_the_highest_one_times_the_schedules_multiplier(groups):
+    optimizer, schedule = torch.optim.SGD(groups.param_groups([1e-4, 1e-3, 1e-2])), SGDRSchedule(4, 2, 2)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.multiplier)
+    assert rates_at(optimizer, schedule, 0) == {"early": 1e-4, "middle": 1e-3, "head": 1e-2}
+    by_step = rates_by_step(optimizer, schedule, 12)
+    assert by_step["middle"] == [1e-3 * cosine(i, 4) for i in range(4)] + [1e-3 * cosine(i, 8) for i in range(8)]
+    assert highest_rates(optimizer, groups, by_step) == [1e-4, 1e-3, 1e-2]
+    assert rates_by_step(optimizer, None, 2)["head"] == [1e-2, 1e-2]
+
+
+def test_groups_without_a_name_are_called_by_their_number_and_each_has_its_owners(groups):
+    stranger = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [*groups.parameters(2), *groups.parameters(0)]}, {"params": [stranger]}])
+    assert group_names(optimizer) == ["group 0", "group 1"]
+    assert owners(optimizer, groups) == [[0, 2], [None]]
+    assert highest_rates(optimizer, groups, {"group 0": [0.25, 0.5], "group 1": [1.0]}) == [0.5, 0.0, 0.5]
+
+
+def test_layer_groups_that_share_a_parameter_group_can_only_have_one_rate(groups):
+    optimizer = torch.optim.SGD([*groups.parameters(0), *groups.parameters(1)], lr=1.0)
+    set_rates(optimizer, groups, [0.5, 0.5, 0.25])
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["initial_lr"]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="group 0 of the given optimizer holds parameters of early, middle, so it"):
+        set_rates(optimizer, groups, [0.5, 0.25, 0.25])
+    assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_a_given_optimizer_trains_at_the_rates_of_the_fit(make_trainer, tiny_model):
