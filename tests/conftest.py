@@ -4,11 +4,11 @@ import os
 import tempfile
 
 # Before anything imports the stack, which reads these once.
-_PLACE = tempfile.TemporaryDirectory(prefix="hf_sgdr_tests_")
+_FOLDER = tempfile.TemporaryDirectory(prefix="hf_sgdr_tests_")
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
-    "HF_HOME": os.path.join(_PLACE.name, "hf"),
-    "HF_SGDR_CACHE": os.path.join(_PLACE.name, "cache"),
+    "HF_HOME": os.path.join(_FOLDER.name, "hf"),
+    "HF_SGDR_CACHE": os.path.join(_FOLDER.name, "cache"),
     "MPLBACKEND": "agg",
 }
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only stand in each other's way
@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from helpers import tiny_resnet
 from huggingface_hub import HfApi, constants
 from loopback_hub import TOKEN, running_hub
 from PIL import Image
 from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
 
 import hf_sgdr
 
@@ -63,6 +64,22 @@ def make_image_folder() -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="module")
+def images(request, tmp_path_factory, make_image_folder):
+    """The module's `SPLITS` (26 training and 11 validation images by default), for four steps of 8 an epoch."""
+    splits = {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
+    folder = make_image_folder(tmp_path_factory.mktemp("images"), getattr(request.module, "SPLITS", splits))
+    return hf_sgdr.load_image_folder(folder)
+
+
+@pytest.fixture
+def logs(caplog):
+    """`caplog` with what is logged through transformers, which hands nothing on by default."""
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch):
     """A Hub of this test's own, which the client talks to."""
@@ -80,9 +97,7 @@ def api(hub) -> HfApi:
 
 @pytest.fixture
 def tiny_model():
-    """A residual network of 373,000 weights, random but seeded."""
-    torch.manual_seed(0)
-    return hf_sgdr.create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+    return tiny_resnet()
 
 
 # Quick, quiet and without a file, unless a test asks for them.
@@ -101,10 +116,7 @@ def build_trainer() -> Callable[..., "hf_sgdr.SGDRTrainer"]:
 
     def build(output_dir, images, model=None, *, image_size=32, augment="side_on", max_zoom=1.1, **kwargs):
         images = hf_sgdr.load_image_folder(images) if isinstance(images, Path) else images
-        if model is None:
-            torch.manual_seed(0)
-            labels = images["train"].features["label"].names
-            model = hf_sgdr.create_image_classifier("test_resnet", labels=labels, pretrained=False)
+        model = tiny_resnet(images["train"].features["label"].names) if model is None else model
         views = hf_sgdr.image_transforms(model, image_size=image_size, augment=augment, max_zoom=max_zoom)
         given, arguments = parted(kwargs)
         given = {
@@ -122,7 +134,7 @@ def build_trainer() -> Callable[..., "hf_sgdr.SGDRTrainer"]:
 
 @pytest.fixture
 def make_trainer(build_trainer, tmp_path, request):
-    """`make_trainer(freeze_to=0)` is an SGDRTrainer on the test's `images`, which writes to `tmp_path / "out"`.
+    """`make_trainer(freeze_to=0)` is an SGDRTrainer on `images`, which writes to `tmp_path / "out"`.
 
     It takes what the trainer and its arguments take, `folder` for another name than "out", `images` as splits or as
     their folder, and `augment`, `max_zoom` and `image_size` for its transforms. Without `model` each call makes the

@@ -49,7 +49,7 @@ def make_vit() -> ViTForImageClassification:
     ))  # fmt: skip
 
 
-def staged_unfreezing(place: Path, kind: str, batch: int, **kwargs) -> None:
+def staged_unfreezing(outputs: Path, kind: str, batch: int, **kwargs) -> None:
     """StagedUnfreezing on a stock Trainer: the weights of each rank after each epoch."""
     torch.manual_seed(0)
     model = make_vit() if kind == "stock vit" else create_image_classifier(
@@ -65,7 +65,7 @@ def staged_unfreezing(place: Path, kind: str, batch: int, **kwargs) -> None:
     trainer = Trainer(
         model,
         TrainingArguments(
-            str(place / kind), num_train_epochs=3, per_device_train_batch_size=batch, use_cpu=True, report_to="none",
+            str(outputs / kind), num_train_epochs=3, per_device_train_batch_size=batch, use_cpu=True, report_to="none",
             disable_tqdm=True, save_strategy="no", **kwargs,
         ),
         train_dataset=[{"pixel_values": one, "labels": i % 2} for i, one in enumerate(pixels)],
@@ -79,33 +79,35 @@ def staged_unfreezing(place: Path, kind: str, batch: int, **kwargs) -> None:
         refusal = str(error)
     values = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
     content = {"seen": seen, "buffers": digest(model.buffers()), "values": values, "refusal": refusal}
-    (place / f"{kind}-{trainer.args.process_index}.json").write_text(json.dumps(content))
+    (outputs / f"{kind}-{trainer.args.process_index}.json").write_text(json.dumps(content))
 
 
 def main() -> None:
-    folder, place, global_batch, *kinds = sys.argv[1:]
+    folder, outputs, global_batch, *kinds = sys.argv[1:]
     batch = int(global_batch) // int(os.environ.get("WORLD_SIZE", "1"))
     for kind, port in (words.rsplit(":", 1) for words in kinds):
-        process = multiprocessing.get_context("fork").Process(target=run, args=(folder, Path(place), kind, batch, port))
+        process = multiprocessing.get_context("fork").Process(
+            target=run, args=(folder, Path(outputs), kind, batch, port)
+        )
         process.start()
         process.join()
         if process.exitcode:
             sys.exit(f"{kind} ended with {process.exitcode}")
 
 
-def run(folder: str, place: Path, kind: str, batch: int, port: str) -> None:
+def run(folder: str, outputs: Path, kind: str, batch: int, port: str) -> None:
     """One kind, in a group of processes that meets at a port of its own."""
     if "MASTER_PORT" in os.environ:
         os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
     torch.set_num_threads(1)
     if kind.startswith("stock"):
         refused = {"ddp_find_unused_parameters": False} if kind == "stock refused" else {}
-        staged_unfreezing(place, kind, batch, **refused)
+        staged_unfreezing(outputs, kind, batch, **refused)
     else:
-        lesson(folder, place, kind, batch)
+        lesson(folder, outputs, kind, batch)
 
 
-def lesson(folder: str, place: Path, kind: str, batch: int) -> None:
+def lesson(folder: str, outputs: Path, kind: str, batch: int) -> None:
     """The calls of the lesson: weights and buffers after each fit, losses, predictions."""
     images = load_image_folder(folder)
     torch.manual_seed(0)
@@ -117,7 +119,7 @@ def lesson(folder: str, place: Path, kind: str, batch: int) -> None:
     trainer = SGDRTrainer(
         model,
         SGDRTrainingArguments(
-            str(place / kind), per_device_train_batch_size=batch, use_cpu=True, report_to="none",
+            str(outputs / kind), per_device_train_batch_size=batch, use_cpu=True, report_to="none",
             disable_tqdm=True, save_strategy="no", logging_strategy="steps", logging_steps=1,
             freeze_batch_norm=kind == "still",
         ),
@@ -151,7 +153,7 @@ def lesson(folder: str, place: Path, kind: str, batch: int) -> None:
     seen["evaluation"] = [trainer.evaluate()[key] for key in ("eval_loss", "eval_accuracy")]
     seen["predictions"] = np.exp(trainer.log_predictions()).tolist()
     seen["tta"] = trainer.tta(2).tolist()
-    (place / f"{kind}-{trainer.args.process_index}.json").write_text(json.dumps(seen))
+    (outputs / f"{kind}-{trainer.args.process_index}.json").write_text(json.dumps(seen))
     trainer.end()
 
 

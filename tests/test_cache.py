@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
+from hf_sgdr import image_transforms, load_image_folder
 from hf_sgdr.data.cache import fill_cache
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.hashes import image_hash
@@ -53,7 +53,7 @@ def test_training_views_are_those_of_the_image_itself(images, transforms, shared
         for images_ in (plain, kept):
             images_.set_epoch(epoch)
         for index in range(len(files)):
-            ours, theirs = (one[index]["pixel_values"].float().flatten() for one in (kept, plain))
+            ours, theirs = (images_[index]["pixel_values"].float().flatten() for images_ in (kept, plain))
             assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
     assert not torch.equal(kept[0]["pixel_values"], kept[1]["pixel_values"])
 
@@ -114,20 +114,9 @@ def test_too_much_is_refused_before_it_starts(images, transforms, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_later_epochs_decode_nothing_and_evaluation_is_the_same(images, transforms, tiny_model, tmp_path, monkeypatch):
-    def trainer(**kwargs):
-        values = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
-        return SGDRTrainer(
-            tiny_model,
-            SGDRTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=4, **values, **kwargs),
-            train_dataset=images["train"],
-            eval_dataset=images["validation"],
-            train_transform=transforms[0],
-            eval_transform=transforms[1],
-        )
-
-    plain = trainer().evaluate()
-    ours = trainer(cache_images=True)
+def test_later_epochs_decode_nothing_and_evaluation_is_the_same(make_trainer, images, monkeypatch):
+    plain = make_trainer().evaluate()
+    ours = make_trainer(per_device_train_batch_size=4, max_zoom=1.5, cache_images=True)
     assert ours.evaluate()["eval_loss"] == plain["eval_loss"]
     ours.fit(1e-3, 1)
     decoded = []
@@ -137,10 +126,8 @@ def test_later_epochs_decode_nothing_and_evaluation_is_the_same(images, transfor
     ours.fit(1e-4, 1)
     assert decoded == []
     monkeypatch.undo()
-    assert ours.predict(images["train"].select(range(3))).predictions.shape == (
-        3,
-        2,
-    )  # images that are not the trainer's
+    others = images["train"].select(range(3))  # which are not the trainer's
+    assert ours.predict(others).predictions.shape == (3, 2)
 
 
 def test_decoded_images_are_listed(images, transforms, capsys):

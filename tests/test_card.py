@@ -2,7 +2,6 @@ import getpass
 import logging
 import platform
 import re
-import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.record import run_record
 
 HOSTILE = "|{{ 7 * 7 }}|<script>alert(1)<", "=1+1\n# head\x1b[31m", "__a__ `b` [c](https:x) $d$"
+SPLITS = {"train": {"cats": 24, "dogs": 12}, "valid": {"cats": 8, "dogs": 5}}
 STAGES = (
     Stage("head", lr="auto", range_test_steps=20, cycles=1, precompute=True),
     Stage("whole", lr=0.01, lr_spread=10.0, cycles=2, cycle_len=1, freeze_to=0),
@@ -36,11 +36,9 @@ STAGES = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_image_folder, build_trainer):
+def run(build_trainer, images, tmp_path_factory):
     """A short recipe, and the trainer with the weights that it kept."""
-    place = tmp_path_factory.mktemp("card")
-    make_image_folder(place / "images", {"train": {"cats": 24, "dogs": 12}, "valid": {"cats": 8, "dogs": 5}})
-    trainer = build_trainer(place / "out", place / "images")
+    trainer = build_trainer(tmp_path_factory.mktemp("card") / "out", images)
     results = run_stages(trainer, STAGES)
     results.tta = {"loss": 0.25, "accuracy": 12 / 13}
     return trainer, results
@@ -81,7 +79,7 @@ def test_the_metadata_say_what_was_measured_and_read_back(run, tmp_path):
         "Loss with test-time augmentation (2 augmented views)": 0.25,
     }
     assert results.best["eval_loss"] == pytest.approx(values["Loss"], abs=1e-5)
-    assert {(one.task_type, one.dataset_name, one.dataset_split) for one in data.eval_results} == {
+    assert {(result.task_type, result.dataset_name, result.dataset_split) for result in data.eval_results} == {
         ("image-classification", "pets", "validation")
     }
 
@@ -104,7 +102,7 @@ def test_base_model_and_datasets_are_ids_of_the_hub_where_they_are_true(run, tmp
     assert card.data.base_model == "timm/resnet34.a1_in1k"
     assert card.data.datasets == ["user/pets"]
     assert "https://huggingface.co/timm/resnet34.a1_in1k" in card.text
-    assert {one.dataset_type for one in card.data.eval_results} == {"user/pets"}
+    assert {result.dataset_type for result in card.data.eval_results} == {"user/pets"}
     (tmp_path / "timm" / "resnet34.a1_in1k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert ModelCard.load(write_card(trainer, tmp_path)).data.base_model is None
@@ -185,7 +183,7 @@ def test_the_settings_are_those_of_the_run(run, tmp_path):
 def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
     trainer, _ = run
     text = write_card(trainer, tmp_path, with_images=True).read_text(encoding="utf-8")
-    shown = [one or other for one, other in re.findall(r'!\[[^\]]+\]\(([^)]+)\)|<img src="([^"]+)" alt="[^"]+"', text)]
+    shown = [image or tag for image, tag in re.findall(r'!\[[^\]]+\]\(([^)]+)\)|<img src="([^"]+)" alt="[^"]+"', text)]
     assert set(shown) == {path.name for path in tmp_path.glob("*.png")}
     assert {"head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png"} < set(
         shown
@@ -221,11 +219,11 @@ def test_nothing_of_the_machine_but_its_kind(run, tmp_path):
     assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
 
 
-def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folder, build_trainer):
+def test_names_from_outside_are_text_and_nothing_else(make_trainer, tmp_path, make_image_folder):
     images = make_image_folder(
         tmp_path / "images", {"train": dict.fromkeys(HOSTILE, 4), "valid": dict.fromkeys(HOSTILE, 2)}
     )
-    trainer = build_trainer(tmp_path / "out", images)
+    trainer = make_trainer(images=images)
     trainer.fit(0.01, 1)
     trainer.create_model_card(images_name="{{ 6 * 7 }}: <b>\n---\nlicense: mit", with_images=True)
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -245,12 +243,12 @@ def test_names_from_outside_are_text_and_nothing_else(tmp_path, make_image_folde
     assert "\x1b" not in card.content
 
 
-def test_many_classes_fold_away(tmp_path, make_image_folder, build_trainer):
+def test_many_classes_fold_away(make_trainer, tmp_path, make_image_folder):
     names = [f"class {number:02d}" for number in range(24)]
     images = make_image_folder(
         tmp_path / "images", {"train": dict.fromkeys(names, 1), "valid": dict.fromkeys(names, 1)}
     )
-    trainer = build_trainer(tmp_path / "out", images)
+    trainer = make_trainer(images=images)
     card = ModelCard.load(write_card(trainer))
     assert "class 11 and 12 more" in card.text
     assert "<details><summary>Figures of all 24 classes</summary>" in card.text
@@ -258,10 +256,8 @@ def test_many_classes_fold_away(tmp_path, make_image_folder, build_trainer):
     assert "Fewer than 20 validation images: class 00" in card.text
 
 
-def test_fits_that_were_called_one_by_one_are_its_stages(tmp_path, make_image_folder, build_trainer):
-    images = make_image_folder(tmp_path / "images", {"train": {"a": 8, "b": 8}, "valid": {"a": 3, "b": 3}})
-    trainer = build_trainer(tmp_path / "out", images)
-    trainer.precompute = True
+def test_fits_that_were_called_one_by_one_are_its_stages(make_trainer, tmp_path):
+    trainer = make_trainer(precompute=True)
     trainer.lr_find(num_steps=20)
     trainer.fit(1e-2, 2)
     trainer.precompute = False
@@ -309,12 +305,10 @@ def test_a_model_id_goes_into_the_lines_that_load_it(run, tmp_path):
     assert put_model_id("# Somebody's own card\n", "me/pets") == "# Somebody's own card\n"
 
 
-def test_a_plot_of_an_earlier_run_does_not_get_into_the_card(tmp_path, make_image_folder, build_trainer):
-    images = make_image_folder(tmp_path / "images", {"train": {"a": 4, "b": 4}, "valid": {"a": 2, "b": 2}})
-    trainer = build_trainer(tmp_path / "out", images)
+def test_the_plot_of_the_range_test_of_an_earlier_run_does_not_get_into_the_card(make_trainer, tmp_path):
+    trainer = make_trainer()
     (tmp_path / "out").mkdir(exist_ok=True)
-    for name in ("head-range-test.png", "head-learning-rate.png"):
-        shutil.copyfile(next(images.rglob("*.jpg")), tmp_path / "out" / name)
+    (tmp_path / "out" / "head-range-test.png").write_bytes(b"of an earlier run")
     run_stages(trainer, [Stage("head", lr=0.01)])
     text = write_card(trainer).read_text(encoding="utf-8")
     assert "head-range-test.png" not in text

@@ -3,9 +3,9 @@ import pickle
 import pytest
 import timm
 import torch
+from helpers import tiny_vit
 from safetensors.torch import save_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
-from transformers.utils import logging
+from transformers import AutoModelForImageClassification
 
 from hf_sgdr import create_image_classifier
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
@@ -24,13 +24,9 @@ def body_equal(model, network) -> bool:
     return all(torch.equal(ours[name], value) for name, value in network.state_dict().items() if "fc." not in name)
 
 
-def test_a_body_that_is_not_pretrained_says_so_loudly(caplog):
-    logging.enable_propagation()
-    try:
-        model = create_image_classifier("test_resnet", labels=LABELS, pretrained=False)
-    finally:
-        logging.disable_propagation()
-    assert "the body is NOT pretrained" in caplog.text
+def test_a_body_that_is_not_pretrained_says_so_loudly(logs):
+    model = create_image_classifier("test_resnet", labels=LABELS, pretrained=False)
+    assert "the body is NOT pretrained" in logs.text
     assert model.config.id2label == {0: "cats", 1: "dogs"}
     assert model.config.label2id == {"cats": 0, "dogs": 1}
     assert model.timm_model.fc.out_features == 2
@@ -87,22 +83,6 @@ def test_weights_that_do_not_fit_are_refused(network, tmp_path, capsys):
     assert "this must not run" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match=r"nowhere.pth': no such file"):
         create_image_classifier("test_resnet", labels=LABELS, weights_file=tmp_path / "nowhere.pth")
-
-
-def tiny_vit(labels) -> ViTForImageClassification:
-    torch.manual_seed(0)
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=32,
-            patch_size=16,
-            id2label=dict(enumerate(labels)),
-            label2id={name: i for i, name in enumerate(labels)},
-        )
-    )
 
 
 @pytest.mark.parametrize("kind", ["timm", "vit"])

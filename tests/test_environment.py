@@ -9,10 +9,10 @@ from hf_sgdr.version import __version__
 
 
 def test_versions_are_those_that_are_installed():
-    found = environment(torch.device("cpu"))
-    assert found["hf_sgdr"] == __version__
-    assert found["Python"] == platform.python_version()
-    assert {name: found[name] for name in PACKAGES} == {name: version(name) for name in PACKAGES}
+    result = environment(torch.device("cpu"))
+    assert result["hf_sgdr"] == __version__
+    assert result["Python"] == platform.python_version()
+    assert {name: result[name] for name in PACKAGES} == {name: version(name) for name in PACKAGES}
 
 
 def test_the_machine_is_told_by_its_kind(monkeypatch):

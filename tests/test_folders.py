@@ -135,7 +135,7 @@ def test_deeper_folders_belong_to_their_class_and_what_is_no_image_is_left_out(t
 
 
 @pytest.mark.parametrize(
-    ("splits", "words"),
+    ("splits", "parts"),
     [
         ({"train": {"a": 1, "b": 1}, "valid": {"a": 1, "zebra": 1}}, ["valid", "'zebra'", "not among", "'a', 'b'"]),
         ({"train": {"a": 3}, "valid": {"a": 1}}, ["one class only ('a')", "PATH/train/CLASS"]),
@@ -145,11 +145,11 @@ def test_deeper_folders_belong_to_their_class_and_what_is_no_image_is_left_out(t
         ({"one/train": {"a": 1, "b": 1}, "two/train": {"a": 1, "b": 1}}, ["'one', 'two' are data sets of their own"]),
     ],
 )
-def test_what_cannot_be_used_is_named_with_the_mend(tmp_path, make_image_folder, splits, words):
+def test_what_cannot_be_used_is_named_with_the_mend(tmp_path, make_image_folder, splits, parts):
     root = make_image_folder(tmp_path, splits)
     with pytest.raises(ValueError, match=r"Lay the images out|Add images|Name one") as error:
         load_image_folder(root)
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in parts), str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -4,14 +4,14 @@ from hf_sgdr import SGDRSchedule
 from hf_sgdr.training.history import fit_record
 
 
-def figures(tmp_path, state: TrainerState, schedule: SGDRSchedule | None) -> dict:
+def record(state: TrainerState, schedule: SGDRSchedule | None) -> dict:
     return fit_record(
         state, schedule, max_steps=-1,
         name="head", learning_rates=[1e-3, 1e-2], seconds=1.23456, precompute=True, freeze_to=-1,
     )  # fmt: skip
 
 
-def test_the_last_losses_count_and_the_cycles_that_were_finished(tmp_path):
+def test_the_last_losses_count_and_the_cycles_that_were_finished():
     history = [
         {"loss": 2.0},
         {"eval_loss": 1.5, "eval_accuracy": 0.5, "epoch": 1.0},
@@ -20,15 +20,15 @@ def test_the_last_losses_count_and_the_cycles_that_were_finished(tmp_path):
         {"eval_loss": 0.5, "eval_accuracy": 0.75, "epoch": 3.0},
     ]
     state = TrainerState(epoch=3.0, global_step=30, log_history=history)
-    found = figures(tmp_path, state, SGDRSchedule(10, cycle_mult=2, num_cycles=3))  # ends after 10, 30 and 70 steps
-    assert found == {
+    fit = record(state, SGDRSchedule(10, cycle_mult=2, num_cycles=3))  # ends after 10, 30 and 70 steps
+    assert fit == {
         "name": "head", "epochs": 3, "cycles": 2, "learning_rates": [1e-3, 1e-2], "train_loss": 1.0, "eval_loss": 0.5,
         "eval_accuracy": 0.75, "seconds": 1.23, "precompute": True, "freeze_to": -1,
         "max_steps": None, "best_epoch": 2.0, "kept": {"epoch": 3.0, "eval_loss": 0.5, "eval_accuracy": 0.75},
     }  # fmt: skip
 
 
-def test_without_a_schedule_the_cycles_are_those_of_the_arguments_and_what_was_not_measured_is_none(tmp_path):
-    found = figures(tmp_path, TrainerState(epoch=3.0, global_step=30), None)
-    assert found["cycles"] == 3
-    assert (found["train_loss"], found["eval_loss"], found["eval_accuracy"]) == (None, None, None)
+def test_without_a_schedule_the_cycles_are_those_of_the_arguments_and_what_was_not_measured_is_none():
+    fit = record(TrainerState(epoch=3.0, global_step=30), None)
+    assert fit["cycles"] == 3
+    assert (fit["train_loss"], fit["eval_loss"], fit["eval_accuracy"]) == (None, None, None)

@@ -258,8 +258,8 @@ def test_a_break_leaves_the_old_revision_and_the_command_that_pushes_again(hub, 
     line = str(caught.value)
     assert "\n" not in line
     assert "Pushing to ann/cats failed 5 times, at last with: " in line
-    words = shlex.split(line.split("to push it again: ")[1])
-    assert words == ["python", "recipes/push.py", str(out), "ann/cats", "--tag", "v1"]
+    args = shlex.split(line.split("to push it again: ")[1])
+    assert args == ["python", "recipes/push.py", str(out), "ann/cats", "--tag", "v1"]
 
 
 def test_nothing_listens_there(hub, out, waits):

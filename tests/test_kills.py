@@ -27,12 +27,12 @@ STAGES = [
 ]
 
 
-def recipe(place: str, output_dir: str, words: list[str]) -> None:
+def recipe(folder: str, output_dir: str, args: list[str]) -> None:
     """The body of a child process."""
     sys.path.insert(0, str(RECIPES))
     import train
 
-    os.chdir(place)
+    os.chdir(folder)
     os.environ["HF_SGDR_CACHE"] = f"{output_dir}-cache"
     torch.set_num_threads(1)
     with open(f"{output_dir}.log", "a") as log:
@@ -42,7 +42,7 @@ def recipe(place: str, output_dir: str, words: list[str]) -> None:
     os._exit(train.main([
         "--data_dir", "images", "--model", "body", "--image_size", "32", "--output_dir", output_dir, "--n_aug", "1",
         "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true",
-        "--save_strategy", "steps", "--save_steps", "3", "--stages", *STAGES, *words,
+        "--save_strategy", "steps", "--save_steps", "3", "--stages", *STAGES, *args,
     ]))  # fmt: skip
 
 
@@ -56,15 +56,15 @@ def context():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, make_image_folder):
-    place = tmp_path_factory.mktemp("kills")
-    make_image_folder(place / "images", {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}})
-    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
-    return place
+def folder(tmp_path_factory, make_image_folder):
+    folder = tmp_path_factory.mktemp("kills")
+    make_image_folder(folder / "images", {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}})
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(folder / "body")
+    return folder
 
 
-def start(context, place, output_dir, *words):
-    child = context.Process(target=recipe, args=(str(place), output_dir, list(words)))
+def start(context, folder, output_dir, *args):
+    child = context.Process(target=recipe, args=(str(folder), output_dir, list(args)))
     child.start()
     return child
 
@@ -77,19 +77,19 @@ def end_of(folder):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(context, place):
+def uninterrupted(context, folder):
     seconds = []
     for name in ("warm", "whole"):
         began = time.monotonic()
-        child = start(context, place, name)
+        child = start(context, folder, name)
         child.join()
-        assert child.exitcode == 0, (place / f"{name}.log").read_text()[-3000:]
+        assert child.exitcode == 0, (folder / f"{name}.log").read_text()[-3000:]
         seconds.append(time.monotonic() - began)
-    assert (place / "whole" / "head-learning-rate.png").exists()
-    return end_of(place / "whole"), seconds[-1]
+    assert (folder / "whole" / "head-learning-rate.png").exists()
+    return end_of(folder / "whole"), seconds[-1]
 
 
-def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, place, uninterrupted):
+def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, folder, uninterrupted):
     expected, seconds = uninterrupted
     rng = random.Random(0)
     kills = runs = 0
@@ -97,7 +97,7 @@ def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, place
         output_dir = f"killed-{runs}"
         finished = False
         for _ in range(30):
-            child = start(context, place, output_dir, "--resume", "true")
+            child = start(context, folder, output_dir, "--resume", "true")
             child.join(rng.uniform(0.05, 0.8) * seconds)
             if child.is_alive():
                 os.kill(child.pid, rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
@@ -105,17 +105,17 @@ def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, place
                 kills += 1
             else:
                 finished = child.exitcode == 0
-                assert finished, (place / f"{output_dir}.log").read_text()[-3000:]
+                assert finished, (folder / f"{output_dir}.log").read_text()[-3000:]
                 break
         if not finished:
-            child = start(context, place, output_dir, "--resume", "true")
+            child = start(context, folder, output_dir, "--resume", "true")
             child.join()
-            assert child.exitcode == 0, (place / f"{output_dir}.log").read_text()[-3000:]
-        results, weights, config = end_of(place / output_dir)
+            assert child.exitcode == 0, (folder / f"{output_dir}.log").read_text()[-3000:]
+        results, weights, config = end_of(folder / output_dir)
         assert results == expected[0]
         assert config == expected[2]
         assert all(torch.equal(tensor, weights[name]) for name, tensor in expected[1].items())
-        assert sorted(path.name for path in (place / output_dir / "_runs").iterdir()) == [
+        assert sorted(path.name for path in (folder / output_dir / "_runs").iterdir()) == [
             "best.safetensors",
             "training-images.txt",
         ]
@@ -123,9 +123,9 @@ def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, place
     assert kills >= 20
 
 
-def test_a_finished_run_is_left_as_it_is(context, place, uninterrupted):
-    before = {path: path.stat().st_mtime_ns for path in (place / "whole").rglob("*")}
-    child = start(context, place, "whole", "--resume", "true")
+def test_a_finished_run_is_left_as_it_is(context, folder, uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "whole").rglob("*")}
+    child = start(context, folder, "whole", "--resume", "true")
     child.join()
     assert child.exitcode == 0
-    assert {path: path.stat().st_mtime_ns for path in (place / "whole").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (folder / "whole").rglob("*")} == before

@@ -1,52 +1,25 @@
 """`max_steps`: each fit ends after so many steps, is evaluated there, and everything after it works."""
 
 import json
-import math
-import shutil
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForImageClassification, TrainerCallback
+from helpers import Interrupt, RateRecorder, cosine, same, without_times
+from transformers import AutoModelForImageClassification
 
-from hf_sgdr import load_image_folder
 from hf_sgdr.recipe import Stage
 from hf_sgdr.training.stages import run_stages
 
-SIZE = 32
 
+class Recorder(RateRecorder):
+    """And the steps at which it was evaluated."""
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory, make_image_folder):
-    root = make_image_folder(
-        tmp_path_factory.mktemp("images"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
-    )
-    return load_image_folder(root)
-
-
-class Recorder(TrainerCallback):
     def __init__(self):
-        self.rates, self.evaluations = [], []
-
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        self.rates.append(optimizer.param_groups[-1]["lr"])
+        super().__init__()
+        self.evaluations = []
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluations.append(state.global_step)
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, event, step):
-        self.step = step
-        setattr(self, event, self._kill)
-
-    def _kill(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def cosine(step, steps):
-    return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @pytest.mark.parametrize("precompute", [True, False])
@@ -59,7 +32,7 @@ def test_a_fit_is_cut_off_and_evaluated_there_once(make_trainer, precompute, max
     trainer = make_trainer(precompute=precompute, max_steps=max_steps, callbacks=[recorder])
     trainer.fit(1e-2, 2, cycle_len=1, cycle_mult=2)
     shape = [1e-2 * cosine(step, 4) for step in range(4)] + [1e-2 * cosine(step, 8) for step in range(8)]
-    assert recorder.rates == shape[:max_steps]
+    assert [rates[-1] for rates in recorder.rates] == shape[:max_steps]
     assert recorder.evaluations == evaluations
     assert trainer.schedule.total_steps == 12
     record = trainer.history.fits[-1]
@@ -84,7 +57,7 @@ def test_steps_are_optimizer_steps_and_evaluated_once_under_either_strategy(make
         eval_steps=3,
     )  # fmt: skip
     trainer.fit(1e-2, 2, cycle_len=2)
-    assert recorder.rates == [1e-2 * cosine(step, 4) for step in range(3)]
+    assert recorder.rates == [[1e-2 * cosine(step, 4)] for step in range(3)]
     assert trainer.state.epoch == 1.5
     assert recorder.evaluations == ([2, 3] if eval_strategy == "epoch" else [3])
 
@@ -122,9 +95,9 @@ def test_a_whole_recipe_runs_with_a_few_steps(make_trainer, max_steps, tmp_path)
 def test_keep_best_takes_the_evaluation_at_the_end_into_account(make_trainer):
     trainer = make_trainer(precompute=True, max_steps=6)
     trainer.fit(1e-2, 3, cycle_len=1, keep_best=True)
-    losses = {entry["epoch"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
-    assert list(losses) == [1.0, 1.5]
-    assert trainer.history.fits[-1]["kept"]["epoch"] == min(losses, key=losses.get)
+    by_epoch = {entry["epoch"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert list(by_epoch) == [1.0, 1.5]
+    assert trainer.history.fits[-1]["kept"]["epoch"] == min(by_epoch, key=by_epoch.get)
 
 
 @pytest.mark.parametrize("save", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 2}])
@@ -132,25 +105,17 @@ def test_keep_best_takes_the_evaluation_at_the_end_into_account(make_trainer):
     ("event", "step"), [("on_step_end", 5), ("on_evaluate", 6), ("on_save", 6), ("on_train_end", 6)]
 )
 def test_a_resumed_fit_ends_at_the_same_step_with_the_same_weights(make_trainer, save, event, step):
-    ends = []
-    for kill in (False, True, None):
-        trainer = make_trainer(
-            "whole" if kill is False else "broken", [KillAt(event, step)] if kill else None, freeze_to=0, max_steps=6,
-            **save,
-        )  # fmt: skip
-        if kill:
-            with pytest.raises(KeyboardInterrupt):
-                trainer.fit(1e-2, 3, cycle_len=1)
-            continue
-        trainer.fit(1e-2, 3, cycle_len=1, resume_from_checkpoint=kill is None)
-        shutil.rmtree(trainer.args.output_dir)
-        history = [entry for entry in trainer.state.log_history if "train_loss" not in entry]
-        ends.append((
-            trainer.state.global_step,
-            [{key: value for key, value in entry.items() if "runtime" not in key and "second" not in key}
-             for entry in history],
-            {name: value.clone() for name, value in trainer.model.state_dict().items()},
-        ))  # fmt: skip
-    assert ends[0][:2] == ends[1][:2]
-    assert ends[0][0] == 6
-    assert all(torch.equal(value, ends[1][2][name]) for name, value in ends[0][2].items())
+    values = {"freeze_to": 0, "max_steps": 6, **save}
+    whole = make_trainer(folder="whole", **values)
+    whole.fit(1e-2, 3, cycle_len=1)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(callbacks=[Interrupt(event, step=step)], **values).fit(1e-2, 3, cycle_len=1)
+    resumed = make_trainer(**values)
+    resumed.fit(1e-2, 3, cycle_len=1, resume_from_checkpoint=True)
+    expected, history = (
+        [entry for entry in without_times(trainer.state.log_history) if "train_loss" not in entry]
+        for trainer in (whole, resumed)
+    )
+    assert history == expected
+    assert resumed.state.global_step == whole.state.global_step == 6
+    assert same(whole.model.state_dict(), resumed.model.state_dict())

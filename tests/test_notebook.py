@@ -46,9 +46,9 @@ def committed():
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    place = tmp_path_factory.mktemp("notebook")
+    folder = tmp_path_factory.mktemp("notebook")
     NotebookClient(
-        notebook, timeout=900, record_timing=False, resources={"metadata": {"path": str(place)}}
+        notebook, timeout=900, record_timing=False, resources={"metadata": {"path": str(folder)}}
     ).execute()  # raises at the first cell that does
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if not is_noise(output)]
@@ -58,7 +58,7 @@ def executed(tmp_path_factory):
     notebook.metadata.language_info = {"name": "python"}
     if os.environ.get("HF_SGDR_KEEP_NOTEBOOK") == "1":
         nbformat.write(notebook, NOTEBOOK)
-    assert (place / "lesson1_out" / "model.safetensors").is_file()
+    assert (folder / "lesson1_out" / "model.safetensors").is_file()
     return notebook
 
 

@@ -30,14 +30,14 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launched(world: int, *words: object, **kwargs) -> subprocess.Popen[str]:
+def launched(world: int, *args: object, **kwargs) -> subprocess.Popen[str]:
     launcher = [sys.executable]
     if world > 1:
         launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(world)]
         launcher += ["--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
         launcher += ["--num_machines", "1"]
     return subprocess.Popen(
-        [*launcher, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+        [*launcher, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
     )
 
 
@@ -55,13 +55,13 @@ def runs(tmp_path_factory, folder):
 
     def run(kind, world):
         if world not in known:
-            place = tmp_path_factory.mktemp(f"ranks-{world}")
+            outputs = tmp_path_factory.mktemp(f"ranks-{world}")
             kinds = [f"{one}:{free_port()}" for one in KINDS[world]]
-            environment = {**os.environ, "HF_SGDR_CACHE": str(place / "cache")}
-            process = launched(world, SCRIPT, folder, place, 8, *kinds, env=environment)
+            environment = {**os.environ, "HF_SGDR_CACHE": str(outputs / "cache")}
+            process = launched(world, SCRIPT, folder, outputs, 8, *kinds, env=environment)
             output, _ = process.communicate(timeout=280)
             assert process.returncode == 0, output[-3000:]
-            known[world] = place
+            known[world] = outputs
         return [json.loads((known[world] / f"{kind}-{rank}.json").read_text()) for rank in range(world)]
 
     return run
@@ -114,9 +114,9 @@ WORDS = [
 def test_a_rank_that_dies_ends_the_run_and_it_can_be_gone_on_with(folder, tmp_path):
     create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
 
-    def recipe(output_dir, *words):
-        words = [RECIPE, "--data_dir", folder, "--model", tmp_path / "body", "--output_dir", output_dir, *WORDS, *words]
-        return launched(2, *words, env={**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"})
+    def recipe(output_dir, *args):
+        args = [RECIPE, "--data_dir", folder, "--model", tmp_path / "body", "--output_dir", output_dir, *WORDS, *args]
+        return launched(2, *args, env={**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"})
 
     whole = recipe(tmp_path / "whole")
     output, _ = whole.communicate(timeout=280)

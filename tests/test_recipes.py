@@ -47,9 +47,9 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def run(recipe: str, *words: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+def run(recipe: str, *args: object, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, str(RECIPES / recipe), *map(str, words)],
+        [sys.executable, str(RECIPES / recipe), *map(str, args)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -64,19 +64,19 @@ def run(recipe: str, *words: object, cwd: Path, expect: int = 0) -> subprocess.C
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, make_image_folder):
     """A short recipe run on made-up images, in a process of its own."""
-    place = tmp_path_factory.mktemp("recipe")
-    make_image_folder(place / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
-    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(place / "body")
-    return place, run("train.py", *COMMAND, cwd=place)
+    root = tmp_path_factory.mktemp("recipe")
+    make_image_folder(root / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(root / "body")
+    return root, run("train.py", *COMMAND, cwd=root)
 
 
 @pytest.fixture
 def here(trained, monkeypatch, capsys):
-    """`here(recipe, *words, expect=0)` runs one beside the images, in this process; gives what it printed."""
+    """`here(recipe, *args, expect=0)` runs one beside the images, in this process; gives what it printed."""
 
-    def run_here(recipe, *words, expect=0):
+    def run_here(recipe, *args, expect=0):
         monkeypatch.chdir(trained[0])
-        monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, args)])
         assert run_cli(runpy.run_path(str(RECIPES / recipe))["main"]) == expect
         return capsys.readouterr()
 
@@ -84,8 +84,8 @@ def here(trained, monkeypatch, capsys):
 
 
 def test_train_leaves_model_results_and_plots_and_says_so(trained):
-    place, done = trained
-    out = place / "out"
+    root, done = trained
+    out = root / "out"
     assert {path.name for path in out.iterdir()} == {
         "_runs", "config.json", "model.safetensors", "results.json", "recipe.yaml", "README.md",
         "head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png",
@@ -100,7 +100,7 @@ def test_train_leaves_model_results_and_plots_and_says_so(trained):
 
 
 def test_what_train_saved_is_stock_without_our_package(trained, here):
-    place, _ = trained
+    root, _ = trained
     code = (
         "import sys; sys.modules['hf_sgdr'] = None\n"
         "from transformers import pipeline\n"
@@ -108,23 +108,23 @@ def test_what_train_saved_is_stock_without_our_package(trained, here):
         "answer = pipeline('image-classification', model='out', device='cpu')(sorted(glob.glob('images/valid/*/*')))\n"
         "print(json.dumps(answer))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     stock = [{entry["label"]: entry["score"] for entry in row} for row in json.loads(done.stdout.splitlines()[-1])]
     here("predict.py", "--model", "out", "images/valid", "--output", "p.json", "p.csv")
-    ours = json.loads((place / "p.json").read_text())
+    ours = json.loads((root / "p.json").read_text())
     assert [Path(row["file"]).parent.name for row in ours] == ["cats"] * 4 + ["dogs"] * 4
     for row, scores in zip(ours, stock, strict=True):
         np.testing.assert_allclose([row["probabilities"][n] for n in scores], list(scores.values()), atol=1e-4)
         assert row["label"] == max(scores, key=scores.get)
-    table = list(csv.DictReader((place / "p.csv").open()))
+    table = list(csv.DictReader((root / "p.csv").open()))
     assert [row["file"] for row in table] == [row["file"] for row in ours]
     assert [float(row["p(cats)"]) for row in table] == [row["probabilities"]["cats"] for row in ours]
 
 
 def test_train_writes_a_card_that_claims_only_what_is_true(trained):
-    place, _ = trained
-    card = ModelCard.load(place / "out" / "README.md")
-    results = json.loads((place / "out" / "results.json").read_text())
+    root, _ = trained
+    card = ModelCard.load(root / "out" / "README.md")
+    results = json.loads((root / "out" / "results.json").read_text())
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["Accuracy"] == pytest.approx(results["best"]["eval_accuracy"], abs=1e-6)
     assert values["Loss with test-time augmentation (1 augmented view)"] == pytest.approx(
@@ -134,40 +134,40 @@ def test_train_writes_a_card_that_claims_only_what_is_true(trained):
     assert card.data.model_name == "test_resnet on images"
     assert "It started from a model in a local folder" in card.text.replace("\\", "")
     assert "accelerate launch recipes/train.py recipe.yaml --data_dir IMAGES --model MODEL\n" in card.text
-    assert str(place) not in card.content
+    assert str(root) not in card.content
 
 
 def test_a_finished_run_is_left_alone_by_resume(trained, here):
-    place, _ = trained
-    before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
+    root, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*")}
     done = here("train.py", *COMMAND, "--resume")
     assert "is finished" in done.out
-    assert {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*")} == before
 
 
 def test_predict_names_what_it_cannot_read_and_goes_on(trained, here, tmp_path):
-    place, _ = trained
-    good = next((place / "images" / "valid" / "cats").iterdir())
+    root, _ = trained
+    good = next((root / "images" / "valid" / "cats").iterdir())
     (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
-    done = here("predict.py", "--model", place / "out", good, tmp_path / "bad.jpg", good, expect=1)
+    done = here("predict.py", "--model", root / "out", good, tmp_path / "bad.jpg", good, expect=1)
     assert "bad.jpg: cannot be read as a picture" in done.err
     assert "image/s" in done.err  # the progress bar
     assert [line.split("\t")[0] for line in done.out.splitlines()] == [str(good)] * 2
 
 
-def predict_here(*words: object) -> int:
-    return runpy.run_path(str(RECIPES / "predict.py"))["main"]([str(word) for word in words])
+def predict_here(*args: object) -> int:
+    return runpy.run_path(str(RECIPES / "predict.py"))["main"]([str(word) for word in args])
 
 
 def test_predict_takes_views_and_the_number_of_classes(trained, tmp_path, capsys):
-    place, _ = trained
-    folder = place / "images" / "valid"
+    root, _ = trained
+    folder = root / "images" / "valid"
     outputs = [tmp_path / name for name in ("p.csv", "p.json", "p.jsonl")]
-    words = ["--model", place / "out", "--tta", 3, "--top_k", 1, "--batch_size", 3, "--device", "cpu"]
-    assert predict_here(folder, *words, "--output", *outputs) == 0
+    args = ["--model", root / "out", "--tta", 3, "--top_k", 1, "--batch_size", 3, "--device", "cpu"]
+    assert predict_here(folder, *args, "--output", *outputs) == 0
     table, rows, lines = read_outputs(tmp_path)
     files = sorted(map(str, folder.rglob("*.jpg")))
-    expected = pipeline(place / "out", device="cpu", tta=3)(files, top_k=1)
+    expected = pipeline(root / "out", device="cpu", tta=3)(files, top_k=1)
     assert [row["file"] for row in rows] == files
     assert lines == rows
     for row, cells, answer in zip(rows, table, expected, strict=True):
@@ -176,19 +176,19 @@ def test_predict_takes_views_and_the_number_of_classes(trained, tmp_path, capsys
         assert set(cells) == {"file", "label", "probability", "label_1", "probability_1"}
         assert (cells["label_1"], float(cells["probability_1"])) == (row["label"], row["probability"])
     capsys.readouterr()
-    assert predict_here(files[0], *words[:-4], "--top_k", 2) == 0
+    assert predict_here(files[0], *args[:-4], "--top_k", 2) == 0
     cells = capsys.readouterr().out.rstrip("\n").split("\t")
     assert (cells[0], sorted(cells[1::2])) == (files[0], ["cats", "dogs"])
 
 
-def read_outputs(place: Path):
-    table = list(csv.DictReader((place / "p.csv").open(newline="", encoding="utf-8")))
-    lines = [json.loads(line) for line in (place / "p.jsonl").read_text(encoding="utf-8").splitlines()]
-    return table, json.loads((place / "p.json").read_text(encoding="utf-8")), lines
+def read_outputs(root: Path):
+    table = list(csv.DictReader((root / "p.csv").open(newline="", encoding="utf-8")))
+    lines = [json.loads(line) for line in (root / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    return table, json.loads((root / "p.json").read_text(encoding="utf-8")), lines
 
 
 def test_predict_leaves_the_rows_done_so_far_whenever_it_is_stopped(trained, tmp_path, monkeypatch, capsys):
-    place, _ = trained
+    root, _ = trained
     recipe = runpy.run_path(str(RECIPES / "predict.py"))
     predict, seen = recipe["predict"], []
 
@@ -202,17 +202,17 @@ def test_predict_leaves_the_rows_done_so_far_whenever_it_is_stopped(trained, tmp
 
     monkeypatch.setitem(recipe["main"].__globals__, "predict", stopped)
     outputs = [str(tmp_path / name) for name in ("p.csv", "p.json", "p.jsonl")]
-    words = [str(place / "images" / "valid"), "--model", str(place / "out"), "--output", *outputs, "--device", "cpu"]
-    assert recipe["main"](words) == 130
+    args = [str(root / "images" / "valid"), "--model", str(root / "out"), "--output", *outputs, "--device", "cpu"]
+    assert recipe["main"](args) == 130
     assert seen == [[number] * 3 for number in range(1, 6)]
     assert "interrupted; the rows so far are written" in capsys.readouterr().err
 
 
 def test_predict_writes_text_from_outside_so_that_it_is_only_text(trained, tmp_path, capsys):
-    place, _ = trained
+    root, _ = trained
     model = create_image_classifier("test_resnet", labels=["=1+1", "\x1b[31mred"], pretrained=False)
     model.save_pretrained(tmp_path / "model")
-    image = next((place / "images").rglob("*.jpg")).read_bytes()
+    image = next((root / "images").rglob("*.jpg")).read_bytes()
     names = ["=cmd.jpg", "two\nlines.jpg", "\x1b[2Jclear.jpg", os.fsdecode(b"latin-\xe4.jpg"), 'café, "q".jpg']
     folder = tmp_path / "=images"
     folder.mkdir()
@@ -235,11 +235,11 @@ def test_predict_writes_text_from_outside_so_that_it_is_only_text(trained, tmp_p
 
 
 def test_predict_ends_quietly_when_nobody_reads_on(trained):
-    place, _ = trained
+    root, _ = trained
     read, write = os.pipe()
     os.close(read)  # as `| head` does when it has enough
     command = [sys.executable, str(RECIPES / "predict.py"), "--model", "out", "images", "--device", "cpu"]
-    done = subprocess.run(command, cwd=place, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     os.close(write)
     assert done.returncode == 141, done.stderr
     assert not [word for word in ("error", "Broken pipe", "Traceback", "Exception") if word in done.stderr]
@@ -261,31 +261,31 @@ def test_a_broken_pipe_of_something_else_is_an_error(capsys):
     ],
 )
 def test_classes_that_share_a_name_are_told_apart(trained, tmp_path, names, shown):
-    place, _ = trained
+    root, _ = trained
     model = create_image_classifier("test_resnet", labels=["a", "b", "c"], pretrained=False)
     model.config.id2label = dict(enumerate(names))
     model.save_pretrained(tmp_path / "model")
     output = tmp_path / "p.json"
-    assert predict_here(place / "images", "--model", tmp_path / "model", "--device", "cpu", "--output", output) == 0
+    assert predict_here(root / "images", "--model", tmp_path / "model", "--device", "cpu", "--output", output) == 0
     for row in json.loads(output.read_text()):
         assert list(row["probabilities"]) == shown
         assert sum(row["probabilities"].values()) == pytest.approx(1)
 
 
 def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
-    place, _ = trained
+    root, _ = trained
     done = here(
         "find_lr.py", "--data_dir", "images", "--model", "body", "--image_size", 32, "--precompute",
         "--num_steps", 30, "--output_dir", "found", "--per_device_train_batch_size", 8,
     )  # fmt: skip
     for method in ("lesson", "valley", "steep", "minimum"):
         assert f"\n{method}" in "\n" + done.out
-    assert (place / "found" / "range-test.png").stat().st_size > 1000
-    assert len(json.loads((place / "found" / "range-test.json").read_text())["history"]["lr"]) > 8
+    assert (root / "found" / "range-test.png").stat().st_size > 1000
+    assert len(json.loads((root / "found" / "range-test.json").read_text())["history"]["lr"]) > 8
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words", "message"),
+    ("recipe", "args", "message"),
     [
         ("train.py", ["--data_dir", "nowhere"], "train.py: error: nowhere: no such folder."),
         ("train.py", ["--data_dir", "images", "--model", "resnt34"], "train.py: error: 'resnt34' is neither a folder"),
@@ -344,23 +344,23 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
         ("push.py", ["out", "ann/cats", "--best", "two"], "invalid int value: 'two'"),
     ],
 )
-def test_bad_input_gets_one_line_and_leaves_nothing(trained, monkeypatch, capsys, recipe, words, message):
-    place, _ = trained
-    monkeypatch.chdir(place)
+def test_bad_input_gets_one_line_and_leaves_nothing(trained, monkeypatch, capsys, recipe, args, message):
+    root, _ = trained
+    monkeypatch.chdir(root)
     if recipe in ("train.py", "find_lr.py"):
-        words = [*words, *([] if "--model" in words else ["--model", "body"]), "--output_dir", "new"]
-    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *words])
-    before = sorted(place.rglob("*"))
+        args = [*args, *([] if "--model" in args else ["--model", "body"]), "--output_dir", "new"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *args])
+    before = sorted(root.rglob("*"))
     assert run_cli(runpy.run_path(str(RECIPES / recipe))["main"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
     assert message in lines[0]
-    assert sorted(place.rglob("*")) == before
+    assert sorted(root.rglob("*")) == before
 
 
 def test_a_recipe_run_by_hand_ends_without_a_traceback(trained):
-    place, _ = trained
-    done = run("train.py", "--data_dir", "nowhere", cwd=place, expect=2)
+    root, _ = trained
+    done = run("train.py", "--data_dir", "nowhere", cwd=root, expect=2)
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("train.py: error: nowhere: no such folder.")
 
@@ -384,8 +384,8 @@ def test_flags_win_over_the_file(tmp_path):
     assert (data.data_dir, model.image_size, model.augment) == ("a", 32, "basic")
 
 
-@pytest.mark.parametrize("words", [["--learning_rate", "0.01"], ["--learning-rate=0.01"]])
-def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_default(words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("args", [["--learning_rate", "0.01"], ["--learning-rate=0.01"]])
+def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_default(args, tmp_path, monkeypatch):
     main = runpy.run_path(str(RECIPES / "train.py"))["main"]
     seen = []
 
@@ -395,7 +395,7 @@ def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_def
 
     monkeypatch.setitem(main.__globals__, "chosen_stages", stop)
     with pytest.raises(ValueError, match="seen"):
-        main(["--data_dir", "images", "--output_dir", str(tmp_path / "out"), *words])
+        main(["--data_dir", "images", "--output_dir", str(tmp_path / "out"), *args])
     assert [stage.lr for stage in seen] == [0.01, None, 0.01]
 
 
@@ -408,7 +408,7 @@ def test_stages_by_name():
 
 
 @pytest.mark.parametrize(
-    ("words", "is_demo"),
+    ("args", "is_demo"),
     [
         ([], True),
         (["--output_dir", "out"], True),
@@ -419,7 +419,7 @@ def test_stages_by_name():
         (["--run_name", "--data_dir"], None),
     ],
 )
-def test_the_demo_runs_only_where_no_images_are_named(words, is_demo, tmp_path, monkeypatch, capsys):
+def test_the_demo_runs_only_where_no_images_are_named(args, is_demo, tmp_path, monkeypatch, capsys):
     main = runpy.run_path(str(RECIPES / "train.py"))["main"]
     seen = []
 
@@ -432,10 +432,10 @@ def test_the_demo_runs_only_where_no_images_are_named(words, is_demo, tmp_path, 
     monkeypatch.setitem(main.__globals__, "demo_weights_file", lambda: Path("weights"))
     if is_demo is None:
         with pytest.raises(ValueError, match="--run-name: expected one argument"):
-            main(words)
+            main(args)
         return
     with pytest.raises(ValueError, match="seen"):
-        main([*words, "--output-dir", str(tmp_path)])
+        main([*args, "--output-dir", str(tmp_path)])
     assert ("This is the embedded demo" in capsys.readouterr().out) is is_demo
     assert (seen[0].data_dir == "digits") is is_demo
 
@@ -543,31 +543,31 @@ def test_fewer_samples_of_a_data_set_likewise(many):
 
 
 def test_resume_with_other_images_begins_anew_and_says_so(trained, make_image_folder, tmp_path):
-    place, _ = trained
+    root, _ = trained
     make_image_folder(tmp_path / "others", {"train": {"owls": 4, "rats": 4}, "valid": {"owls": 2, "rats": 2}})
-    shutil.copytree(place / "out", tmp_path / "out")
+    shutil.copytree(root / "out", tmp_path / "out")
     command = [word if word != "images" else "others" for word in COMMAND]
-    command[command.index("body")] = place / "body"
+    command[command.index("body")] = root / "body"
     done = run("train.py", *command, "--max_train_samples", 6, "--n_aug", 0, "--resume", cwd=tmp_path)
     assert "is finished" not in done.stdout
     assert "results.json is of another run" in done.stderr
     assert "This run begins anew." in done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["run"] != json.loads((place / "out" / "results.json").read_text())["run"]
+    assert results["run"] != json.loads((root / "out" / "results.json").read_text())["run"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["owls", "rats"]
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["max_train_samples"] == 6
     assert len((tmp_path / "out" / "_runs" / "training-images.txt").read_text().split()) == 6
 
 
 def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, here):
-    place, done = trained
-    results = json.loads((place / "out" / "results.json").read_text())
+    root, done = trained
+    results = json.loads((root / "out" / "results.json").read_text())
     assert f"lowest valid loss: {results['best']['stage']}, epoch {results['best']['epoch']:g}" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if "Try it:" in line]
-    recipe, *words = shlex.split(line.split("Try it: python ")[1])
+    recipe, *args = shlex.split(line.split("Try it: python ")[1])
     assert Path(recipe) == RECIPES / "predict.py"
-    assert words[-1] == "IMAGE.jpg"
-    assert here("predict.py", *words[:-1], next((place / "images").rglob("*.jpg"))).out.count("\t") == 2
+    assert args[-1] == "IMAGE.jpg"
+    assert here("predict.py", *args[:-1], next((root / "images").rglob("*.jpg"))).out.count("\t") == 2
     assert "Augmentation has no effect" not in done.stderr
 
 
@@ -585,15 +585,15 @@ def test_a_short_trial_is_called_one(capsys):
 
 @pytest.mark.parametrize("launcher", ["python", "accelerate launch"])
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(trained, tmp_path, launcher):
-    place, _ = trained
-    words = [str(word) for word in COMMAND]
-    words[words.index("out")] = str(tmp_path / "my out")
+    root, _ = trained
+    args = [str(word) for word in COMMAND]
+    args[args.index("out")] = str(tmp_path / "my out")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if launcher != "python":
         environment["ACCELERATE_MIXED_PRECISION"] = "no"  # what the launcher sets for its child
-    recipe = [str(RECIPES / "train.py"), *words]
+    recipe = [str(RECIPES / "train.py"), *args]
     child = subprocess.Popen(
-        [sys.executable, *recipe], cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *recipe], cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     for line in child.stdout:
         if line.startswith("head:"):  # training begins

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
+from helpers import losses, same, tiny_vit
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
-from transformers.utils import logging
+from transformers import AutoModelForImageClassification
 
 from hf_sgdr import (
     SGDRTrainingArguments,
     SnapshotCallback,
-    load_image_folder,
     run_stages,
 )
 from hf_sgdr.callbacks.snapshots import snapshot_files
@@ -31,27 +29,10 @@ from hf_sgdr.recipe import Stage
 from hf_sgdr.training.record import run_record
 from hf_sgdr.training.stages import save_results
 
-SIZE = 32
-
 
 @dataclass
 class Stages:
     stages: list[str] | None = None
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory, make_image_folder):
-    return load_image_folder(
-        make_image_folder(
-            tmp_path_factory.mktemp("images"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
-        )
-    )
-
-
-@pytest.fixture
-def make_trainer(make_trainer, tiny_model):
-    """On one model, whatever is made of it."""
-    return lambda model=None, **kwargs: make_trainer(model or tiny_model, **kwargs)
 
 
 @pytest.fixture
@@ -60,9 +41,9 @@ def logged_in(hub, monkeypatch):
     return hub
 
 
-def places_in(files: dict[str, bytes], *places: object) -> list[str]:
+def mentions(files: dict[str, bytes], *secrets: object) -> list[str]:
     texts = {name: body.decode() for name, body in files.items() if not name.endswith((".png", ".safetensors"))}
-    return [f"{name}: {place}" for name, text in texts.items() for place in map(str, places) if place in text]
+    return [f"{name}: {secret}" for name, text in texts.items() for secret in map(str, secrets) if secret in text]
 
 
 def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_trainer, tmp_path):
@@ -85,7 +66,7 @@ def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_train
         Stage("head-first", lr=[1e-2] * 3, cycles=1, freeze_to=-1, precompute=True),
         Stage("fit-002", lr=[1e-4, 1e-3, 1e-2], cycles=2, cycle_len=1, cycle_mult=2, freeze_to=0),
     ]
-    assert places_in(files, Path.home(), tmp_path, Path.cwd(), TOKEN) == []
+    assert mentions(files, Path.home(), tmp_path, Path.cwd(), TOKEN) == []
     assert not any("training_args" in name or "/" in name for name in files)
 
 
@@ -107,9 +88,8 @@ def test_the_whole_model_is_pushed_while_precompute_is_on(logged_in, make_traine
     trainer.push_to_hub()
     (tmp_path / "weights").write_bytes(logged_in.repos["ann/cats"].files()["model.safetensors"])
     pushed = load_file(tmp_path / "weights")
-    expected = trainer.model.state_dict()
     assert len(pushed) > 20
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in pushed.items())
+    assert same(pushed, trainer.model.state_dict())
 
 
 def test_files_of_the_run_before_are_written_anew_and_newer_ones_stay(logged_in, make_trainer, tmp_path):
@@ -139,15 +119,10 @@ def test_without_validation_images_there_is_no_card_but_a_push(logged_in, make_t
 
 
 def test_a_model_of_transformers_goes_with_its_processor(logged_in, make_trainer):
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=SIZE, patch_size=8,
-        id2label={0: "cats", 1: "dogs"}, label2id={"cats": 0, "dogs": 1},
-    )  # fmt: skip
-    trainer = make_trainer(ViTForImageClassification(config), hub_model_id="ann/vit")
+    trainer = make_trainer(tiny_vit(), hub_model_id="ann/vit")
     trainer.fit(1e-2, 1)
     trainer.push_to_hub()
-    assert json.loads(logged_in.repos["ann/vit"].files()["preprocessor_config.json"])["crop_size"]["height"] == SIZE
+    assert json.loads(logged_in.repos["ann/vit"].files()["preprocessor_config.json"])["crop_size"]["height"] == 32
 
 
 def test_saving_pushes_where_the_arguments_say_so(logged_in, make_trainer):
@@ -208,20 +183,19 @@ def test_snapshots_are_branches_that_hold_a_whole_model(hub, api, with_snapshots
         assert commit.oid == repo.branches[branch]
         files = repo.files(branch)
         assert files.keys() == {".gitattributes", "config.json", "model.safetensors"}
-        place = tmp_path / branch
-        place.mkdir()
+        folder = tmp_path / branch
+        folder.mkdir()
         for name, body in files.items():
-            (place / name).write_bytes(body)
-        model = AutoModelForImageClassification.from_pretrained(place)
+            (folder / name).write_bytes(body)
+        model = AutoModelForImageClassification.from_pretrained(folder)
         expected = load_file(out / "_runs" / "snapshots" / f"{branch}.safetensors")
         assert model.config.id2label == {0: "cats", 1: "dogs"}
-        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.items())
+        assert same(expected, model.state_dict())
     assert len({repo.files(branch)["model.safetensors"] for branch in done}) == 3
 
 
 def test_the_best_snapshots_are_those_with_the_lowest_validation_loss(hub, api, with_snapshots, tmp_path):
-    losses = [entry["eval_loss"] for entry in with_snapshots.state.log_history if "eval_loss" in entry]
-    expected = [f"cycle-{number + 1:03d}" for number in sorted(np.argsort(losses)[:2])]
+    expected = [f"cycle-{number + 1:03d}" for number in sorted(np.argsort(losses(with_snapshots))[:2])]
     assert list(push_snapshots(tmp_path / "out", "ann/cats", best=2, api=api)) == expected
     with pytest.raises(ValueError, match=r"The 4 best of 3 snapshots: give a number from 1 to 3\."):
         push_snapshots(tmp_path / "out", "ann/cats", best=4, api=api)
@@ -254,8 +228,8 @@ def test_a_recipe_keeps_snapshots_of_a_stage_that_asks_for_them(make_trainer, tm
     save_results(results, tmp_path / "out" / "results.json")
     folder = tmp_path / "out" / "_runs" / "snapshots"
     assert [path.stem for path in snapshot_files(folder)] == ["cycle-001", "cycle-002"]
-    figures = json.loads((folder / "figures.json").read_text())
-    assert figures["cycle-002"]["eval_loss"] == results.stages[1]["eval_loss"]
+    metrics = json.loads((folder / "figures.json").read_text())
+    assert metrics["cycle-002"]["eval_loss"] == results.stages[1]["eval_loss"]
     run_stages(trainer, (Stage("head", lr=1e-2, cycles=1),))  # another run has none, so it has none of this one's
     assert not folder.exists()
     with pytest.raises(ValueError, match=r"head: cycle_mult, until_overfitting and snapshots need cycle_len\."):
@@ -281,7 +255,7 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
     text = path.read_text()
     assert yaml.safe_load(text) == {
         "validation_fraction": 0.2, "on_error": "raise", "model_name_or_path": "my body", "weights_file": "w.pth",
-        "pretrained": True, "image_size": SIZE, "augment": "side_on", "max_zoom": 1.1, "seed": 7, "data_seed": 0,
+        "pretrained": True, "image_size": 32, "augment": "side_on", "max_zoom": 1.1, "seed": 7, "data_seed": 0,
         "per_device_train_batch_size": 8, "weight_decay": 1e-4, "label_smoothing_factor": 0.1, "momentum": 0.8,
         "n_aug": 2, "stages": [{"name": "head", "lr": "auto", "cycles": 2, "precompute": True}],
     }  # fmt: skip
@@ -322,25 +296,21 @@ def test_what_transformers_example_scripts_say_goes_into_the_card(logged_in, mak
     )  # fmt: skip
     assert "pets" in data.tags
     assert data.tags.count("vision") == 1
-    results = {(one.dataset_type, one.dataset_name, one.dataset_config) for one in data.eval_results}
+    results = {(result.dataset_type, result.dataset_name, result.dataset_config) for result in data.eval_results}
     assert results == {("ann/pets", "Pets of Ann", "small")}
     assert "# Cats and dogs" in card.text
 
 
 def test_what_the_example_script_for_images_says_about_a_model_and_images_on_disk_is_no_id(
-    logged_in, make_trainer, tmp_path, caplog
+    logged_in, make_trainer, tmp_path, logs
 ):
     trainer = make_trainer(hub_model_id="ann/cats")
     (tmp_path / "images").mkdir()
-    logging.enable_propagation()
-    try:
-        trainer.create_model_card(
-            finetuned_from=str(tmp_path / "resnet"), tasks=["image-classification"], dataset=str(tmp_path / "images"),
-            tags="pets",
-        )  # fmt: skip
-    finally:
-        logging.disable_propagation()
-    assert f"finetuned_from='{tmp_path}/resnet' is no id of the Hub, so the card does not name it." in caplog.text
+    trainer.create_model_card(
+        finetuned_from=str(tmp_path / "resnet"), tasks=["image-classification"], dataset=str(tmp_path / "images"),
+        tags="pets",
+    )  # fmt: skip
+    assert f"finetuned_from='{tmp_path}/resnet' is no id of the Hub, so the card does not name it." in logs.text
     text = (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in text
     assert "on images" in text

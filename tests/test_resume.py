@@ -1,18 +1,19 @@
-"""Runs that are broken off and go on: the same weights, history and figures as without the interruption."""
+"""Runs that are broken off and go on: the same weights, history and results as without the interruption."""
 
+import functools
 import json
-from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from helpers import Interrupt, same, weights, without_times
 
-from hf_sgdr import SGDRTrainer, load_image_folder
+from hf_sgdr import SGDRTrainer
 from hf_sgdr.recipe import Stage
 from hf_sgdr.training.checkpoints import MANIFEST, newest_checkpoint, sealed_state
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
-SIZE = 32
+SPLITS = {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}}
 STAGES = (
     Stage("head", lr="auto", range_test_steps=12, cycles=2, precompute=True),
     Stage("partly", lr=1e-2, cycles=1, cycle_len=1, freeze_to=1, precompute=True),
@@ -20,52 +21,26 @@ STAGES = (
         "whole", lr=1e-2, lr_spread=3.0, cycle_len=1, cycle_mult=2, freeze_to=0, until_overfitting=True, max_cycles=2
     ),
 )
-TIMES = ("runtime", "_per_second", "total_flos")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory, make_image_folder):
-    root = make_image_folder(
-        tmp_path_factory.mktemp("images"), {"train": {"cats": 12, "dogs": 12}, "valid": {"cats": 4, "dogs": 4}}
-    )
-    return load_image_folder(root)
+VALUES = {"per_device_train_batch_size": 4, "save_strategy": "epoch", "save_total_limit": 2}
 
 
 @pytest.fixture
 def make_trainer(make_trainer):
-    """With checkpoints."""
-    return partial(make_trainer, per_device_train_batch_size=4, save_strategy="epoch", save_total_limit=2)
-
-
-def without_times(history):
-    return [{key: value for key, value in entry.items() if not key.endswith(TIMES)} for entry in history]
+    """Six steps an epoch, and a checkpoint after each."""
+    return functools.partial(make_trainer, **VALUES)
 
 
 def end_of(trainer, results=None):
     """All in which two runs must agree."""
-    figures = results.to_dict() if results is not None else {}
-    for stage in figures.get("stages", []):
+    content = results.to_dict() if results is not None else {}
+    for stage in content.get("stages", []):
         stage.pop("seconds")
-    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    return figures, without_times(trainer.state.log_history), trainer.learning_rates(), weights
+    return content, without_times(trainer.state.log_history), trainer.learning_rates(), weights(trainer.model)
 
 
-def assert_same(one, other):
-    assert one[:-1] == other[:-1]
-    assert all(torch.equal(value, other[-1][name]) for name, value in one[-1].items())
-
-
-class Interrupt(TrainerCallback):
-    """Ctrl-C at the count-th call of an event of training."""
-
-    def __init__(self, event, count):
-        self.left = count
-        setattr(self, event, self._interrupt)
-
-    def _interrupt(self, args, state, control, **kwargs):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+def assert_same(expected, given):
+    assert expected[:-1] == given[:-1]
+    assert same(expected[-1], given[-1])
 
 
 # ---- One fit ----
@@ -103,8 +78,6 @@ def test_a_fit_goes_on_in_the_middle_of_cycle_and_epoch(make_trainer, save, accu
 
 
 def resumed_folder(trainer):
-    from pathlib import Path
-
     return Path(trainer.args.output_dir, "_runs", "fit-001")
 
 
@@ -121,14 +94,11 @@ def test_more_cycles_than_at_first_go_on_where_the_schedule_was(make_trainer):
     assert min(more.learning_rates()["head"]) > 0
     entries = [entry for entry in without_times(whole.state.log_history) if "train_loss" not in entry]
     assert [e for e in without_times(more.state.log_history) if "train_loss" not in e and e in entries] == entries
-    ours, theirs = more.model.state_dict(), whole.model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same(whole.model.state_dict(), more.model.state_dict())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "unsealed"])
-def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, caplog):
-    from transformers.utils import logging
-
+def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, logs):
     whole = make_trainer(folder="whole")
     whole.fit(1e-2, 3)
     trainer = make_trainer(folder="broken")
@@ -147,12 +117,8 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, cap
     else:
         (last / MANIFEST).unlink()
     assert sealed_state(last) is None
-    logging.enable_propagation()
-    try:
-        assert newest_checkpoint(last.parent).name == "checkpoint-12"
-    finally:
-        logging.disable_propagation()
-    assert "checkpoint-18 was not written to its end, or was changed: passed over" in caplog.text
+    assert newest_checkpoint(last.parent).name == "checkpoint-12"
+    assert "checkpoint-18 was not written to its end, or was changed: passed over" in logs.text
     resumed = make_trainer(folder="broken")
     if damage != "unsealed":
         with pytest.raises(ValueError, match="checkpoint-18 is damaged"):
@@ -171,10 +137,17 @@ def test_with_nothing_to_resume_from_it_says_so(make_trainer):
 # ---- A recipe ----
 
 
+def interrupted(trainer, event="on_train_end", count=1, **kwargs):
+    trainer.add_callback(Interrupt(event, count))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(trainer, STAGES, **kwargs)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted():
+def uninterrupted(build_trainer, images, tmp_path_factory):
     """The end of the whole run, made once."""
-    return {}
+    trainer = build_trainer(tmp_path_factory.mktemp("whole") / "out", images, **VALUES)
+    return end_of(trainer, run_stages(trainer, STAGES))
 
 
 @pytest.mark.parametrize(
@@ -191,16 +164,10 @@ def uninterrupted():
     ],
 )  # fmt: skip
 def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninterrupted, event, count, tmp_path):
-    if not uninterrupted:
-        whole = make_trainer(folder="whole")
-        uninterrupted["end"] = end_of(whole, run_stages(whole, STAGES))
-    broken = make_trainer()
-    broken.add_callback(Interrupt(event, count))
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(broken, STAGES)
+    interrupted(make_trainer(), event, count)
     resumed = make_trainer()
     results = run_stages(resumed, STAGES, resume=True)
-    assert_same(uninterrupted["end"], end_of(resumed, results))
+    assert_same(uninterrupted, end_of(resumed, results))
     save_results(results, tmp_path / "out" / "results.json")
     assert sorted(path.name for path in (tmp_path / "out" / "_runs").iterdir()) == [
         "best.safetensors",
@@ -208,9 +175,7 @@ def test_a_recipe_that_is_broken_off_ends_as_if_it_were_not(make_trainer, uninte
     ]
 
 
-def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, monkeypatch):
-    whole = make_trainer(folder="whole")
-    expected = end_of(whole, run_stages(whole, STAGES))
+def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, monkeypatch, uninterrupted):
     broken, calls = make_trainer(), []
     training_step = SGDRTrainer.training_step
 
@@ -224,19 +189,14 @@ def test_a_recipe_broken_off_in_the_range_test_and_again_later(make_trainer, mon
     with pytest.raises(RuntimeError, match="somebody's own code"):
         run_stages(broken, STAGES)
     for event, count in (("on_save", 1), ("on_step_end", 2), ("on_save", 2)):
-        again = make_trainer()
-        again.add_callback(Interrupt(event, count))
-        with pytest.raises(KeyboardInterrupt):
-            run_stages(again, STAGES, resume=True)
+        interrupted(make_trainer(), event, count, resume=True)
     resumed = make_trainer()
-    assert_same(expected, end_of(resumed, run_stages(resumed, STAGES, resume=True)))
+    assert_same(uninterrupted, end_of(resumed, run_stages(resumed, STAGES, resume=True)))
 
 
 def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, uninterrupted):
     import hf_sgdr.training.progress
 
-    whole = make_trainer(folder="whole")
-    expected = end_of(whole, run_stages(whole, STAGES))
     broken = make_trainer()
 
     def full(*args, **kwargs):
@@ -247,7 +207,7 @@ def test_a_full_disk_in_the_middle_loses_nothing(make_trainer, monkeypatch, unin
         run_stages(broken, STAGES)
     monkeypatch.undo()
     resumed = make_trainer()
-    assert_same(expected, end_of(resumed, run_stages(resumed, STAGES, resume=True)))
+    assert_same(uninterrupted, end_of(resumed, run_stages(resumed, STAGES, resume=True)))
 
 
 def test_with_nothing_to_go_on_with_a_recipe_starts(make_trainer):
@@ -256,10 +216,7 @@ def test_with_nothing_to_go_on_with_a_recipe_starts(make_trainer):
 
 
 def test_another_run_is_not_gone_on_with(make_trainer, images, tmp_path):
-    broken = make_trainer()
-    broken.add_callback(Interrupt("on_train_end", 1))
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(broken, STAGES)
+    interrupted(make_trainer())
     before = json.loads((tmp_path / "out" / "_runs" / "progress.json").read_text())
     for change, message in (
         ({"seed": 7}, "seed was 42 and is now 7"),
@@ -267,8 +224,7 @@ def test_another_run_is_not_gone_on_with(make_trainer, images, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             run_stages(make_trainer(**change), STAGES, resume=True)
-    other = make_trainer()
-    other.train_dataset = images["train"].select(range(20))
+    other = make_trainer(train_dataset=images["train"].select(range(20)))
     with pytest.raises(ValueError, match="training images was"):
         run_stages(other, STAGES, resume=True)
     with pytest.raises(ValueError, match="stages was"):
@@ -277,10 +233,7 @@ def test_another_run_is_not_gone_on_with(make_trainer, images, tmp_path):
 
 
 def test_a_run_that_another_version_began_is_refused_and_left_alone(make_trainer, tmp_path):
-    broken = make_trainer()
-    broken.add_callback(Interrupt("on_train_end", 1))
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(broken, STAGES)
+    interrupted(make_trainer())
     file = tmp_path / "out" / "_runs" / "progress.json"
     before = json.loads(file.read_text())
     del before["format"]  # as earlier versions wrote it
@@ -291,19 +244,10 @@ def test_a_run_that_another_version_began_is_refused_and_left_alone(make_trainer
     assert json.loads(file.read_text()) == before
 
 
-def test_a_run_that_begins_anew_keeps_what_the_unfinished_one_left(make_trainer, tmp_path, caplog):
-    from transformers.utils import logging
-
-    broken = make_trainer()
-    broken.add_callback(Interrupt("on_train_end", 1))
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(broken, STAGES)
-    logging.enable_propagation()
-    try:
-        run_stages(make_trainer(), STAGES[:1])
-    finally:
-        logging.disable_propagation()
-    assert "holds an unfinished run. Resuming goes on with it" in caplog.text
+def test_a_run_that_begins_anew_keeps_what_the_unfinished_one_left(make_trainer, tmp_path, logs):
+    interrupted(make_trainer())
+    run_stages(make_trainer(), STAGES[:1])
+    assert "holds an unfinished run. Resuming goes on with it" in logs.text
     assert (tmp_path / "out" / "_runs-unfinished" / "progress.json").exists()
 
 
@@ -317,24 +261,17 @@ def test_a_loss_that_is_no_number_stops_with_the_weights_of_before(make_trainer,
 
     def poisoned(trained, inputs, *args, **kwargs):
         loss = compute_loss(trained, inputs, *args, **kwargs)
-        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        seen.append(weights(model))
         return loss * float("nan") if len(seen) == 4 else loss
 
     trainer.compute_loss = poisoned
     with pytest.raises(FloatingPointError, match=r"The loss is NaN at step 4 of 6, learning rate .*head 1\.00e-02"):
         trainer.fit(1e-2, 1)
-    assert all(torch.equal(tensor, seen[-1][name]) for name, tensor in trainer.model.state_dict().items())
+    assert same(trainer.model.state_dict(), seen[-1])
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
 # ---- What is gone on with, and what is not ----
-
-
-def interrupted(trainer, event="on_train_end", count=1, stages=STAGES):
-    trainer.add_callback(Interrupt(event, count))
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(trainer, stages)
-    return trainer
 
 
 def test_a_run_from_other_starting_weights_is_not_gone_on_with(make_trainer):
@@ -347,9 +284,6 @@ def test_a_run_from_other_starting_weights_is_not_gone_on_with(make_trainer):
 
 
 def test_the_trainer_that_was_interrupted_goes_on_itself(make_trainer, uninterrupted):
-    if not uninterrupted:
-        whole = make_trainer(folder="whole")
-        uninterrupted["end"] = end_of(whole, run_stages(whole, STAGES))
     trainer = make_trainer()
     stop = Interrupt("on_train_end", 2)
     trainer.add_callback(stop)
@@ -357,34 +291,24 @@ def test_the_trainer_that_was_interrupted_goes_on_itself(make_trainer, uninterru
         run_stages(trainer, STAGES)
     trainer.remove_callback(stop)
     results = run_stages(trainer, STAGES, resume=True)
-    assert results.to_dict()["run"] == uninterrupted["end"][0]["run"]
-    assert all(
-        torch.equal(tensor, trainer.model.state_dict()[name]) for name, tensor in uninterrupted["end"][-1].items()
-    )
+    assert results.to_dict()["run"] == uninterrupted[0]["run"]
+    assert same(uninterrupted[-1], trainer.model.state_dict())
 
 
-def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, images, tmp_path, caplog):
+def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, images, tmp_path, logs):
     stages = STAGES[:1]
     results_file = tmp_path / "out" / "results.json"
     trainer = make_trainer()
     assert not is_finished(trainer, stages)
     save_results(run_stages(trainer, stages), results_file)
-    from transformers.utils import logging
-
     assert is_finished(make_trainer(), stages)
     assert is_finished(make_trainer(save_total_limit=1, logging_steps=3), stages)  # of no effect
-    logging.enable_propagation()
-    try:
-        others = [(make_trainer(seed=7), stages), (make_trainer(), STAGES[:2])]
-        fewer = make_trainer()
-        fewer.train_dataset = images["train"].select(range(20))
-        for other in [*others, (fewer, stages)]:
-            caplog.clear()
-            assert not is_finished(*other)
-            assert "results.json is of another run" in caplog.text
-            assert "This run begins anew." in caplog.text
-    finally:
-        logging.disable_propagation()
+    fewer = make_trainer(train_dataset=images["train"].select(range(20)))
+    for other in ((make_trainer(seed=7), stages), (make_trainer(), STAGES[:2]), (fewer, stages)):
+        logs.clear()
+        assert not is_finished(*other)
+        assert "results.json is of another run" in logs.text
+        assert "This run begins anew." in logs.text
     content = json.loads(results_file.read_text())
     for old in (json.dumps({name: content[name] for name in content if name != "run"}), "[]", "{"):
         results_file.write_text(old)

@@ -64,25 +64,25 @@ trainer.end()
 
 
 @pytest.fixture
-def place(tmp_path, make_image_folder):
+def folder(tmp_path, make_image_folder):
     make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
     create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
     return tmp_path
 
 
 @pytest.fixture
-def process(hub, place):
-    """`process(*words)` starts Python with them, as Ann; `home` names a cache of its own, `token=None` logs her out."""
+def process(hub, folder):
+    """`process(*args)` starts Python with them, as Ann; `home` names a cache of its own, `token=None` logs her out."""
 
-    def start(*words, home="home", token=TOKEN):
-        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place / home)}
-        environment |= {"HF_SGDR_CACHE": str(place / "cache"), "PYTHONPATH": str(RECIPES)}
+    def start(*args, home="home", token=TOKEN):
+        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / home)}
+        environment |= {"HF_SGDR_CACHE": str(folder / "cache"), "PYTHONPATH": str(RECIPES)}
         environment.pop("HF_HUB_OFFLINE", None)
         environment.pop("HF_TOKEN", None)
         if token is not None:
             environment["HF_TOKEN"] = token
         return subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=place, env=environment, text=True,
+            [sys.executable, *map(str, args)], cwd=folder, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -90,13 +90,13 @@ def process(hub, place):
 
 
 @pytest.fixture
-def recipe(place, monkeypatch, capsys):
-    """`recipe(path, *words)` runs a recipe in this process, as Ann; gives its status and what it printed."""
-    monkeypatch.chdir(place)
+def recipe(folder, monkeypatch, capsys):
+    """`recipe(path, *args)` runs a recipe in this process, as Ann; gives its status and what it printed."""
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
-    def run(path, *words):
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, words)])
+    def run(path, *args):
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, args)])
         status = run_cli(runpy.run_path(str(path))["main"])
         return status, *capsys.readouterr()
 
@@ -118,7 +118,7 @@ def probability_of_truth(out: str) -> np.ndarray:
     return np.array([row[name] for row, name in zip(rows, truth, strict=True)])
 
 
-def test_train_push_load_anywhere_and_train_on(hub, process, place):
+def test_train_push_load_anywhere_and_train_on(hub, process, folder):
     out, _ = output(process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--hub_private_repo"))
     assert "Pushed to http" in out
     repo = hub.repos["ann/cats"]
@@ -130,24 +130,24 @@ def test_train_push_load_anywhere_and_train_on(hub, process, place):
         "head-learning-rate.png", "confusion-matrix.png",
     }  # fmt: skip
     texts = {name: body.decode() for name, body in files.items() if not name.endswith((".png", ".safetensors"))}
-    for secret in (Path.home(), place, Path.cwd(), TOKEN):
+    for secret in (Path.home(), folder, Path.cwd(), TOKEN):
         assert not [name for name, text in texts.items() if str(secret) in text]
 
     stock, _ = output(process("-c", READ, home="clean"))
     expected = json.loads(files["results.json"])["best"]["eval_loss"]
     assert -np.log(probability_of_truth(stock)).mean() == pytest.approx(expected, abs=1e-4)
     steps = STAGE.replace("0.05", "1e-9")
-    words = [*TRAIN[1:], "--model", "ann/cats", "--output_dir", "more", "--stages", steps]
-    ours, _ = output(process("-c", GO_ON, *words, home="clean"))
+    args = [*TRAIN[1:], "--model", "ann/cats", "--output_dir", "more", "--stages", steps]
+    ours, _ = output(process("-c", GO_ON, *args, home="clean"))
     np.testing.assert_allclose(probability_of_truth(ours), probability_of_truth(stock), atol=1e-4)
-    more = json.loads((place / "more" / "results.json").read_text())
+    more = json.loads((folder / "more" / "results.json").read_text())
     assert more["stages"][0]["eval_loss"] == pytest.approx(expected, abs=1e-4)  # it went on from the trained head
-    first, second = (json.loads((place / name / "results.json").read_text()) for name in ("out", "again"))
+    first, second = (json.loads((folder / name / "results.json").read_text()) for name in ("out", "again"))
     for results in (first, second):
         results["stages"][0].pop("seconds")
     assert first == second
-    assert (place / "again" / "model.safetensors").read_bytes() == (place / "out" / "model.safetensors").read_bytes()
-    assert (place / "again" / "recipe.yaml").read_text() == (place / "out" / "recipe.yaml").read_text()
+    assert (folder / "again" / "model.safetensors").read_bytes() == (folder / "out" / "model.safetensors").read_bytes()
+    assert (folder / "again" / "recipe.yaml").read_text() == (folder / "out" / "recipe.yaml").read_text()
 
 
 def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, recipe, caplog):
@@ -160,9 +160,9 @@ def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, r
     line = err.splitlines()[-1]
     assert line.startswith("train.py: error: Pushing to ann/cats failed 5 times, at last with: 503 Service Unavailable")
     assert len(hub.repos["ann/cats"].commits) == 1
-    words = shlex.split(line.split("to push it again: ")[1])
-    assert words == ["python", str(RECIPES / "push.py"), "out", "ann/cats"]
-    status, out, _ = recipe(*words[1:], "--tag", "v1")
+    args = shlex.split(line.split("to push it again: ")[1])
+    assert args == ["python", str(RECIPES / "push.py"), "out", "ann/cats"]
+    status, out, _ = recipe(*args[1:], "--tag", "v1")
     assert status == 0
     assert "pushed to http" in out
     assert "README.md" in hub.repos["ann/cats"].files("v1")
@@ -175,23 +175,23 @@ def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, r
 
 
 @pytest.mark.kills
-def test_killed_while_it_pushes_a_run_is_pushed_by_resume_without_training(hub, process, place):
+def test_killed_while_it_pushes_a_run_is_pushed_by_resume_without_training(hub, process, folder):
     hub.fail("POST", "/commit/", "hang")
     child = process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats")
     assert hub.is_hanging.wait(240), child.communicate(timeout=1)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    before = (place / "out" / "model.safetensors").stat().st_mtime_ns
+    before = (folder / "out" / "model.safetensors").stat().st_mtime_ns
     assert "model.safetensors" not in hub.repos["ann/cats"].files()
     out, _ = output(process(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--resume"))
     assert "is finished" in out
     assert "Pushed to http" in out
     assert {"model.safetensors", "README.md", "results.json", "recipe.yaml"} <= hub.repos["ann/cats"].files().keys()
-    assert (place / "out" / "model.safetensors").stat().st_mtime_ns == before
+    assert (folder / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
 @pytest.mark.ranks
-def test_two_processes_push_once(hub, process, place):
+def test_two_processes_push_once(hub, process, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -203,7 +203,7 @@ def test_two_processes_push_once(hub, process, place):
     assert {"model.safetensors", "README.md", "recipe.yaml"} <= files.keys()
     assert json.loads(files["results.json"])["world_size"] == 2
     assert b"# It ran in 2 processes.\n" in files["recipe.yaml"]
-    (place / "by_hand.py").write_text(BY_HAND)
+    (folder / "by_hand.py").write_text(BY_HAND)
     output(process(*launcher, "by_hand.py"))
     assert {"README.md", "results.json"} <= hub.repos["ann/by-hand"].files().keys()
     assert hub.repos["ann/by-hand"].messages == ["initial commit", "End of training"]
@@ -226,7 +226,7 @@ def test_the_best_snapshots_of_a_recipe_are_pushed_as_branches(hub, recipe):
     assert repo.tags == {"v1": repo.branches["main"]}
 
 
-def test_without_a_login_nothing_is_begun(hub, recipe, place, monkeypatch):
+def test_without_a_login_nothing_is_begun(hub, recipe, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     status, _, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "ann/cats", "--data_dir", "nowhere")
     assert status == 2
@@ -234,7 +234,7 @@ def test_without_a_login_nothing_is_begun(hub, recipe, place, monkeypatch):
         "train.py: error: Looking up the login on the Hub: nobody is logged in: "
         "run `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
     )
-    assert not (place / "out").exists()
+    assert not (folder / "out").exists()
     assert hub.requests == []
 
 
@@ -245,8 +245,8 @@ def test_a_wrong_folder_leaves_no_repository_behind(hub, recipe):
     assert hub.repos == {}
 
 
-def test_where_one_may_not_write_nothing_is_trained(hub, recipe, place):
+def test_where_one_may_not_write_nothing_is_trained(hub, recipe, folder):
     status, _, err = recipe(*TRAIN, "--push_to_hub", "--hub_model_id", "bob/cats")
     assert status == 2
     assert "Preparing the repository bob/cats: 403 Forbidden" in err.splitlines()[-1]
-    assert not (place / "out").exists()
+    assert not (folder / "out").exists()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging
 
 from hf_sgdr import SGDRSchedule, Stage, get_sgdr_schedule
 
@@ -184,38 +183,30 @@ def test_numpys_integers_are_whole_numbers_and_the_state_stays_plain(tmp_path):
             SGDRSchedule(value)
 
 
-def test_stepped_past_its_end_it_warns_once(caplog):
+def test_stepped_past_its_end_it_warns_once(logs):
     optimizer = optimizer_of_three_groups()
     scheduler = get_sgdr_schedule(optimizer, 2, 2, 2)
-    logging.enable_propagation()
-    try:
-        for _ in range(6):
-            step(optimizer, scheduler)
-        assert not caplog.records
-        for _ in range(6):
-            step(optimizer, scheduler)
-    finally:
-        logging.disable_propagation()
-    assert [record.message for record in caplog.records] == [
+    for _ in range(6):
+        step(optimizer, scheduler)
+    assert not logs.records
+    for _ in range(6):
+        step(optimizer, scheduler)
+    assert [record.message for record in logs.records] == [
         "The schedule ends after 6 steps, but training goes on: another cycle has begun, at the highest rate. Give "
         "get_sgdr_schedule as many cycles as there are steps (cycle_steps, cycle_mult, num_cycles), or the Trainer "
         "max_steps=6."
     ]
 
 
-def test_a_prolonged_run_has_its_own_number_of_cycles_and_no_warning(caplog):
+def test_a_prolonged_run_has_its_own_number_of_cycles_and_no_warning(logs):
     first = get_sgdr_schedule(optimizer_of_three_groups(), 2)
     optimizer = optimizer_of_three_groups()
     longer = get_sgdr_schedule(optimizer, 2, num_cycles=3)
     longer.load_state_dict(first.state_dict())
     assert longer.schedule.total_steps == 6
-    logging.enable_propagation()
-    try:
-        for _ in range(6):
-            step(optimizer, longer)
-    finally:
-        logging.disable_propagation()
-    assert not caplog.records
+    for _ in range(6):
+        step(optimizer, longer)
+    assert not logs.records
 
 
 def test_its_repr_is_one_short_line():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import same, weights
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -9,19 +10,9 @@ from hf_sgdr import (
     average_weights,
     ensemble_predictions,
     get_sgdr_schedule,
-    load_image_folder,
 )
 
-SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory, make_image_folder):
-    return load_image_folder(
-        make_image_folder(
-            tmp_path_factory.mktemp("images"), {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}}
-        )
-    )
+SPLITS = {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}}
 
 
 class Noted(TrainerCallback):
@@ -30,18 +21,11 @@ class Noted(TrainerCallback):
     def __init__(self, model):
         self.model, self.steps, self.losses = model, [], []
 
-    def now(self):
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-
     def on_step_end(self, args, state, control, **kwargs):
-        self.steps.append(self.now())
+        self.steps.append(weights(self.model))
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        self.losses.append((metrics["eval_loss"], self.now()))
-
-
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in other)
+        self.losses.append((metrics["eval_loss"], weights(self.model)))
 
 
 @pytest.mark.parametrize("kwargs", [{"precompute": True}, {"freeze_to": 0}], ids=["head", "whole"])
@@ -56,26 +40,25 @@ def test_a_snapshot_is_what_the_cycles_last_step_made(make_trainer, tmp_path, kw
     for name, step in (("cycle-001", 2), ("cycle-002", 6)):
         snapshot = load_file(tmp_path / "shots" / f"{name}.safetensors")
         assert snapshot.keys() <= trainer.model.state_dict().keys()
-        assert same(noted.steps[step - 1], snapshot)
-    assert same(min(noted.losses, key=lambda pair: pair[0])[1], load_file(tmp_path / "shots" / "best.safetensors"))
+        assert same(snapshot, noted.steps[step - 1])
+    assert same(load_file(tmp_path / "shots" / "best.safetensors"), min(noted.losses, key=lambda pair: pair[0])[1])
 
 
 def test_average_and_ensemble(make_trainer, tmp_path):
     trainer = make_trainer(freeze_to=0, freeze_batch_norm=True)
     trainer.add_callback(SnapshotCallback())
     trainer.fit(1e-2, 3, cycle_len=1)
-    folder = tmp_path / "out" / "_runs" / "fit-001" / "snapshots"
-    folder = folder if folder.exists() else next((tmp_path / "out").rglob("snapshots"))
+    folder = tmp_path / "out" / "_runs" / "snapshots"
     files = sorted(folder.glob("cycle-*"))
     assert len(files) == 3
-    last = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    last = weights(trainer.model)
     probabilities = []
     for file in files:
         trainer.model.load_state_dict(load_file(file), strict=False)
         probabilities.append(np.exp(trainer.log_predictions()))
     trainer.model.load_state_dict(last)
     np.testing.assert_allclose(ensemble_predictions(trainer, folder), np.mean(probabilities, axis=0), atol=1e-6)
-    assert same(trainer.model.state_dict(), last)
+    assert same(last, trainer.model.state_dict())
     mean = average_weights(files, trainer.model)
     for name, tensor in mean.items():
         values = [load_file(file)[name] for file in files]
@@ -83,7 +66,7 @@ def test_average_and_ensemble(make_trainer, tmp_path):
             torch.testing.assert_close(tensor, torch.stack(values).mean(0), atol=1e-6, rtol=1e-5)
         else:
             assert torch.equal(tensor, values[-1])
-    assert same(trainer.model.state_dict(), mean)
+    assert same(mean, trainer.model.state_dict())
 
 
 def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path):
@@ -96,7 +79,7 @@ def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path):
 
 
 def test_on_a_stock_trainer(make_stock_trainer, tiny_model, tmp_path):
-    rows = [{"pixel_values": torch.full((3, SIZE, SIZE), float(i % 2)), "labels": i % 2} for i in range(8)]
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i % 2)), "labels": i % 2} for i in range(8)]
     optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
     make_stock_trainer(
         tiny_model, rows, num_train_epochs=3, per_device_train_batch_size=4, callbacks=[SnapshotCallback()],

@@ -35,19 +35,19 @@ CLASSES = {"0": "zero", "1": "one", "4": "four"}
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
     """A folder with images of three digits, and `space`, where a Space runs with a model trained on them."""
-    place = tmp_path_factory.mktemp("page")
+    root = tmp_path_factory.mktemp("page")
     for digit, name in CLASSES.items():
         for number, path in enumerate(sorted((demo_image_folder() / digit).glob("*.png"))[:60]):
-            folder = place / "images" / ("train" if number < 45 else "valid") / name
+            folder = root / "images" / ("train" if number < 45 else "valid") / name
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / f"{name}-{number:02d}.png")
-    images = load_image_folder(place / "images")
+    images = load_image_folder(root / "images")
     model = create_image_classifier(
         DEMO_MODEL, labels=images["train"].features["label"].names, weights_file=demo_weights_file()
     )
     train_transform, eval_transform = image_transforms(model, image_size=80, augment="basic", max_zoom=1.1)
     arguments = SGDRTrainingArguments(
-        str(place / "digits"), precompute=True, per_device_train_batch_size=16, seed=42, save_strategy="no"
+        str(root / "digits"), precompute=True, per_device_train_batch_size=16, seed=42, save_strategy="no"
     )
     trainer = SGDRTrainer(
         model, arguments, train_dataset=images["train"], eval_dataset=images["validation"],
@@ -58,11 +58,11 @@ def digits(tmp_path_factory) -> Path:
     assert (trainer.log_predictions().argmax(1) == images["validation"]["label"]).mean() > 0.95
     trainer.save_model()
     trainer.create_model_card()
-    examples = [place / "images" / "valid" / name / f"{name}-50.png" for name in CLASSES.values()]
-    make_space(place / "space", TEMPLATE, "ann/digits", examples)
-    (place / "notes.txt").write_text("A text, and no picture.\n")
-    (place / "notes.jpg").write_text("A text, and no picture.\n")
-    return place
+    examples = [root / "images" / "valid" / name / f"{name}-50.png" for name in CLASSES.values()]
+    make_space(root / "space", TEMPLATE, "ann/digits", examples)
+    (root / "notes.txt").write_text("A text, and no picture.\n")
+    (root / "notes.jpg").write_text("A text, and no picture.\n")
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_text_file_gives_a_friendly_error_and_the_image_beside_it_its_label(op
     failed = page.locator(".results .failed")
     expect(failed).to_contain_text("This is not a picture that can be read")
     expect(failed).to_contain_text("Please try an image, such as a JPEG, PNG or WebP file.")
-    assert "/" not in failed.inner_text()  # no place of the server
+    assert "/" not in failed.inner_text()  # no path of the server
     expect(page.get_by_role("heading", name="zero", exact=True)).to_be_visible()
 
 

@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import json
 import math
@@ -10,28 +9,24 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback
 
 from hf_sgdr import (
     LESSON,
     SGDRTrainer,
     Stage,
-    get_sgdr_schedule,
     run_stages,
 )
-from hf_sgdr.callbacks.best_weights import judged_losses
-from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.training.progress import run_lock
 from hf_sgdr.training.stages import FALLBACK_LR, save_results
 
-SIZE = 32
+SPLITS = {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}}
 
 
 @pytest.fixture
-def trainer(make_trainer, tmp_path, tiny_model, make_image_folder):
-    folder = make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}})
-    return make_trainer(tiny_model, images=folder)
+def trainer(make_trainer):
+    return make_trainer()
 
 
 def test_the_lesson_is_its_eight_steps():
@@ -50,7 +45,7 @@ def test_the_lesson_is_its_eight_steps():
     assert unfrozen.max_cycles == 3
 
 
-def test_a_recipe_runs_and_leaves_its_figures(trainer, tmp_path):
+def test_a_recipe_runs_and_leaves_its_results(trainer, tmp_path):
     stages = (
         Stage("head", lr=1e-1, cycles=2, precompute=True),
         Stage("whole", lr=1e-2, lr_spread=3.0, cycles=2, cycle_len=1, cycle_mult=2, freeze_to=0),
@@ -89,6 +84,14 @@ def test_the_best_weights_of_all_stages_are_kept(trainer):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(results.best["eval_loss"], abs=1e-5)
 
 
+LRS = [10 ** (-6 + i / 10) for i in range(70)]
+
+
+def range_test(losses):
+    history = {"lr": LRS, "loss": losses, "smoothed_loss": losses, "learning_rates": [[lr] for lr in LRS]}
+    return LRRangeResult(history, "finished", ["head"])
+
+
 def test_auto_takes_the_suggestion_and_leaves_the_curve(trainer, monkeypatch, tmp_path):
     asked = []
 
@@ -96,10 +99,7 @@ def test_auto_takes_the_suggestion_and_leaves_the_curve(trainer, monkeypatch, tm
         asked.append(args)
         return result
 
-    lrs = [10 ** (-6 + i / 10) for i in range(70)]
-    losses = [1 / (1 + (lr / 1e-2) ** 0.8) for lr in lrs]
-    history = {"lr": lrs, "loss": losses, "smoothed_loss": losses, "learning_rates": [[lr] for lr in lrs]}
-    result = LRRangeResult(history, "finished", ["head"])
+    result = range_test([1 / (1 + (lr / 1e-2) ** 0.8) for lr in LRS])
     monkeypatch.setattr(trainer, "lr_find", lr_find)
     stages = (Stage("head", lr="auto", precompute=True, range_test_steps=70), Stage("same"))
     results = run_stages(trainer, stages)
@@ -112,67 +112,17 @@ def test_auto_takes_the_suggestion_and_leaves_the_curve(trainer, monkeypatch, tm
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ([0.3] * 60, FALLBACK_LR),
-        ([0.3] * 30 + [5.0] * 30, None),
+        ([0.3] * 70, FALLBACK_LR),
+        ([0.3] * 30 + [5.0] * 40, None),
     ],
     ids=["flat", "takes off"],
 )
-def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeypatch, caplog, losses, expected):
-    from transformers.utils import logging
-
-    lrs = [10 ** (-6 + i / 10) for i in range(60)]
-    history = {"lr": lrs, "loss": losses, "smoothed_loss": losses, "learning_rates": [[lr] for lr in lrs]}
-    result = LRRangeResult(history, "finished", ["head"])
+def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeypatch, logs, losses, expected):
+    result = range_test(losses)
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
-    logging.enable_propagation()
-    try:
-        rate = run_stages(trainer, (Stage("head", lr="auto", precompute=True),)).stages[0]["learning_rates"][-1]
-    finally:
-        logging.disable_propagation()
-    assert "the range test suggests no rate" in caplog.text
+    rate = run_stages(trainer, (Stage("head", lr="auto", precompute=True),)).stages[0]["learning_rates"][-1]
+    assert "the range test suggests no rate" in logs.text
     assert rate == (expected if expected is not None else pytest.approx(result.edge() / 10))
-
-
-def scheduled(*cycles):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    return get_sgdr_schedule(optimizer, *cycles)
-
-
-def overfitting_stop(trainer, validation, training):
-    """How many cycles of one step are run before the stop, given each cycle's losses."""
-    stopper, scheduler = StopWhenOverfitting(), scheduled(1, 1, len(validation))
-    state, control = TrainerState(), TrainerControl()
-    for step, (valid, train) in enumerate(zip(validation, training, strict=True), 1):
-        state.global_step = step
-        state.log_history += [{"loss": train, "step": step}, {"eval_loss": valid, "step": step}]
-        stopper.on_evaluate(trainer.args, state, control, lr_scheduler=scheduler)
-        if control.should_training_stop:
-            return step
-    return None
-
-
-@pytest.mark.parametrize(
-    ("validation", "training", "stops_after"),
-    [
-        ([0.5, 0.4, 0.3], [0.5, 0.4, 0.3], None),
-        ([0.5, 0.6, 0.7], [0.5, 0.4, 0.3], 2),
-        ([0.5, 0.504, 0.6], [0.5, 0.4, 0.3], 3),  # within one per cent is chance
-        ([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], None),  # the training loss rises too: no over-fitting
-        ([0.5, 0.3, 0.4], [0.5, 0.4, 0.3], 3),
-    ],
-)
-def test_over_fitting_ends_training_at_the_end_of_a_cycle(trainer, validation, training, stops_after):
-    assert overfitting_stop(trainer, validation, training) == stops_after
-
-
-def test_in_the_middle_of_a_cycle_nothing_stops(trainer):
-    stopper, scheduler = StopWhenOverfitting(), scheduled(4, 2, 2)
-    state, control = TrainerState(), TrainerControl()
-    for step in range(1, 13):
-        state.global_step = step
-        state.log_history += [{"loss": 1.0 / step, "step": step}, {"eval_loss": 0.1 * step, "step": step}]
-        stopper.on_evaluate(trainer.args, state, control, lr_scheduler=scheduler)
-        assert control.should_training_stop is (step == 12)
 
 
 @pytest.mark.parametrize(
@@ -223,11 +173,11 @@ def test_the_trainer_is_left_whole(trainer):
 # ---- Several evaluation sets ----
 
 
-def in_two_sets(trainer):
-    """The validation images as two sets of unlike size."""
-    whole = trainer.eval_dataset
-    trainer.eval_dataset = {"large": whole.select(range(1, 8)), "small": whole.select(range(1))}
-    return trainer
+@pytest.fixture
+def two_sets(make_trainer, images):
+    """A trainer with the validation images as two sets of unlike size."""
+    whole = images["validation"]
+    return make_trainer(eval_dataset={"large": whole.select(range(1, 8)), "small": whole.select(range(1))})
 
 
 def losses_of(trainer, *sets):
@@ -235,36 +185,22 @@ def losses_of(trainer, *sets):
     return [metrics[f"eval_{name}_loss"] for name in sets]
 
 
-def test_with_several_evaluation_sets_the_mean_of_their_losses_decides(trainer):
+def test_with_several_evaluation_sets_the_mean_of_their_losses_decides(two_sets):
     stages = (Stage("good", lr=1e-1, cycles=3, precompute=True), Stage("ruin", lr=1e3, cycles=1, cycle_len=1))
-    results = run_stages(in_two_sets(trainer), stages)
+    results = run_stages(two_sets, stages)
     assert results.best["stage"] == "good"
     assert results.best["metric"] == "mean of eval_large_loss, eval_small_loss"
-    large, small = losses_of(trainer, "large", "small")
+    large, small = losses_of(two_sets, "large", "small")
     assert results.best["eval_loss"] == pytest.approx((large + small) / 2, abs=1e-5)
     assert 0 <= results.best["eval_accuracy"] <= 1
     assert all(math.isfinite(stage["eval_loss"]) for stage in results.stages)
 
 
-def test_metric_for_best_model_names_the_evaluation_set_that_decides(trainer):
-    trainer.args.metric_for_best_model = "small_loss"
-    results = run_stages(in_two_sets(trainer), (Stage("head", lr=1e-1, cycles=3, precompute=True),))
+def test_metric_for_best_model_names_the_evaluation_set_that_decides(two_sets):
+    two_sets.args.metric_for_best_model = "small_loss"
+    results = run_stages(two_sets, (Stage("head", lr=1e-1, cycles=3, precompute=True),))
     assert results.best["metric"] == "eval_small_loss"
-    assert results.best["eval_loss"] == pytest.approx(losses_of(trainer, "small")[0], abs=1e-5)
-
-
-def test_over_fitting_of_several_sets_is_judged_once_all_are_evaluated(trainer):
-    stopper, scheduler = StopWhenOverfitting(judged_losses(in_two_sets(trainer))), scheduled(1, 1, 2)
-    state, control = TrainerState(), TrainerControl()
-    seen = []
-    for step, (train, large, small) in enumerate([(0.5, 0.4, 0.4), (0.4, 0.5, 0.4)], 1):
-        state.global_step = step
-        state.log_history.append({"loss": train, "step": step})
-        for name, loss in (("large", large), ("small", small)):
-            state.log_history.append({f"eval_{name}_loss": loss, "step": step})
-            stopper.on_evaluate(trainer.args, state, control, lr_scheduler=scheduler)
-            seen.append(control.should_training_stop)
-    assert seen == [False, False, False, True]
+    assert results.best["eval_loss"] == pytest.approx(losses_of(two_sets, "small")[0], abs=1e-5)
 
 
 # ---- What stops a recipe ----
@@ -338,14 +274,9 @@ def test_long_trainings_are_taken():
     assert Stage.from_dict({"name": "a", "range_test_start": "1e-6", "lr_spread": "3"}).range_test_start == 1e-6
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_names_the_process(trainer, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused_and_names_the_process(make_trainer, tmp_path):
     refusals = []
-    second = SGDRTrainer(
-        copy.deepcopy(trainer.model),
-        trainer.args,
-        train_dataset=trainer.train_dataset,
-        eval_dataset=trainer.eval_dataset,
-    )
+    trainer, second = make_trainer(), make_trainer()
 
     class Second(TrainerCallback):
         def on_epoch_end(self, args, state, control, **kwargs):
@@ -382,14 +313,8 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, process):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_plain_features_of_a_precomputed_stage_are_no_reason_to_warn(trainer, caplog):
-    from transformers.utils import logging
-
-    logging.enable_propagation()
-    try:
-        run_stages(trainer, (Stage("head", lr=1e-2, precompute=True), Stage("more", cycles=1)))
-        assert "Augmentation has no effect" not in caplog.text
-        trainer.precompute = True  # by hand, it is
-        assert "Augmentation has no effect" in caplog.text
-    finally:
-        logging.disable_propagation()
+def test_the_plain_features_of_a_precomputed_stage_are_no_reason_to_warn(trainer, logs):
+    run_stages(trainer, (Stage("head", lr=1e-2, precompute=True), Stage("more", cycles=1)))
+    assert "Augmentation has no effect" not in logs.text
+    trainer.precompute = True  # by hand, it is
+    assert "Augmentation has no effect" in logs.text

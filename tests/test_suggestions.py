@@ -98,7 +98,7 @@ def test_every_real_curve_is_answered_or_declined_in_words(name):
 
 @pytest.mark.parametrize("name", [name for name in REAL if name.startswith("unfrozen")])
 def test_on_real_curves_of_a_trained_network_there_is_an_edge_to_keep_away_from(name):
-    found = edge(REAL[name]["lr"], REAL[name]["loss"])
+    rate_at_edge = edge(REAL[name]["lr"], REAL[name]["loss"])
     rate, _ = lesson(REAL[name]["lr"], REAL[name]["loss"])
-    assert 1e-3 < found < 1
-    assert rate is None or rate < found
+    assert 1e-3 < rate_at_edge < 1
+    assert rate is None or rate < rate_at_edge

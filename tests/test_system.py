@@ -41,14 +41,14 @@ PIPELINE = (
 )
 
 
-def launched(folder: Path, words: list[str], what: tuple[str, str], **variables: str) -> tuple[list[str], str]:
+def launched(folder: Path, args: list[str], what: tuple[str, str], **variables: str) -> tuple[list[str], str]:
     """The lines that a script printed under accelerate's launcher, and its log."""
     script = folder / "report.py"
     script.write_text(REPORT.format(imports=what[0], call=what[1]))
     dropped = ("OMP_NUM_THREADS", "HF_SGDR_NUM_THREADS", "MKL_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *words, str(script)],
+        [sys.executable, "-m", "accelerate.commands.launch", *args, str(script)],
         env={**environment, "PYTHONPATH": str(PROJECT), **variables},
         cwd=folder,
         capture_output=True,

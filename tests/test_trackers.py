@@ -9,23 +9,17 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hf_sgdr import Stage, load_image_folder, run_stages
+from hf_sgdr import Stage, run_stages
 from hf_sgdr._utils.plots import new_axes
 from hf_sgdr.callbacks.trackers import pixels
 from hf_sgdr.training.stages import save_results
 
+SPLITS = {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}}
 STAGES = (
     Stage("head", lr="auto", cycles=1, cycle_len=1, range_test_steps=10),
     Stage("whole", lr=[1e-4, 1e-3, 1e-2], cycles=2, cycle_len=1, freeze_to=0),
 )
 GROUPS = ("early", "middle", "head")
-
-
-@pytest.fixture
-def images(tmp_path, make_image_folder):
-    return load_image_folder(
-        make_image_folder(tmp_path / "images", {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 3, "dogs": 3}})
-    )
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -51,7 +45,7 @@ def test_tensorboard_has_each_fits_rates_cycles_losses_and_pictures(make_trainer
     assert sorted(path.name for path in began.iterdir()) == ["head", "whole"]
 
     head, whole = events(began / "head"), events(began / "whole")
-    found = results.stages[0]["learning_rates"]
+    suggested = results.stages[0]["learning_rates"]
     assert scalars(head, "train/cycle") == [(1, 1), (2, 1)]
     assert scalars(whole, "train/cycle") == [(1, 1), (2, 1), (3, 2), (4, 2)]
     for number, name in enumerate(GROUPS):
@@ -60,7 +54,7 @@ def test_tensorboard_has_each_fits_rates_cycles_losses_and_pictures(make_trainer
         steps, rates = zip(*scalars(whole, f"train/learning_rate/{name}"), strict=True)
         assert steps == (1, 2, 3, 4)
         assert rates == pytest.approx(cosine)
-        assert scalars(head, f"train/learning_rate/{name}")[0] == (1, pytest.approx(found[number]))
+        assert scalars(head, f"train/learning_rate/{name}")[0] == (1, pytest.approx(suggested[number]))
     assert [step for step, _ in scalars(whole, "eval/loss")] == [2, 4]
     assert scalars(whole, "eval/accuracy")[-1][1] == pytest.approx(results.stages[1]["eval_accuracy"])
 

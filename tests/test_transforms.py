@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import tiny_vit
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from transformers import ConvNextImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ConvNextImageProcessor, ViTForImageClassification, ViTImageProcessor
 
 import hf_sgdr.data.transforms as transforms
 from hf_sgdr import ImageTransform, create_image_classifier, image_transforms
@@ -52,19 +53,6 @@ def test_evaluation_at_another_size_is_what_the_saved_configuration_says(size):
         torch.testing.assert_close(ours(noise(height, width)), theirs, atol=1e-6, rtol=0)
 
 
-def tiny_vit() -> ViTForImageClassification:
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=32,
-            patch_size=16,
-        )
-    )
-
-
 @pytest.mark.parametrize(
     "processor",
     [
@@ -94,15 +82,9 @@ def test_evaluation_is_the_stock_processor_of_a_model_of_transformers(processor,
         torch.testing.assert_close(again, theirs, atol=1e-5, rtol=0)
 
 
-def test_a_model_without_a_processor_gets_stated_defaults(caplog):
-    from transformers.utils import logging
-
-    logging.enable_propagation()
-    try:
-        _, transform = image_transforms(tiny_vit())
-    finally:
-        logging.disable_propagation()
-    assert "comes with no image processor: evaluating at 32 px" in caplog.text
+def test_a_model_without_a_processor_gets_stated_defaults(logs):
+    _, transform = image_transforms(tiny_vit())
+    assert "comes with no image processor: evaluating at 32 px" in logs.text
     assert (transform.spec.size, transform.spec.resize) == (32, 36)
 
 

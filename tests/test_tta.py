@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import tiny_resnet, tiny_vit
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTImageProcessor
 
 from hf_sgdr import (
     ClassifierInterpretation,
-    SGDRTrainer,
-    SGDRTrainingArguments,
     create_image_classifier,
     image_transforms,
     load_image_folder,
@@ -40,67 +39,43 @@ def folder(tmp_path_factory, make_image_folder):
     return root
 
 
-def timm_model(path):
-    return create_image_classifier("test_resnet", labels=NAMES, pretrained=False)
-
-
-def vit_model(path):
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=64,
-        id2label=dict(enumerate(NAMES)),
-    )
-    ViTForImageClassification(config).save_pretrained(path)
+def vit(path):
+    tiny_vit(image_size=64, patch_size=16).save_pretrained(path)
     ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(path)
     return transformers.AutoModelForImageClassification.from_pretrained(path)
 
 
-def real_model(path):
-    return create_image_classifier(DEMO_MODEL, labels=NAMES, weights_file=demo_weights_file())
-
-
-def make_trainer(make_model, images, place, **options):
-    torch.manual_seed(0)
-    model = make_model(place / "start")
+def sharpened(model):
+    """Such that an image's views differ in their probabilities."""
     head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
-        head.weight.mul_(40)  # so that views differ in their probabilities
-    train, evaluation = image_transforms(model, **{"augment": "side_on", "max_zoom": 1.1, **options})
-    args = SGDRTrainingArguments(
-        str(place / "out"), use_cpu=True, disable_tqdm=True, report_to="none", per_device_eval_batch_size=7
-    )
-    return SGDRTrainer(
-        model,
-        args,
-        train_dataset=images["train"],
-        eval_dataset=images["validation"],
-        train_transform=train,
-        eval_transform=evaluation,
-    )
+        head.weight.mul_(40)
+    return model
 
 
 def by_pipeline(trainer, files, **kwargs):
     trainer.save_model()
     answers = pipeline(trainer.args.output_dir, device="cpu", top_k=len(NAMES), **kwargs)(files)
-    return np.array([[{one["label"]: one["score"] for one in answer}[name] for name in NAMES] for answer in answers])
+    return np.array(
+        [[{label["label"]: label["score"] for label in answer}[name] for name in NAMES] for answer in answers]
+    )
 
 
 @pytest.mark.parametrize("beta", [None, 0.25])
-@pytest.mark.parametrize(("make_model", "options"), [(timm_model, {"image_size": 48}), (vit_model, {})])
-def test_trainer_and_pipeline_agree_on_every_kind_of_image(folder, tmp_path, make_model, options, beta):
-    images = load_image_folder(folder)
-    trainer = make_trainer(make_model, images, tmp_path, **options)
+@pytest.mark.parametrize(("make_model", "image_size"), [(lambda path: tiny_resnet(), 48), (vit, None)])
+def test_trainer_and_pipeline_agree_on_every_kind_of_image(
+    make_trainer, folder, tmp_path, make_model, image_size, beta
+):
+    model = sharpened(make_model(tmp_path / "start"))
+    trainer = make_trainer(model, images=folder, image_size=image_size, per_device_eval_batch_size=7)
     files = [image["path"] for image in ClassifierInterpretation.from_trainer(trainer).images]
     expected = trainer.tta(3, beta)
     np.testing.assert_allclose(by_pipeline(trainer, files, tta=3, beta=beta), expected, atol=1e-6, rtol=0)
     assert np.abs(expected - np.exp(trainer.log_predictions())).max() > 1e-3
 
 
-def test_interpretation_has_its_loss_and_accuracy(folder, tmp_path):
-    trainer = make_trainer(timm_model, load_image_folder(folder), tmp_path)
+def test_interpretation_has_its_loss_and_accuracy(make_trainer, folder):
+    trainer = make_trainer(sharpened(tiny_resnet()), images=folder)
     result, probabilities = ClassifierInterpretation.from_trainer(trainer, tta=2), trainer.tta(2)
     np.testing.assert_array_equal(result.probabilities, probabilities)
     labels = np.array(trainer.eval_dataset["label"])
@@ -109,20 +84,21 @@ def test_interpretation_has_its_loss_and_accuracy(folder, tmp_path):
 
 
 @pytest.mark.photos
-def test_trainer_and_pipeline_agree_on_real_photos(shared_photos, tmp_path):
+def test_trainer_and_pipeline_agree_on_real_photos(make_trainer, shared_photos, tmp_path):
     for name in NAMES:
         for split, stop in (("train", 1), ("valid", 8)):
             (tmp_path / split / name).mkdir(parents=True)
             for file in sorted((shared_photos / "dogscats/valid" / name).iterdir())[:stop]:
                 (tmp_path / split / name / file.name).symlink_to(file)
-    trainer = make_trainer(real_model, load_image_folder(tmp_path), tmp_path)
+    model = create_image_classifier(DEMO_MODEL, labels=NAMES, weights_file=demo_weights_file())
+    trainer = make_trainer(sharpened(model), images=tmp_path, image_size=None, per_device_eval_batch_size=7)
     files = [image["path"] for image in ClassifierInterpretation.from_trainer(trainer).images]
     np.testing.assert_allclose(by_pipeline(trainer, files, tta=4), trainer.tta(4), atol=1e-6, rtol=0)
 
 
-def test_neither_order_nor_batch_changes_an_images_views(folder, tmp_path):
+def test_neither_order_nor_batch_changes_an_images_views(folder):
     images = load_image_folder(folder)["validation"]
-    train, evaluation = image_transforms(timm_model(tmp_path), image_size=32, augment="side_on", max_zoom=1.1)
+    train, evaluation = image_transforms(tiny_resnet(), image_size=32, augment="side_on", max_zoom=1.1)
     views = ImageViews(ImageDataset(images, evaluation), train, 3)
     turned = ImageViews(ImageDataset(images.select(range(len(images))[::-1]), evaluation), train, 3)
     assert len(views) == 4 * len(images)

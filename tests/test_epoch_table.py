@@ -1,0 +1,34 @@
+import pytest
+from helpers import losses
+
+
+def test_the_epoch_table_has_a_line_an_epoch(make_trainer, capsys):
+    trainer = make_trainer(precompute=True)
+    capsys.readouterr()
+    trainer.fit(1e-2, 2)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    header, *table = [line for line in lines if line[0] in ("epoch", "1", "2")]
+    assert " ".join(header) == "epoch train loss valid loss accuracy lr (head) time"
+    assert [line[0] for line in table] == ["1", "2"]
+    assert [float(line[2]) for line in table] == pytest.approx(losses(trainer), abs=1e-4)
+    assert {line[4] for line in table} == {"1.00e-02"}
+
+
+def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_sets(make_trainer, images, capsys):
+    sets = {"a": images["validation"], "b": images["validation"].select(range(4))}
+    trainer = make_trainer(
+        precompute=True,
+        eval_dataset=sets,
+        compute_metrics=lambda predicted: {"accuracy": 0.5, "log_loss": 0.25, "loss_per_second": 0.125},
+    )
+    capsys.readouterr()
+    trainer.fit(1e-2, 2)
+    header, *lines = capsys.readouterr().out.splitlines()
+    names = ["a_loss", "a_accuracy", "a_log_loss", "a_loss_per_second", "b_loss", "b_accuracy", "b_log_loss"]
+    assert header.split() == ["epoch", "train", "loss", *names, "b_loss_per_second", "lr", "(head)", "time"]
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    assert [float(line.split()[2]) for line in lines] == pytest.approx(losses(trainer, "eval_a_loss"), abs=1e-4)
+    assert [float(line.split()[6]) for line in lines] == pytest.approx(losses(trainer, "eval_b_loss"), abs=1e-4)
+    trainer = make_trainer(precompute=True, compute_metrics=lambda predicted: {"log_loss": 0.25})
+    trainer.fit(1e-2, 1)
+    assert capsys.readouterr().out.splitlines()[1].split()[2:4] == [f"{losses(trainer, 'eval_loss')[0]:.4f}", "0.2500"]
