@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import undecoded
+from hf_sgdr.data.labels import class_names
 from hf_sgdr.optim.schedule import require_whole
 
 
@@ -112,7 +113,7 @@ def _names_of_classes(model: Any, dataset_names: list[str] | None) -> list[str] 
     """The data set's names where they are one a class, else the model's; None if neither has any."""
     if not isinstance(model, PreTrainedModel):
         return dataset_names
-    model_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    model_names = class_names(model.config)
     if dataset_names is None or len(dataset_names) != len(model_names):
         return model_names
     if dataset_names != model_names and sorted(dataset_names) == sorted(model_names):

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from torch.utils.data import Dataset, get_worker_info
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
-from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image, readers
 from hf_sgdr.data.transforms import Augment, ImageTransform
+
+if TYPE_CHECKING:  # a pipeline has no data set to read
+    from hf_sgdr.data.dataset import ImageDataset
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +85,7 @@ class ImageViews(Dataset[dict[str, torch.Tensor]]):
         augmented (`int`): how many of these.
     """
 
-    def __init__(self, images: ImageDataset, transform: ImageTransform, augmented: int) -> None:
+    def __init__(self, images: "ImageDataset", transform: ImageTransform, augmented: int) -> None:
         self.images, self.transform, self.views = images, transform, 1 + augmented
 
     def __len__(self) -> int:
