@@ -93,7 +93,7 @@ def evaluate_files(
     names = class_names(pipe.model.config)
     ids = {name: i for i, name in enumerate(names)}
     # as a data set, which is answered while it is read
-    images = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
+    images: Subset[str] = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
     answers = pipe(images, top_k=len(names), function_to_apply="softmax")
     probabilities = np.zeros((len(files), len(names)))
     for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files))):
