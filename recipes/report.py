@@ -6,7 +6,7 @@
 A folder is a class, by its name. Of a folder without train/ that the model was trained on, the images that its training
 held out are taken, by the split of the saved run; of any other, all. Images that the model was trained on are counted
 and said. A report shows images with --photos only, as they may be private. What cannot be read is named on stderr and
-left out; the exit status is then 1.
+left out; the exit code is then 1.
 """
 
 import sys
@@ -85,11 +85,11 @@ def main(argv: Sequence[str]) -> int:
         is_share, split = False, "all"  # a folder that the model was not trained on
     images = f"all of {root.resolve().name}" if split == "all" else f"{root.resolve().name}/{folder.name}"
     if is_share:
-        given = {
-            name: getattr(args, name) for name in ("validation_fraction", "seed") if getattr(args, name) is not None
-        }
-        recipe = {"validation_fraction": 0.2, "seed": 42, **read_recipe(args.model), **given}
-        fraction, seed, split = float(recipe["validation_fraction"]), int(recipe["seed"]), split or "validation"
+        recipe = {"validation_fraction": 0.2, "seed": 42} | read_recipe(args.model)
+        fraction = float(
+            recipe["validation_fraction"] if args.validation_fraction is None else args.validation_fraction
+        )
+        seed, split = int(recipe["seed"] if args.seed is None else args.seed), split or "validation"
         kept = rows_of_split(rows, split, fraction, seed)
         rows, in_training = rows.select(kept), None if in_training is None else in_training[kept]
         images = f"the {split} share of {root.resolve().name} (validation is {fraction:g} of each class, seed {seed})"

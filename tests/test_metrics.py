@@ -18,9 +18,8 @@ def test_it_can_be_given_in_batches_as_every_metric_of_evaluate():
 
 
 def test_logits_are_judged_by_the_highest():
-    compute = accuracy_of_logits()
     logits = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    assert compute(EvalPrediction(predictions=logits, label_ids=np.array([1, 0, 0]))) == {"accuracy": 2 / 3}
+    assert accuracy_of_logits(EvalPrediction(predictions=logits, label_ids=np.array([1, 0, 0]))) == {"accuracy": 2 / 3}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,15 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
-from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_sgdr._utils.metrics import class_metrics
 from hf_sgdr.data.labels import class_names
-from hf_sgdr.inference.interpretation import ClassifierInterpretation
+from hf_sgdr.inference.interpretation import ClassifierInterpretation, ImagePrediction
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline
 
 
@@ -55,12 +54,18 @@ class Evaluation:
             "on: the metrics are better than those of new images."
         )
 
+    def described(self, predictions: Sequence[ImagePrediction]) -> str:
+        """The files of images, each with what was predicted for it."""
+        files = [Path(prediction.file or "").relative_to(self.folder).as_posix() for prediction in predictions]
+        each = zip(files, predictions, strict=True)
+        return "; ".join(f"{file}, {x.predicted} {x.probability:.1%}" for file, x in each) or "none"
+
     def to_json(self) -> str:
         """All metrics, schema 1.
 
         Keys: model, photos, of, in_training, tta, metrics, classes, confusion_matrix, unreadable.
         """
-        classes = [asdict(report) for report in self.result.per_class()]
+        classes = map(asdict, self.result.per_class())
         content = {
             "schema": 1,
             "model": self.model,
@@ -69,7 +74,7 @@ class Evaluation:
             "in_training": self.in_training,
             "tta": self.tta,
             "metrics": self.metrics,
-            "classes": [{"photos": one.pop("images"), **one} for one in classes],
+            "classes": [{"photos": report.pop("images"), **report} for report in classes],
             "confusion_matrix": self.result.confusion_matrix().tolist(),
             "unreadable": self.unreadable,
         }
@@ -87,10 +92,11 @@ def evaluate_files(
     """
     names = class_names(pipe.model.config)
     ids = {name: i for i, name in enumerate(names)}
-    images: Any = KeyDataset([{"file": file} for file in files], "file")  # type: ignore[arg-type]  # a sequence serves
+    # as a data set, which is answered while it is read
+    images: Subset[str] = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
     answers = pipe(images, top_k=len(names), function_to_apply="softmax")
     probabilities = np.zeros((len(files), len(names)))
     for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files))):
-        for one in answer:
-            probabilities[row, ids[one["label"]]] = one["score"]
+        for entry in answer:
+            probabilities[row, ids[entry["label"]]] = entry["score"]
     return ClassifierInterpretation(probabilities, [ids[name] for name in classes], names, files)

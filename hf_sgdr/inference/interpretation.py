@@ -29,7 +29,7 @@ class ImagePrediction:
     """What was predicted for one image.
 
     Args:
-        index (`int`): its place in the data set.
+        index (`int`): its row in the data set.
         truth, predicted (`str`): class names.
         probability (`float`): of the predicted class.
         probability_of_truth (`float`): of the true class.
@@ -135,8 +135,7 @@ class ClassifierInterpretation:
                 order than the model, or there is nothing random to draw views with.
             TypeError: if `tta` is asked of a stock trainer.
         """
-        found = labelled_predictions(trainer, dataset, tta)
-        return cls(found.probabilities, found.labels, found.names, found.images)
+        return cls(*labelled_predictions(trainer, dataset, tta))
 
     def __repr__(self) -> str:
         return (
@@ -215,20 +214,15 @@ class ClassifierInterpretation:
         mistakes = self.confusion_matrix()
         np.fill_diagonal(mistakes, 0)
         order = np.argsort(-mistakes, axis=None, kind="stable")
-        places = zip(*np.unravel_index(order[mistakes.ravel()[order] >= min_count], mistakes.shape), strict=True)
-        return [(self.names[truth], self.names[guess], int(mistakes[truth, guess])) for truth, guess in places]
+        cells = zip(*np.unravel_index(order[mistakes.ravel()[order] >= min_count], mistakes.shape), strict=True)
+        return [(self.names[truth], self.names[guess], int(mistakes[truth, guess])) for truth, guess in cells]
 
     def per_class(self) -> list[ClassReport]:
         """Precision, recall and F1 of each class, in the order of the ids."""
         counts = self.confusion_matrix()
+        sums = np.stack([counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)], axis=1).tolist()
         reports = []
-        for name, right, images, predicted in zip(
-            self.names,
-            counts.diagonal().tolist(),
-            counts.sum(axis=1).tolist(),
-            counts.sum(axis=0).tolist(),
-            strict=True,
-        ):
+        for name, (right, images, predicted) in zip(self.names, sums, strict=True):
             precision = right / predicted if predicted else None
             recall = right / images if images else None
             f1 = 2 * right / (images + predicted) if images or predicted else None
@@ -244,12 +238,8 @@ class ClassifierInterpretation:
     def plot_per_class(self, ax: Axes | None = None) -> Axes:
         """Precision and recall of each class, the lowest F1 at the top; what is undefined is left out."""
         reports = sorted(self.per_class(), key=lambda report: -1.0 if report.f1 is None else report.f1)
-        return plot_per_class(
-            [report.name for report in reports],
-            [report.precision for report in reports],
-            [report.recall for report in reports],
-            ax,
-        )
+        names, precision, recall = zip(*((x.name, x.precision, x.recall) for x in reports), strict=True)
+        return plot_per_class(names, precision, recall, ax)
 
     def plot_most_correct(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
         """The images of `most_correct` in one Axes."""
@@ -296,10 +286,9 @@ class ClassifierInterpretation:
 
 def _plot_predictions(predictions: list[ImagePrediction], ax: Axes | None) -> Axes:
     captions = [
-        [f"{one.predicted} {one.probability:.1%}", *([f"truth: {one.truth}"] if one.predicted != one.truth else [])]
-        for one in predictions
+        [f"{x.predicted} {x.probability:.1%}"] + [f"truth: {x.truth}"] * (x.predicted != x.truth) for x in predictions
     ]
-    return plot_images([one.image for one in predictions], captions, ax)
+    return plot_images([x.image for x in predictions], captions, ax)
 
 
 def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
@@ -328,10 +317,7 @@ def _checked_labels(given: ArrayLike, count: int, names: list[str]) -> NDArray[n
         raise ValueError(f"labels of shape {labels.shape} for {count} rows of probabilities: give one a row.")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(
-            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}: give {_ids_and_names(names)}."
+            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}: give class ids from 0 to "
+            f"{len(names) - 1} ({few(names)})."
         )
     return labels.astype(np.int64)
-
-
-def _ids_and_names(names: list[str]) -> str:
-    return f"class ids from 0 to {len(names) - 1} ({few(names)})"

@@ -1,7 +1,6 @@
 """A trainer's predictions beside the truth: probabilities, labels, class names and images of a data set."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import datasets
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import undecoded
+from hf_sgdr.data.labels import class_names
 from hf_sgdr.optim.schedule import require_whole
 
 
@@ -29,40 +29,19 @@ class ImagePredictor(Protocol):
         """Probabilities (images, classes), averaged over views."""
 
 
-@dataclass(frozen=True)
-class LabelledPredictions:
-    """What was predicted, and what is true.
+def labelled_predictions(
+    trainer: Trainer, dataset: Any, tta: int
+) -> tuple[NDArray[Any], NDArray[Any], list[str], Sequence[Any] | None]:
+    """Predict with a trainer's model, as [`ClassifierInterpretation.from_trainer`] says.
 
-    Args:
-        probabilities (array of float (images, classes)): each row sums to 1.
-        labels (array of int (images,)): class ids.
-        names (`list[str]`): class names in the order of their ids.
-        images (sequence or None): the images, left encoded; None where the data set holds none.
-    """
-
-    probabilities: NDArray[Any]
-    labels: NDArray[Any]
-    names: list[str]
-    images: Sequence[Any] | None
-
-
-def labelled_predictions(trainer: Trainer, dataset: Any = None, tta: int = 0) -> LabelledPredictions:
-    """Predict with a trainer's model.
-
-    Args:
-        trainer ([`~transformers.Trainer`]): an [`SGDRTrainer`], or a stock one that classifies.
-        dataset (`datasets.Dataset`, *optional*): labelled images; validation by default.
-        tta (`int`, *optional*, defaults to 0): augmented views of test-time augmentation, beside the plain image.
-
-    Raises:
-        ValueError: if there is no data set, an image has no label, the data set counts the classes in another order
-            than the model, or there is nothing random to draw views with.
-        TypeError: if `tta` is asked of a stock trainer.
+    Returns:
+        Probabilities (images, classes); class ids (images,); class names; the images, left encoded, None where the data
+        set holds none.
     """
     require_whole("tta", tta, at_least=0)
     dataset = dataset if dataset is not None else trainer.eval_dataset
     if dataset is None or isinstance(dataset, dict):
-        raise ValueError("Which images? The trainer has no single eval_dataset: give dataset=.")
+        raise ValueError("dataset is None, and the trainer has no single eval_dataset: give dataset=.")
     images, dataset_names = _images_and_names(trainer, dataset)
     names = _names_of_classes(trainer.model, dataset_names)
     if isinstance(trainer, ImagePredictor) and images is not None:
@@ -76,12 +55,11 @@ def labelled_predictions(trainer: Trainer, dataset: Any = None, tta: int = 0) ->
     else:
         output = trainer.predict(dataset)
         if output.label_ids is None:
-            raise ValueError("The data set has no labels, so there is no truth to compare with.")
+            raise ValueError("The data set has no labels, so there is nothing to compare with: give a labelled one.")
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         probabilities = torch.from_numpy(np.asarray(logits)).double().softmax(dim=-1).numpy()
         labels = np.asarray(output.label_ids)
-    names = names or [f"class {i}" for i in range(probabilities.shape[-1])]
-    return LabelledPredictions(probabilities, labels, names, images)
+    return probabilities, labels, names or [f"class {i}" for i in range(probabilities.shape[-1])], images
 
 
 def _images_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | None, list[str] | None]:
@@ -112,7 +90,7 @@ def _names_of_classes(model: Any, dataset_names: list[str] | None) -> list[str] 
     """The data set's names where they are one a class, else the model's; None if neither has any."""
     if not isinstance(model, PreTrainedModel):
         return dataset_names
-    model_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    model_names = class_names(model.config)
     if dataset_names is None or len(dataset_names) != len(model_names):
         return model_names
     if dataset_names != model_names and sorted(dataset_names) == sorted(model_names):

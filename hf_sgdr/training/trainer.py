@@ -126,7 +126,7 @@ class SGDRTrainer(Trainer):
         if "compute_metrics" not in kwargs:
             from hf_sgdr._utils.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
 
-            kwargs["compute_metrics"] = accuracy_of_logits()
+            kwargs["compute_metrics"] = accuracy_of_logits
         if args.device.type == "cpu":
             keep_freed_memory()
             use_all_processors()

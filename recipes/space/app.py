@@ -25,6 +25,7 @@ from PIL import Image
 from hf_sgdr._utils.text import html_text, markdown_text, printable
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.data.images import UnreadableImageError, read_image
+from hf_sgdr.data.labels import class_names
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
 HERE = Path(__file__).parent
@@ -75,7 +76,7 @@ def model_of_card(path: Path) -> str | None:
 def page(model: str) -> gr.Blocks:
     """The page for one model."""
     classifier = pipeline(model)
-    classes = list(classifier.model.config.id2label.values())
+    classes = class_names(classifier.model.config)
     name = printable(Path(model).resolve().name if Path(model).is_dir() else model)
 
     def classify(files: list[str] | None, with_tta: bool) -> tuple[str, str]:
