@@ -177,7 +177,7 @@ def test_the_settings_are_those_of_the_run(run, tmp_path):
     assert rows["layer groups"] == "early, middle, head"
     assert rows["optimizer"] == "sgd, momentum 0.9, weight decay 0"
     assert (rows["images a step"], rows["processes"], rows["seed"]) == ("8", "1", "42")
-    assert rows["precision of training features"] == trainer.feature_dtype
+    assert rows["precision of training features"] == trainer.features.dtype
 
 
 def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
