@@ -178,16 +178,16 @@ class Handler(BaseHTTPRequestHandler):
     # ---- Who may do what ----
 
     def user(self) -> str | None:
-        words = self.headers.get("Authorization", "").split()
-        if not words:
+        parts = self.headers.get("Authorization", "").split()
+        if not parts:
             return None
-        if words[-1] not in TOKENS:
+        if parts[-1] not in TOKENS:
             raise RefusedError(401, "Invalid username or password.")
-        return TOKENS[words[-1]][0]
+        return TOKENS[parts[-1]][0]
 
     def may_write(self, name: str) -> bool:
-        words = self.headers.get("Authorization", "").split()
-        return bool(words) and TOKENS.get(words[-1]) == (name.split("/")[0], "write")
+        parts = self.headers.get("Authorization", "").split()
+        return bool(parts) and TOKENS.get(parts[-1]) == (name.split("/")[0], "write")
 
     def repo(self, kind: str, name: str, to_write: bool = False) -> Repo:
         repo = self.hub.repos.get(KINDS[kind] + name)
@@ -290,9 +290,9 @@ class Handler(BaseHTTPRequestHandler):
         kind = {"spaces/": "space", "datasets/": "dataset"}.get(prefix or "", "model")
         self.repo(kind, name, to_write=True)
         objects = []
-        for one in json.loads(self.body)["objects"]:
-            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{one['oid']}", "header": {}}}
-            objects.append({**one, **({} if one["oid"] in self.hub.blobs else {"actions": upload})})
+        for item in json.loads(self.body)["objects"]:
+            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{item['oid']}", "header": {}}}
+            objects.append({**item, **({} if item["oid"] in self.hub.blobs else {"actions": upload})})
         self.send({"transfer": "basic", "objects": objects})
 
     def lfs_put(self, oid: str) -> None:

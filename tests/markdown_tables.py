@@ -5,14 +5,14 @@ from markdown_it import MarkdownIt
 
 def tables(text: str) -> list[list[list[str]]]:
     """The cells of each table, as a reader sees them."""
-    found: list[list[list[str]]] = []
+    result: list[list[list[str]]] = []
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     for number, token in enumerate(tokens):
         if token.type == "table_open":
-            found.append([])
+            result.append([])
         elif token.type == "tr_open":
-            found[-1].append([])
+            result[-1].append([])
         elif token.type in ("th_open", "td_open"):
             children = tokens[number + 1].children or []
-            found[-1][-1].append("".join(child.content for child in children))
-    return found
+            result[-1][-1].append("".join(child.content for child in children))
+    return result

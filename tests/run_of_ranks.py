@@ -68,7 +68,7 @@ def staged_unfreezing(outputs: Path, kind: str, batch: int, **kwargs) -> None:
             str(outputs / kind), num_train_epochs=3, per_device_train_batch_size=batch, use_cpu=True, report_to="none",
             disable_tqdm=True, save_strategy="no", **kwargs,
         ),
-        train_dataset=[{"pixel_values": one, "labels": i % 2} for i, one in enumerate(pixels)],
+        train_dataset=[{"pixel_values": image, "labels": i % 2} for i, image in enumerate(pixels)],
         optimizers=(torch.optim.SGD(groups.param_groups(1e-2), momentum=0.9), None),
         callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0}, groups), EqualBuffers(), Note()],
     )  # fmt: skip
@@ -85,7 +85,7 @@ def staged_unfreezing(outputs: Path, kind: str, batch: int, **kwargs) -> None:
 def main() -> None:
     folder, outputs, global_batch, *kinds = sys.argv[1:]
     batch = int(global_batch) // int(os.environ.get("WORLD_SIZE", "1"))
-    for kind, port in (words.rsplit(":", 1) for words in kinds):
+    for kind, port in (arg.rsplit(":", 1) for arg in kinds):
         process = multiprocessing.get_context("fork").Process(
             target=run, args=(folder, Path(outputs), kind, batch, port)
         )
@@ -135,8 +135,8 @@ def lesson(folder: str, outputs: Path, kind: str, batch: int) -> None:
         seen["buffers"].append(digest(trainer.model.buffers()))
 
     trainer.precompute = True
-    found = trainer.lr_find(1e-4, 10.0, 8)
-    seen["range test"] = [found.history["loss"], found.suggestion()]
+    result = trainer.lr_find(1e-4, 10.0, 8)
+    seen["range test"] = [result.history["loss"], result.suggestion()]
     trainer.fit(1e-2, 2)
     note()
     trainer.freeze_to(1)

@@ -89,10 +89,10 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("hostile")
     for split in ("train", "valid"):
         for name in ("cats", "dogs"):
-            place = root / split / name
-            place.mkdir(parents=True)
+            folder = root / split / name
+            folder.mkdir(parents=True)
             for file, content in GOOD.items():
-                (place / file).write_bytes(content)
+                (folder / file).write_bytes(content)
     cats = root / "train" / "cats"
     (cats / "deep" / "deeper").mkdir(parents=True)
     for file, (content, _) in BAD.items():
@@ -200,13 +200,13 @@ except UnreadableImagesError as error:
 
 
 def test_what_may_not_be_read_is_named(make_image_folder):
-    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
-        os.chmod(place, 0o755)
-        root = make_image_folder(Path(place), {"": {"a": 2, "b": 2, "b/locked": 1}})
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        os.chmod(folder, 0o755)
+        root = make_image_folder(Path(folder), {"": {"a": 2, "b": 2, "b/locked": 1}})
         image, folder = root / "a" / "000.jpg", root / "b" / "locked"
         image.chmod(0)
         folder.chmod(0)
-        command = [sys.executable, "-c", READ_AS_NOBODY, place]
+        command = [sys.executable, "-c", READ_AS_NOBODY, folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         folder.chmod(0o755)
     assert f"{image}: Permission denied" in done.stdout, done.stderr

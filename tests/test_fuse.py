@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from helpers import same, weights
 from torch import nn
 
 from hf_sgdr.models.fuse import fused_batch_norms
@@ -70,7 +71,7 @@ def test_where_folding_would_change_something_nothing_is_folded():
 
 def test_an_exception_inside_leaves_the_model_as_it_was():
     model = network("test_resnet")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = weights(model)
     with pytest.raises(KeyboardInterrupt), fused_batch_norms(model, SIZE):
         raise KeyboardInterrupt
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert same(before, model.state_dict())

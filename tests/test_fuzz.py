@@ -51,8 +51,8 @@ def mutated(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:
     end = len(data) if rng.random() < 0.5 else min(1024, len(data))
     kind = rng.integers(6)
     if kind == 0:
-        for place in rng.integers(0, end, rng.integers(1, 60)):
-            data[place] ^= 1 << int(rng.integers(8))
+        for at in rng.integers(0, end, rng.integers(1, 60)):
+            data[at] ^= 1 << int(rng.integers(8))
     elif kind == 1:
         del data[int(rng.integers(0, end)) :]
     elif kind == 2:

@@ -289,8 +289,8 @@ def test_a_dataset_of_no_use_is_refused_with_the_mend(images, augmented, tiny_mo
 
 def test_the_mend_for_string_labels_is_one(images, augmented):
     names = images.features["label"].names
-    words = images.remove_columns("label").add_column("label", [names[label] for label in images["label"]])
-    mended = words.cast_column("label", datasets.ClassLabel(names=names))
+    strings = images.remove_columns("label").add_column("label", [names[label] for label in images["label"]])
+    mended = strings.cast_column("label", datasets.ClassLabel(names=names))
     assert ImageDataset(mended, augmented).labels() == images["label"][:]
 
 
@@ -382,11 +382,16 @@ def test_encoded_bytes_files_and_paths_of_one_content_hash_alike(images, augment
     paths = [row["image"]["path"] for row in ImageDataset(images, augmented).rows]
     encoded = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
     mixed = [
-        one if i % 3 else {"bytes": None, "path": path}
-        for i, (one, path) in enumerate(zip(encoded, paths, strict=True))
+        image if i % 3 else {"bytes": None, "path": path}
+        for i, (image, path) in enumerate(zip(encoded, paths, strict=True))
     ]
     kind = datasets.Features({"image": datasets.Image()})
-    for column, features in ((encoded, kind), (mixed, kind), (paths, None), ([one["bytes"] for one in encoded], None)):
+    for column, features in (
+        (encoded, kind),
+        (mixed, kind),
+        (paths, None),
+        ([image["bytes"] for image in encoded], None),
+    ):
         rows = datasets.Dataset.from_dict({"image": column}, features=features)
         assert hash_of(rows) == hash_of(rows.select(range(8))) == expected
         assert hash_of(rows.select([3, 1, 2])) == hash_of(images.select([3, 1, 2]))

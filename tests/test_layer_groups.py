@@ -3,6 +3,7 @@ import copy
 import pytest
 import timm
 import torch
+from helpers import weights
 from torch import nn
 from transformers import (
     BertConfig,
@@ -261,7 +262,7 @@ def test_biases_and_normalisation_weights_do_not_decay(groups, tiny_model):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_on_a_stock_trainer_the_frozen_body_does_not_change_by_a_bit(groups, tiny_model, tmp_path, weight_decay):
     groups.freeze_to(-1)
-    before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    before = weights(tiny_model)
     optimizer = torch.optim.SGD(groups.param_groups([1e-3, 1e-2, 1e-1], weight_decay), momentum=0.9)
     rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 2} for i in range(8)]
     trainer = Trainer(

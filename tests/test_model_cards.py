@@ -35,28 +35,26 @@ def prose(text: str) -> list[str]:
     return [NUMBER.sub("#", line) for line in lines]
 
 
-def is_near(head: str, one: str, other: str) -> bool:
+def is_near(head: str, old: str, new: str) -> bool:
     """Whether two cells of a column tell about the same."""
     if head == "seconds":
         return True
-    if head in SHARES and "–" not in one + other:
-        return one == other or abs(float(one) - float(other)) <= SHARE
+    if head in SHARES and "–" not in old + new:
+        return old == new or abs(float(old) - float(new)) <= SHARE
     factor = LOSS if head.endswith("loss") else RATE if head.endswith("rates") else None
-    if factor is None or "–" in one + other:
-        return one == other
-    pairs = zip(NUMBER.findall(one), NUMBER.findall(other), strict=False)
-    return NUMBER.sub("#", one) == NUMBER.sub("#", other) and all(
+    if factor is None or "–" in old + new:
+        return old == new
+    pairs = zip(NUMBER.findall(old), NUMBER.findall(new), strict=False)
+    return NUMBER.sub("#", old) == NUMBER.sub("#", new) and all(
         abs(math.log(float(a) / float(b))) <= math.log(factor) for a, b in pairs
     )
 
 
 def differences(card: ModelCard, again: ModelCard) -> list[str]:
     """What two cards tell differently, beyond what another machine may change."""
-    found = [
-        f"{one!r} / {other!r}" for one, other in zip(prose(card.text), prose(again.text), strict=False) if one != other
-    ]
+    result = [f"{old!r} / {new!r}" for old, new in zip(prose(card.text), prose(again.text), strict=False) if old != new]
     if len(prose(card.text)) != len(prose(again.text)):
-        found.append("one has more lines")
+        result.append("the number of lines")
     for old, new in zip(tables(card.text), tables(again.text), strict=True):
         head = old[0]
         if head[0] == "what":  # the environment
@@ -64,31 +62,31 @@ def differences(card: ModelCard, again: ModelCard) -> list[str]:
         elif head[0] == "setting":
             old, new = ([row for row in rows if not LEFT_OUT.search(row[0])] for rows in (old, new))
         if len(old) != len(new):
-            found.append(f"the table of {head[0]}: {len(old)} rows / {len(new)}")
+            result.append(f"the table of {head[0]}: {len(old)} rows / {len(new)}")
         for row, row_again in zip(old, new, strict=False):
-            for name, one, other in zip(head, row, row_again, strict=False):
+            for name, cell, cell_again in zip(head, row, row_again, strict=False):
                 if name == "right":
                     continue  # follows from the accuracy
-                if not is_near(name, one, other):
-                    found.append(f"{row[0]}, {name}: {one} / {other}")
+                if not is_near(name, cell, cell_again):
+                    result.append(f"{row[0]}, {name}: {cell} / {cell_again}")
     old_data, new_data = card.data.to_dict(), again.data.to_dict()
     old_index, new_index = old_data.pop("model-index"), new_data.pop("model-index")
     if old_data != new_data:
-        found.append(f"metadata {old_data} / {new_data}")
+        result.append(f"metadata {old_data} / {new_data}")
     old_values, new_values = (
         {
-            (result["dataset"]["name"], one["name"], one["type"]): one["value"]
-            for result in index[0]["results"]
-            for one in result["metrics"]
+            (entry["dataset"]["name"], metric["name"], metric["type"]): metric["value"]
+            for entry in index[0]["results"]
+            for metric in entry["metrics"]
         }
         for index in (old_index, new_index)
     )
     if old_values.keys() != new_values.keys():
-        found.append(f"model-index {sorted(old_values)} / {sorted(new_values)}")
+        result.append(f"model-index {sorted(old_values)} / {sorted(new_values)}")
     for key in old_values.keys() & new_values.keys():
         if not is_near(key[2], str(old_values[key]), str(new_values[key])):
-            found.append(f"model-index, {key[1]}: {old_values[key]} / {new_values[key]}")
-    return found
+            result.append(f"model-index, {key[1]}: {old_values[key]} / {new_values[key]}")
+    return result
 
 
 @pytest.mark.cards

@@ -89,11 +89,11 @@ def test_the_epoch_table_shows(executed):
 
 def test_what_is_committed_is_what_it_gives(executed, committed):
     assert [kinds_of(cell) for cell in code_cells(committed)] == [kinds_of(cell) for cell in code_cells(executed)]
-    figures = [re.findall(r"\d\.\d{4}", printed_by(code_cells(one)[8])) for one in (committed, executed)]
-    plain, with_tta = (float(figure) for figure in figures[1])
+    accuracies = [re.findall(r"\d\.\d{4}", printed_by(code_cells(notebook)[8])) for notebook in (committed, executed)]
+    plain, with_tta = (float(value) for value in accuracies[1])
     assert min(plain, with_tta) > 0.9
     # another processor rounds otherwise, which the unfrozen epochs magnify: ten of 359 images
-    assert [float(figure) for figure in figures[0]] == pytest.approx([plain, with_tta], abs=0.03)
+    assert [float(value) for value in accuracies[0]] == pytest.approx([plain, with_tta], abs=0.03)
 
 
 def test_what_is_committed_names_no_place_and_no_machine(committed):

@@ -401,9 +401,9 @@ def test_scaled_decoding_of_a_large_image_costs_little(lite0, shared_photos, tmp
     head = LayerGroups.from_model(lite0).head
     exact, fast = (
         extract_features(
-            lite0, head, ImageDataset([{"image": file} for file in large], one), dtype=torch.float32
+            lite0, head, ImageDataset([{"image": file} for file in large], decoder), dtype=torch.float32
         ).read()
-        for one in (transform, transform.fast())
+        for decoder in (transform, transform.fast())
     )
     assert torch.cosine_similarity(exact, fast).min() >= 0.99
 

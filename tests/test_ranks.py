@@ -56,7 +56,7 @@ def runs(tmp_path_factory, folder):
     def run(kind, world):
         if world not in known:
             outputs = tmp_path_factory.mktemp(f"ranks-{world}")
-            kinds = [f"{one}:{free_port()}" for one in KINDS[world]]
+            kinds = [f"{kind}:{free_port()}" for kind in KINDS[world]]
             environment = {**os.environ, "HF_SGDR_CACHE": str(outputs / "cache")}
             process = launched(world, SCRIPT, folder, outputs, 8, *kinds, env=environment)
             output, _ = process.communicate(timeout=280)
@@ -77,10 +77,10 @@ def test_all_ranks_see_the_same(runs, kind):
 
 @pytest.mark.parametrize("kind", ["still", "vit"])
 def test_two_processes_equal_one_on_the_same_global_batch(runs, kind):
-    (one,), (two, _) = runs(kind, 1), runs(kind, 2)
+    (single,), (first, _) = runs(kind, 1), runs(kind, 2)
     for name in ("losses", "evaluation", "predictions", "tta", "second range test"):
-        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(two["range test"][0], one["range test"][0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(first[name], single[name], rtol=0, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(first["range test"][0], single["range test"][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["stock vit", "stock timm"])
@@ -93,8 +93,8 @@ def test_staged_unfreezing_on_a_stock_trainer_keeps_ranks_equal(runs, kind):
     assert middle[0] != middle[1]
     assert early[0] == early[1] != early[2]
     if kind == "stock vit":  # which has no statistics of batches
-        (one,) = runs(kind, 1)
-        for name, values in one["values"].items():
+        (single,) = runs(kind, 1)
+        for name, values in single["values"].items():
             np.testing.assert_allclose(first["values"][name], values, rtol=0, atol=1e-5, err_msg=name)
 
 

@@ -83,5 +83,5 @@ def test_the_figures_of_dogs_and_cats_are_those_of_its_card():
     kept = [(results["best"]["eval_loss"], results["best"]["eval_accuracy"])]
     kept += [(results["tta"]["loss"], results["tta"]["accuracy"])]
     expected = [stages["precomputed"], stages["augmented"], *kept]
-    for cell, figures in zip(row[1:], expected, strict=True):
-        assert [float(part) for part in cell.split(" / ")] == pytest.approx(figures, abs=0.0005)
+    for cell, values in zip(row[1:], expected, strict=True):
+        assert [float(part) for part in cell.split(" / ")] == pytest.approx(values, abs=0.0005)

@@ -114,7 +114,7 @@ def probability_of_truth(out: str) -> np.ndarray:
     answers = json.loads(out.splitlines()[-1])
     assert len(answers) == 8
     truth = ["cats"] * 4 + ["dogs"] * 4
-    rows = [{one["label"]: one["score"] for one in answer} for answer in answers]
+    rows = [{entry["label"]: entry["score"] for entry in answer} for answer in answers]
     return np.array([row[name] for row, name in zip(rows, truth, strict=True)])
 
 
@@ -156,7 +156,7 @@ def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, r
     assert status == 2
     tries = [record.message for record in caplog.records if record.name == "hf_sgdr.hub.retry"]
     assert len(tries) == 4
-    assert all("503 Service Unavailable: made to fail with 503" in one for one in tries)
+    assert all("503 Service Unavailable: made to fail with 503" in message for message in tries)
     line = err.splitlines()[-1]
     assert line.startswith("train.py: error: Pushing to ann/cats failed 5 times, at last with: 503 Service Unavailable")
     assert len(hub.repos["ann/cats"].commits) == 1

@@ -73,11 +73,11 @@ def address(digits) -> str:
         port = free.getsockname()[1]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "MODEL_ID": str(digits / "digits")}
     environment.pop("PYTHONPATH", None)
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", "import hf_sgdr; print(hf_sgdr.__file__)"],
         cwd=digits / "space", capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert Path(found.stdout.strip()).is_relative_to(digits / "space")  # not the one that is installed
+    assert Path(done.stdout.strip()).is_relative_to(digits / "space")  # not the one that is installed
     url = f"http://127.0.0.1:{port}"
     with (digits / "app.log").open("w") as log:
         process = subprocess.Popen(
@@ -260,7 +260,7 @@ def test_it_reads_well_at_each_size_in_light_and_dark(open_page, digits, tmp_pat
         page.wait_for_function("document.querySelector('#card').scrollLeft > 0")
     else:
         assert width > 390
-    found = Axe().run(page).response
-    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]] == []
+    result = Axe().run(page).response
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in result["violations"]] == []
     shown = np.asarray(Image.open(picture(page, f"page-{scheme}-{width}", tmp_path)).convert("L"))
     assert (shown.mean() > 128) == (scheme == "light")

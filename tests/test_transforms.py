@@ -182,11 +182,11 @@ def symmetries(augment: str, count: int = 400) -> collections.Counter:
         for turns in range(4)
         for flipped in (False, True)
     }
-    found = collections.Counter()
+    counts = collections.Counter()
     for seed in range(count):
         view = transform.pixels(pixels, (seed,)).float()
-        found[min(candidates, key=lambda key: float((candidates[key] - view).abs().sum()))] += 1
-    return found
+        counts[min(candidates, key=lambda key: float((candidates[key] - view).abs().sum()))] += 1
+    return counts
 
 
 def test_basic_flips_nothing_side_on_half_and_top_down_all_eight_ways():
