@@ -70,6 +70,19 @@ def plot_rates(rates: Mapping[str, Sequence[float]], ax: Axes | None = None, *, 
     return ax
 
 
+def plot_strengths(strengths: Sequence[float], losses: Sequence[float], chosen: float, ax: Axes | None = None) -> Axes:
+    """Loss in cross-validation against the regularisation's strength, log axis, with the chosen one marked."""
+    ax = ax or new_axes()
+    ax.plot(strengths, losses, color=CURVE, linewidth=1.8, marker="o", markersize=3)
+    ax.set_xscale("log")
+    ax.set_xlabel("strength C (log scale): regularised on the left, free on the right")
+    ax.set_ylabel("loss in cross-validation")
+    ax.axvline(chosen, color=MARK, linewidth=1.2, linestyle="--", label=f"chosen: {chosen:.2g}")
+    ax.legend(frameon=False)
+    _tidy(ax)
+    return ax
+
+
 def plot_confusion_matrix(
     matrix: ArrayLike, names: Sequence[str], ax: Axes | None = None, *, normalize: bool = False
 ) -> Axes:
