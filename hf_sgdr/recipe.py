@@ -4,7 +4,7 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -47,6 +47,9 @@ class Stage:
         max_cycles (`int`, *optional*, defaults to 3): for `until_overfitting`.
         snapshots (`bool`, *optional*, defaults to False): keep the weights at the end of each cycle, in
             `_runs/snapshots`; those of the last stage that asks for it stay. See [`SnapshotCallback`].
+        solve (`bool`, *optional*, defaults to False): solve the head instead of training it, on a frozen body, at no
+            rate. See [`solve_head`].
+        views (`int`, *optional*, defaults to 0): for `solve`: augmented views of each training image beside the plain.
         range_test_start, range_test_end (`float`, *optional*, default to 1e-7 and 10): the head's rates between which
             `lr="auto"` looks.
         range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
@@ -67,6 +70,8 @@ class Stage:
     until_overfitting: bool = False
     max_cycles: int = 3
     snapshots: bool = False
+    solve: bool = False
+    views: int = 0
     range_test_start: float = 1e-7
     range_test_end: float = 10.0
     range_test_steps: int = 100
@@ -79,6 +84,7 @@ class Stage:
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
         self._check_types()
+        self._check_solve()
         if isinstance(self.lr, str) and self.lr != "auto":
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if self.cycle_len is None and (self.cycle_mult != 1 or self.until_overfitting or self.snapshots):
@@ -96,7 +102,7 @@ class Stage:
 
     def _check_types(self) -> None:
         """A YAML file holds whatever somebody wrote into it."""
-        for name in ("precompute", "freeze_batch_norm", "until_overfitting", "snapshots"):
+        for name in ("precompute", "freeze_batch_norm", "until_overfitting", "snapshots", "solve"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be true or false, without quotes.")
         for name in ("lr_spread", "range_test_start", "range_test_end"):
@@ -113,6 +119,19 @@ class Stage:
                 continue
             value = require_whole(f"{self.name}: {name}", value, at_least=1)
             object.__setattr__(self, name, value)  # a plain int, for JSON
+
+    def _check_solve(self) -> None:
+        object.__setattr__(self, "views", require_whole(f"{self.name}: views", self.views, at_least=0))
+        if not self.solve:
+            if self.views:
+                raise ValueError(f"{self.name}: views={self.views} are for solve; give solve=True, or leave views out.")
+            return
+        allowed = {"name", "solve", "views", "precompute", "freeze_batch_norm"}
+        given = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        refused = [name for name in given if name not in allowed]
+        if refused:
+            raise ValueError(f"{self.name}: solve trains nothing, so it takes no {', '.join(refused)}: leave that out.")
+        object.__setattr__(self, "precompute", True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Stage":
@@ -192,6 +211,7 @@ class FitRecord(TypedDict):
         best_epoch (`float` or None): of the lowest validation loss.
         kept (`dict`): epoch, eval_loss and eval_accuracy of the weights that the model has afterwards.
         max_steps (`int` or None): where that cut the fit off.
+        cv_loss, cv_accuracy (`float`): of a solved head alone: in cross-validation on the training images.
     """
 
     name: str
@@ -207,6 +227,8 @@ class FitRecord(TypedDict):
     best_epoch: float | None
     kept: dict[str, float | None]
     max_steps: int | None
+    cv_loss: NotRequired[float]
+    cv_accuracy: NotRequired[float]
 
 
 @dataclass
@@ -218,6 +240,8 @@ class RunResults:
         stages (`list[FitRecord]`): a record for each stage.
         best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
             which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
+        solved ([`FitRecord`] or None): of the head that [`solve_head`] finds on the plain images' features, where a
+            stage trains on features and the model can be cut at its head.
         tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
         run (`str`): the SHA-256 of all that the run depends on: arguments, stages, images, transforms, starting
             weights, processes. Empty for fits that no recipe did.
@@ -226,6 +250,7 @@ class RunResults:
     world_size: int
     stages: list[FitRecord] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    solved: FitRecord | None = None
     tta: dict[str, float] = field(default_factory=dict)
     run: str = ""
 

@@ -17,9 +17,10 @@ from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import FeatureDataset, HeadClassifier, Rows
-from hf_sgdr.features.store import FeatureStore
+from hf_sgdr.features.store import FeatureStore, stacked
 from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.optim.layer_groups import LayerGroups
+from hf_sgdr.optim.solve import HeadSolution, solve_head
 
 logger = logging.get_logger(__name__)
 
@@ -128,10 +129,38 @@ class PrecomputedFeatures:
         groups = LayerGroups(head, {self.groups.names[-1]: names})
         return Session(head, groups, train, evaluation, nullcontext())
 
-    def training(self, rows: Any) -> FeatureDataset:
+    def linear_head(self) -> nn.Linear:
+        """The linear layer that gives the logits.
+
+        Raises:
+            ValueError: if the head has none, or it has no bias.
+        """
+        modules = [] if self.groups.head is None else list(self.groups.head.modules())
+        linear = next((module for module in reversed(modules) if isinstance(module, nn.Linear)), None)
+        if linear is None or linear.out_features != self.model.config.num_labels or linear.bias is None:
+            raise ValueError(f"{type(self.model).__name__} has no single linear head with a bias, which can be solved.")
+        return linear
+
+    def solve_head(self, rows: Any, **options: Any) -> HeadSolution:
+        """[`~hf_sgdr.optim.solve.solve_head`] on the features of training images, with their stored views.
+
+        Args:
+            rows (`datasets.Dataset`): images and labels.
+            **options: see there.
+
+        Raises:
+            ValueError: see there; or the model cannot be cut at a linear head.
+        """
+        boundary = Boundary.at_head(self.model, self.linear_head())
+        dataset = self.training(rows, boundary)
+        count, views = len(dataset), len(dataset.views)
+        labels, groups = dataset.labels.repeat(views), torch.arange(count).repeat(views)
+        return solve_head(stacked(dataset.views), labels, groups=groups.numpy(), **options)
+
+    def training(self, rows: Any, boundary: Boundary | None = None) -> FeatureDataset:
         """The features of the plain training images, and those of the augmented views, if any."""
         views = [self.images.view(rows, number) for number in range(1 + self.args.precompute_views)]
-        return self._dataset(views, "train", self.args.feature_dtype)
+        return self._dataset(views, "train", self.args.feature_dtype, boundary)
 
     # ---- Helpers ----
 
@@ -139,11 +168,13 @@ class PrecomputedFeatures:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
         return self._dataset([self.images.evaluation(rows)], name, dtype)
 
-    def _dataset(self, views: Sequence[ImageDataset], name: str, dtype: str) -> FeatureDataset:
+    def _dataset(
+        self, views: Sequence[ImageDataset], name: str, dtype: str, boundary: Boundary | None = None
+    ) -> FeatureDataset:
         """The features of one or more views of the same images, the plain one first, with their labels."""
         count = len(views) - 1
         features = [
-            self._rows(view, f"{name}, view {number} of {count}" if number else name, dtype)
+            self._rows(view, f"{name}, view {number} of {count}" if number else name, dtype, boundary)
             for number, view in enumerate(views)
         ]
         if count:
@@ -154,12 +185,12 @@ class PrecomputedFeatures:
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 
-    def _rows(self, images: ImageDataset, name: str, wanted_dtype: str) -> Rows:
+    def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
         on_cpu = self.accelerator.device.type == "cpu"
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         store = extract_features(
             self.model,
-            self.boundary(),
+            boundary or self.boundary(),
             images,
             dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,

@@ -1,6 +1,6 @@
 """The feature store: precomputed features on disk, read into memory or, where they do not fit, row by row."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,36 @@ class RowsOnDisk:
         file, start = self._shards[shard]
         start += position * self._bytes_per_row
         return mapped(file)[start : start + self._bytes_per_row]
+
+
+class _Stack:
+    """Several sets of rows of one shape, one after the other, indexed as one."""
+
+    def __init__(self, parts: Sequence[torch.Tensor | RowsOnDisk]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.shape = torch.Size([len(self), *parts[0].shape[1:]])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        wanted = torch.as_tensor(rows)
+        owners = np.searchsorted(self._starts, wanted.numpy(), side="right") - 1
+        result = torch.empty((len(wanted), *self.shape[1:]), dtype=self._parts[0].dtype)
+        for number in np.unique(owners):
+            chosen = torch.from_numpy(owners == number)
+            result[chosen] = self._parts[number][wanted[chosen] - int(self._starts[number])]
+        return result
+
+
+def stacked(parts: Sequence[torch.Tensor | RowsOnDisk]) -> Any:
+    """Rows one after the other: a tensor where all parts are in memory, else something that is indexed as one."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, torch.Tensor) for part in parts):
+        return torch.cat([part for part in parts if isinstance(part, torch.Tensor)])
+    return _Stack(parts)
 
 
 def module_hash(module: nn.Module, *, leave_out: Collection[str] = ()) -> str:

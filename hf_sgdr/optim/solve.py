@@ -30,8 +30,9 @@ _GRADIENT, _CHANGE = 1e-6, 1e-9
 class Features(Protocol):
     """Rows of features: a tensor, or rows on disk that are indexed as one."""
 
-    @property
-    def shape(self) -> torch.Size: ...
+    shape: torch.Size
+
+    def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any) -> torch.Tensor: ...
 
@@ -94,7 +95,7 @@ def solve_head(
 
     Args:
         features (`Tensor` or rows on disk): (rows, width), of any floating type; a tensor's device computes.
-        labels (array or tensor of int): class ids from 0, (rows,); or 0 and 1, (rows, classes): several labels an image.
+        labels (array or tensor of int): class ids from 0, (rows,); or several labels, 0 and 1, (rows, classes).
         strengths (sequence of `float`, *optional*, defaults to 17 from 1e-4 to 1e4): scikit-learn's `C`.
         folds (`int` or sequence of (rows to train on, rows held out), *optional*, defaults to 5): how many, drawn so
             that each class is spread over them, or which.
@@ -240,8 +241,10 @@ class _Design:
         self.rows, self.width = features.shape
         self.device = features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
         self.weights = weights.to(self.device)
-        self.mean = sum(chunk.sum(0, dtype=torch.float64) for _, chunk in self._given()) / self.rows
-        self.mean = self.mean.float()
+        total = torch.zeros(self.width, dtype=torch.float64, device=self.device)
+        for _, chunk in self._given():
+            total += chunk.sum(0, dtype=torch.float64)
+        self.mean = (total / self.rows).float()
         if not self.mean.isfinite().all():
             raise ValueError("The features are not finite: NaN or infinity in them; look at the images or the network.")
         self._coordinates: torch.Tensor | None = None
@@ -253,7 +256,9 @@ class _Design:
             self.axes = centred.T @ (vectors[:, kept] / self.sizes.sqrt())
             self._coordinates = vectors[:, kept] * self.sizes.sqrt()
         else:
-            gram = sum((chunk - self.mean).T @ (chunk - self.mean) for _, chunk in self._given())
+            gram = torch.zeros(self.width, self.width, device=self.device)
+            for _, chunk in self.chunks():
+                gram += chunk.T @ chunk
             values, vectors = torch.linalg.eigh(gram)
             kept = values > 1e-6 * values.max()
             self.sizes, self.axes = values[kept], vectors[:, kept]

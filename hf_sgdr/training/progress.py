@@ -102,6 +102,7 @@ class RunProgress:
         self.depends_on: dict[str, Any] = json.loads(json.dumps(depends_on))
         self.stages: list[FitRecord] = []
         self.rates: dict[str, list[float]] = {}
+        self.solved: FitRecord | None = None
 
     @property
     def exists(self) -> bool:
@@ -140,12 +141,18 @@ class RunProgress:
                 f"then{_SEED if changed == ['starting weights'] else ''}; to begin another one, give another "
                 "output_dir or do not resume."
             )
-        self.stages, self.rates = stages, rates
+        self.stages, self.rates, self.solved = stages, rates, content.get("solved")
 
     def save(self) -> None:
         """Write `progress.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"format": _FORMAT, "depends_on": self.depends_on, "stages": self.stages, "rates": self.rates}
+        content = {
+            "format": _FORMAT,
+            "depends_on": self.depends_on,
+            "stages": self.stages,
+            "rates": self.rates,
+            "solved": self.solved,
+        }
         replace_file(self.folder / "progress.json", json.dumps(content, indent=1).encode())
 
     def set_aside(self) -> None:

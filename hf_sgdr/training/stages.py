@@ -23,6 +23,7 @@ from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
+from hf_sgdr.training.solved import solved_record, yardstick
 from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
@@ -67,14 +68,25 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     losses = judged_losses(trainer)
     best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors", losses)
     trainer.add_callback(best)
-    head_rate = progress.stages[-1]["learning_rates"][-1] if progress.stages else FALLBACK_LR
+    head_rate = next((rates[-1] for rates in reversed(progress.rates.values())), FALLBACK_LR)
     try:
         for number, stage in enumerate(stages):
             if number < len(progress.stages):
                 continue
+            if stage.precompute and not stage.solve and progress.solved is None:
+                progress.solved = yardstick(trainer, losses, best)
             start = time.perf_counter()
             set_seed(trainer.args.seed)
             _prepare(trainer, stage, number)
+            if stage.solve:
+                best.stage = stage.name
+                record = solved_record(trainer, losses, name=stage.name, views=stage.views, keep=True)
+                progress.solved = record
+                if trainer.is_world_process_zero():
+                    progress.finish_stage(trainer.model, record)
+                else:
+                    progress.stages.append(record)
+                continue
             if stage.name not in progress.rates:
                 rates = _rates(trainer, stage, head_rate)
                 progress.rates[stage.name] = rates
@@ -103,7 +115,13 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     trainer.precompute = False
     trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     best.restore()
-    results = RunResults(trainer.args.world_size, progress.stages, best.metrics, run=run_key(progress.depends_on))
+    results = RunResults(
+        trainer.args.world_size,
+        progress.stages,
+        best.metrics,
+        solved=progress.solved,
+        run=run_key(progress.depends_on),
+    )
     if trainer.is_world_process_zero():
         write_image_hashes(rows_of(trainer.train_dataset), trainer.args.image_column_name, progress.folder)
     trainer.history.run = tuple(stages), results
@@ -226,6 +244,9 @@ def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
             f"label_names={trainer.label_names}: images come with `labels`, without which an evaluation has no "
             "eval_loss to choose the best weights by: leave label_names out."
         )
+    for number, stage in enumerate(stages):
+        if stage.lr is None and not stage.solve and number and all(before.solve for before in stages[:number]):
+            raise ValueError(f"Stage {stage.name!r}: no stage before it has a rate: give it lr, a number or 'auto'.")
     groups = trainer.layer_groups
     frozen = groups.frozen
     try:

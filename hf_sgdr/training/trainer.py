@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import nn
@@ -57,6 +58,7 @@ from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.rates import RecordRates, highest_rates, rates_at, rates_by_step, set_rates
 from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedule, require_whole
+from hf_sgdr.optim.solve import HeadSolution
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
 from hf_sgdr.training.history import TrainingHistory, fit_record
@@ -276,7 +278,7 @@ class SGDRTrainer(Trainer):
         optimizer, _ = self._given_optimizers
         before = [dict(group) for group in optimizer.param_groups] if optimizer is not None else []
         try:
-            with scoped.attributes(self, args=args, optimizer=optimizer), self._on_features():
+            with scoped.attributes(self, args=args, optimizer=optimizer), self.on_features():
                 self._set_given_rates()
                 result = test.run(self, max_steps=most)
         finally:
@@ -286,6 +288,40 @@ class SGDRTrainer(Trainer):
         self._tracked_fits.range_test_done(result)
         self.history.add_range_test(result)
         return result
+
+    def solve_head(
+        self,
+        *,
+        strengths: Sequence[float] | None = None,
+        folds: int | Sequence[tuple[Any, Any]] = 5,
+        seed: int = 42,
+        sample_weight: Any = None,
+    ) -> HeadSolution:
+        """Solve the head on the features of the training images, with `precompute_views` also on those of their views.
+
+        Afterwards the model has the solution, the same in every process. Features are computed when they are not
+        stored yet, whatever is frozen.
+
+        Args:
+            strengths, folds, seed, sample_weight: see [`~hf_sgdr.optim.solve.solve_head`].
+
+        Returns:
+            [`HeadSolution`]: how good it is in cross-validation, too.
+
+        Raises:
+            ValueError: if there are no training images, or the model cannot be cut at a linear head.
+        """
+        self._check_before_training()
+        self._check_images("train_dataset", self.train_dataset)
+        options = {"strengths": strengths, "folds": folds, "seed": seed, "sample_weight": sample_weight}
+        solution = [self.features.solve_head(self.train_dataset, **options)]
+        if self.args.world_size > 1:
+            broadcast_object_list(solution)
+        linear = self.features.linear_head()
+        with torch.no_grad():
+            linear.weight.copy_(solution[0].weight)
+            linear.bias.copy_(solution[0].bias)
+        return solution[0]
 
     def plot_lr(self, ax: Axes | None = None) -> Axes:
         """The rate of each layer group at each step of the last fit.
@@ -676,7 +712,7 @@ class SGDRTrainer(Trainer):
         checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
         self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
         self._checkpoints.limit = self.args.save_total_limit
-        with self._on_features():
+        with self.on_features():
             batches = len(self.get_train_dataloader())
             self._steps_per_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
             with scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step)):
@@ -695,8 +731,8 @@ class SGDRTrainer(Trainer):
         return output._replace(training_loss=output.metrics["train_loss"])  # in both, that of all steps: see `log`
 
     @contextmanager
-    def _on_features(self) -> Iterator[None]:
-        """Inside, with precompute on, the model is the head and the data are features."""
+    def on_features(self) -> Iterator[None]:
+        """Inside, with precompute on, the model is the head and the data are features, as in a fit."""
         if not self.precompute:
             yield
             return
