@@ -1,0 +1,178 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
+
+from hf_sgdr.features.store import FeatureStore
+from hf_sgdr.optim.folds import stratified_folds
+from hf_sgdr.optim.solve import solve_head
+
+STRENGTHS = [1e-3, 1e-2, 1e-1, 1.0, 10.0]
+
+
+def features_of(rows, width, classes, seed=0, noise=1.0):
+    """Like those of a network: above zero, of very different sizes, classes that overlap."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    centres = rng.normal(size=(classes, width))
+    sizes = np.linspace(0.05, 2, width)
+    features = np.abs(0.3 * centres[labels] + noise * rng.normal(size=(rows, width))) * sizes
+    return torch.from_numpy(features.astype(np.float32)), labels
+
+
+def probabilities(solution, features):
+    return (features @ solution.weight.T + solution.bias).double().softmax(1).numpy()
+
+
+@pytest.mark.parametrize(("rows", "width", "classes"), [(200, 30, 3), (60, 90, 2), (150, 400, 6), (300, 20, 2)])
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 1e3])
+def test_at_one_strength_it_is_scikit_learns_optimum(rows, width, classes, strength):
+    features, labels = features_of(rows, width, classes)
+    solution = solve_head(features, labels, strengths=[strength])
+    other = LogisticRegression(C=strength, max_iter=20_000, tol=1e-8).fit(features.double().numpy(), labels)
+    theirs = log_loss(labels, other.predict_proba(features.double().numpy()))
+    assert log_loss(labels, probabilities(solution, features)) == pytest.approx(theirs, abs=1e-4)
+    np.testing.assert_allclose(probabilities(solution, features), other.predict_proba(features.numpy()), atol=5e-3)
+    assert solution.strength == strength
+
+
+def test_with_the_same_folds_the_choice_is_that_of_logistic_regression_cv():
+    features, labels = features_of(180, 40, 3)
+    parts = list(StratifiedKFold(5, shuffle=True, random_state=0).split(features, labels))
+    solution = solve_head(features, labels, strengths=STRENGTHS, folds=parts)
+    other = LogisticRegressionCV(
+        Cs=STRENGTHS,
+        cv=parts,
+        scoring="neg_log_loss",
+        max_iter=5000,
+        tol=1e-6,
+        l1_ratios=(0.0,),
+        use_legacy_attributes=False,
+    ).fit(features.double().numpy(), labels)
+    assert solution.strength == np.ravel(other.C_)[0]
+    held_out = np.zeros((len(labels), 3))
+    for train, rows in parts:
+        one = LogisticRegression(C=solution.strength, max_iter=5000).fit(
+            features[train].double().numpy(), labels[train]
+        )
+        held_out[rows] = one.predict_proba(features[rows].double().numpy())
+    assert solution.cv_loss == pytest.approx(log_loss(labels, held_out), abs=1e-3)
+    np.testing.assert_allclose(solution.out_of_fold.exp(), held_out, atol=5e-3)
+    assert solution.cv_accuracy == (held_out.argmax(1) == labels).mean()
+    losses = -solution.out_of_fold[range(len(labels)), labels]
+    assert solution.cv_loss_error == pytest.approx(float(losses.std()) / len(labels) ** 0.5, rel=1e-3)
+    assert solution.cv_loss == min(solution.cv_losses)
+
+
+def test_every_precision_and_place_gives_the_same_head(tmp_path):
+    features, labels = features_of(120, 24, 3)
+    half = features.half()
+    store = FeatureStore({"of": "this test"}, len(half), tmp_path)
+    for shard in range(store.num_shards):
+        rows = store.shard_rows(shard)
+        store.write(shard, half[rows.start : rows.stop])
+    solutions = [
+        solve_head(given, labels, strengths=[0.1]) for given in (half, half.float(), store.open(), half.bfloat16())
+    ]
+    for solution in solutions[1:3]:
+        torch.testing.assert_close(solution.weight, solutions[0].weight)
+    assert solutions[3].weight == pytest.approx(solutions[0].weight, abs=2e-2)
+
+
+def test_views_of_an_image_are_held_out_together_and_the_plain_one_is_scored():
+    plain, labels = features_of(90, 20, 3)
+    views = torch.cat([plain, plain + 0.01, plain - 0.01])
+    groups = np.tile(np.arange(90), 3)
+    solution = solve_head(views, np.tile(labels, 3), groups=groups, strengths=[0.1])
+    assert solution.out_of_fold.shape == (90, 3)
+    assert solution.cv_loss == pytest.approx(solve_head(plain, labels, strengths=[0.3]).cv_loss, rel=0.05)
+    for train, held_out in stratified_folds(np.tile(labels, 3), 5, 42, groups):
+        assert not set(groups[train]) & set(groups[held_out])
+
+
+def test_folds_hold_each_image_out_once_and_spread_each_class():
+    labels = np.repeat([0, 1, 2], [50, 23, 4])
+    folds = stratified_folds(labels, 5, 42, np.arange(77))
+    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(77))
+    for train, held_out in folds:
+        assert not set(train) & set(held_out)
+        assert len(held_out) in (15, 16)
+        assert np.bincount(labels[held_out], minlength=3)[0] == 10
+
+
+def test_a_class_with_one_image_is_never_held_out_and_one_without_any_is_the_least_likely():
+    features, labels = features_of(60, 15, 2)
+    labels = np.where(labels == 1, 3, 0)
+    labels[0] = 2  # the only one; of class 1 there is none
+    solution = solve_head(features, labels, strengths=[0.1])
+    assert solution.out_of_fold[0].isnan().all()
+    assert not solution.out_of_fold[1:].isnan().any()
+    assert solution.weight.shape == (4, 15)
+    assert (probabilities(solution, features).argmin(1) == 1).all()
+    assert np.isfinite(solution.cv_loss)
+
+
+def test_several_labels_an_image_are_problems_of_their_own():
+    features, labels = features_of(120, 25, 2)
+    other = (features.sum(1) > features.sum(1).median()).long().numpy()
+    solution = solve_head(features, np.stack([labels, other], axis=1), strengths=[0.1])
+    for column, truth in enumerate((labels, other)):
+        alone = LogisticRegression(C=0.1, max_iter=5000).fit(features.double().numpy(), truth)
+        np.testing.assert_allclose(solution.weight[column], alone.coef_[0], atol=2e-3)
+    assert solution.out_of_fold.shape == (120, 2)
+
+
+def test_weights_of_rows_count_as_so_many_rows():
+    features, labels = features_of(80, 12, 3)
+    counts = np.random.default_rng(0).integers(1, 4, 80)
+    weighted = solve_head(features, labels, strengths=[0.1], sample_weight=counts)
+    rows = np.repeat(np.arange(80), counts)
+    repeated = solve_head(features[rows], labels[rows], strengths=[0.1], groups=rows)
+    torch.testing.assert_close(weighted.weight, repeated.weight, atol=2e-3, rtol=1e-2)
+
+
+def test_constant_columns_change_nothing():
+    features, labels = features_of(70, 10, 2)
+    wider = torch.cat([features, torch.ones(70, 3)], dim=1)
+    narrow, wide = (solve_head(given, labels, strengths=[1.0]) for given in (features, wider))
+    torch.testing.assert_close(wide.weight[:, :10], narrow.weight, atol=1e-3, rtol=1e-3)
+    assert wide.weight[:, 10:].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros(20, dtype=int)}, "All 20 rows are of class 0: at least two classes are needed."),
+        ({"labels": np.arange(19)}, r"labels of shape \(19,\) for 20 rows of features: must be one a row."),
+        ({"labels": np.full(20, 0.5)}, "labels are float64: must be class ids"),
+        ({"labels": np.arange(20) - 1}, "labels must be class ids >= 0"),
+        ({"labels": np.arange(20)}, "No class has two images, so none can be held out"),
+        ({"features": torch.full((20, 3), torch.nan)}, "The features are not finite"),
+        ({"strengths": [0.0]}, r"strengths=\[0.0\]: must be finite numbers above 0"),
+        ({"strengths": []}, r"strengths=\[\]: must be finite numbers above 0, at least one"),
+        ({"folds": 1}, "folds=1: must be an integer >= 2"),
+        ({"folds": [([0], [])]}, r"folds\[0\] trains on 1 rows and holds 0 out"),
+        ({"groups": np.arange(3)}, r"groups of shape \(3,\) for 20 rows"),
+        (
+            {"sample_weight": -np.ones(20)},
+            r"sample_weight of shape \(20,\) for 20 rows: must be one number >= 0",
+        ),
+    ],
+)
+def test_what_cannot_be_solved_is_said_in_one_line(change, message):
+    features, labels = features_of(20, 3, 2)
+    given = {"features": features, "labels": labels, **change}
+    with pytest.raises(ValueError, match=message) as error:
+        solve_head(given.pop("features"), given.pop("labels"), **given)
+    assert "\n" not in str(error.value)
+
+
+def test_its_plot_marks_the_chosen_strength():
+    features, labels = features_of(60, 10, 2)
+    solution = solve_head(features, labels, strengths=STRENGTHS)
+    ax = solution.plot()
+    assert list(ax.lines[0].get_xdata()) == STRENGTHS
+    assert ax.lines[1].get_xdata()[0] == solution.strength
+    assert repr(solution).startswith(f"HeadSolution(2 classes, strength={solution.strength:g}, cv_loss=")
