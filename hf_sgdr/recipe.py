@@ -254,6 +254,12 @@ class RunResults:
     tta: dict[str, float] = field(default_factory=dict)
     run: str = ""
 
+    @property
+    def rows(self) -> list[FitRecord]:
+        """What a table of the run shows: the solved head, where that is no stage, then the stages."""
+        beside = [] if self.solved is None or self.solved in self.stages else [self.solved]
+        return [*beside, *self.stages]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the schema's number first."""
         return {"schema": RESULTS_SCHEMA, **asdict(self)}

@@ -1,0 +1,132 @@
+"""The solved head in a trainer and in a recipe: a stage of its own, and the yardstick of those on features."""
+
+import json
+
+import pytest
+import torch
+
+from hf_sgdr import Stage, run_stages
+from hf_sgdr.training.solved import SOLVED_HEAD
+
+HOSTILE = Stage("head", lr=1e3, cycles=1, precompute=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, make_image_folder):
+    return make_image_folder(
+        tmp_path_factory.mktemp("images"), {"train": {"cats": 13, "dogs": 13}, "valid": {"cats": 5, "dogs": 6}}
+    )
+
+
+def test_the_solution_is_in_the_head_whatever_is_frozen_and_nothing_else_moves(make_trainer):
+    trainer = make_trainer(freeze_to=0, precompute_views=0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    solution = trainer.solve_head(strengths=[0.1])
+    after = trainer.model.state_dict()
+    assert torch.equal(after["timm_model.fc.weight"], solution.weight)
+    assert torch.equal(after["timm_model.fc.bias"], solution.bias)
+    assert all(torch.equal(after[name], before[name]) for name in before if ".fc." not in name)
+    assert trainer.layer_groups.first_trained == 0
+
+
+def test_stored_views_are_solved_on_too_and_only_plain_images_are_scored(make_trainer):
+    plain = make_trainer().solve_head(strengths=[0.1])
+    views = make_trainer(precompute_views=2).solve_head(strengths=[0.1])
+    assert plain.out_of_fold.shape == views.out_of_fold.shape == (26, 2)
+    assert not torch.equal(plain.weight, views.weight)
+
+
+def test_no_run_ends_worse_than_its_own_solved_head(make_trainer, tmp_path):
+    trainer = make_trainer()
+    results = run_stages(trainer, [HOSTILE])
+    (stage,), solved = results.stages, results.solved
+    assert stage["eval_loss"] > solved["eval_loss"]
+    assert results.best["stage"] == SOLVED_HEAD
+    assert results.best["eval_loss"] == solved["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(solved["eval_loss"], rel=1e-3)
+    content = json.loads(json.dumps(results.to_dict()))
+    assert content["schema"] == 2
+    assert content["solved"].keys() == content["stages"][0].keys() | {"cv_loss", "cv_accuracy"}
+
+
+def test_the_yardstick_leaves_training_as_it_is(make_trainer, monkeypatch):
+    stages = [Stage("head", lr=1e-2, cycles=2, precompute=True)]
+    with_it = make_trainer(folder="with")
+    results = run_stages(with_it, stages)
+    monkeypatch.setattr("hf_sgdr.training.stages.yardstick", lambda *args: None)
+    without = make_trainer(folder="without")
+    others = run_stages(without, stages)
+    assert others.solved is None
+    for key in ("train_loss", "eval_loss", "eval_accuracy"):
+        assert results.stages[0][key] == others.stages[0][key]
+
+
+def test_a_stage_that_solves_trains_nothing_and_the_next_goes_on_from_it(make_trainer):
+    trainer = make_trainer()
+    stages = [
+        Stage("head", solve=True, views=2),
+        Stage("all", lr=1e-5, cycle_len=1, freeze_to=0, freeze_batch_norm=True),
+    ]
+    results = run_stages(trainer, stages)
+    head, rest = results.stages
+    assert (head["epochs"], head["precompute"], head["learning_rates"]) == (0, True, [0.0] * 3)
+    assert results.solved == head
+    assert rest["eval_loss"] == pytest.approx(head["eval_loss"], rel=0.05)
+    assert trainer.args.precompute_views == 0
+
+
+def test_a_resumed_run_keeps_its_solved_head(make_trainer):
+    stages = [Stage("head", solve=True), Stage("all", lr=1e-3, cycle_len=1, freeze_to=0)]
+
+    def broken(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    whole = run_stages(make_trainer(folder="whole"), stages).to_dict()
+    trainer = make_trainer(folder="broken")
+    trainer.fit = broken
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(trainer, stages)
+    resumed = run_stages(make_trainer(folder="broken"), stages, resume=True).to_dict()
+    for results in (whole, resumed):
+        for record in (*results["stages"], results["solved"]):
+            record.pop("seconds")
+    assert resumed == whole
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 0.1}, "head: solve trains nothing, so it takes no lr: leave that out."),
+        ({"lr": "auto", "cycles": 2}, "takes no lr, cycles"),
+        ({"cycle_len": 1}, "takes no cycle_len"),
+        ({"freeze_to": 0}, "takes no freeze_to"),
+        ({"range_test_steps": 10}, "takes no range_test_steps"),
+        ({"solve": False, "views": 4}, "views=4 are for solve; give solve=True"),
+        ({"views": -1}, "head: views=-1: must be an integer >= 0"),
+        ({"solve": "yes"}, "solve='yes': must be true or false"),
+    ],
+)
+def test_what_a_solving_stage_does_not_take_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(**{"name": "head", "solve": True, **values})
+
+
+def test_a_stage_after_it_needs_a_rate_of_its_own(make_trainer):
+    with pytest.raises(ValueError, match="Stage 'all': no stage before it has a rate: give it lr"):
+        run_stages(make_trainer(), [Stage("head", solve=True), Stage("all", cycle_len=1)])
+
+
+def test_a_model_without_a_linear_head_is_left_out_with_one_line(make_trainer, caplog):
+    from transformers.utils import logging
+
+    trainer = make_trainer()
+    trainer.model.timm_model.fc = torch.nn.Linear(96, 2, bias=False)
+    trainer.layer_groups = type(trainer.layer_groups).from_model(trainer.model)
+    trainer.freeze()
+    logging.enable_propagation()
+    try:
+        results = run_stages(trainer, [Stage("head", lr=1e-2, precompute=True)])
+    finally:
+        logging.disable_propagation()
+    assert results.solved is None
+    assert caplog.text.count("The solved head is left out: TimmWrapperForImageClassification has no single linear") == 1
