@@ -20,6 +20,8 @@ from .optim.range_test import LRRangeResult as LRRangeResult
 from .optim.range_test import LRRangeTest as LRRangeTest
 from .optim.schedule import SGDRSchedule as SGDRSchedule
 from .optim.schedule import get_sgdr_schedule as get_sgdr_schedule
+from .optim.solve import HeadSolution as HeadSolution
+from .optim.solve import solve_head as solve_head
 from .recipe import LESSON as LESSON
 from .recipe import RunResults as RunResults
 from .recipe import Stage as Stage
