@@ -1,4 +1,4 @@
-"""A page for an image classifier: drop photos, see what the model thinks of them. A Gradio Space, or local.
+"""A page for an image classifier: drop images, see what the model thinks of them. A Gradio Space, or local.
 
     python recipes/space/app.py --model out
 
@@ -31,7 +31,8 @@ from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 HERE = Path(__file__).parent
 VIEWS = 4  # of test-time augmentation
 BARS = 5  # the likeliest classes
-MOST_PHOTOS = 20  # at once: a page is for everybody
+MOST_IMAGES = 20  # at once: a page is for everybody
+THUMBNAIL = (320, 384)  # pixels
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 HEADING = re.compile(r"^(#{1,5} )", re.MULTILINE)
 CODE_BLOCK = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
@@ -40,7 +41,7 @@ CARD_PICTURE = re.compile(r"""(!\[[^\]]*\]\(|<img src=")([^):"]+)([)"])""")  # a
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 ).set(block_info_text_color="*neutral_600")
-# Run once. A phone offers its camera and its photos; gr.File(file_types=["image"]) would see to that, too, but refuses
+# Run once. A phone offers its camera and pictures; gr.File(file_types=["image"]) would see to that, too, but refuses
 # other files in words of its own. And a card's tables, too wide for a phone, can be moved by keys when they are there.
 WHEN_LOADED = """() => {
     document.addEventListener(
@@ -51,9 +52,9 @@ WHEN_LOADED = """() => {
         if (card) for (const [name, value] of attributes) card.setAttribute(name, value)
     }).observe(document.body, {childList: true, subtree: true})
 }"""
-# The box is drawn anew when it has taken photos; whoever works by keyboard stays where they were.
+# The box is drawn anew when it has taken images; whoever works by keyboard stays where they were.
 FOCUS_ON_BOX = """() => {
-    if (document.activeElement === document.body) document.querySelector("#photos button").focus() }"""
+    if (document.activeElement === document.body) document.querySelector("#images button").focus() }"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,32 +83,31 @@ def page(model: str) -> gr.Blocks:
     def classify(files: list[str] | None, with_tta: bool) -> tuple[str, str]:
         """Results as a list in HTML, and what a screen reader says of them."""
         files = files or []
-        photos = [photo_or_error(path) for path in files[:MOST_PHOTOS]]
-        pictures = [photo for photo in photos if isinstance(photo, Image.Image)]
-        answers = iter(classifier(pictures, tta=VIEWS if with_tta else 0, top_k=min(BARS, len(classes))))
-        items, words = [], []
-        for path, photo in zip(files, photos, strict=False):
+        taken = files[:MOST_IMAGES]
+        views = VIEWS if with_tta else 0
+        answers = classifier(taken, tta=views, top_k=min(BARS, len(classes)), return_exceptions=True)
+        items, sentences = [], []
+        for path, answer in zip(taken, answers, strict=True):
             file = Path(path).name
-            if isinstance(photo, UnreadableImageError):
-                items.append(failure_item(file, str(photo.reason)))
-                words.append(f"{file} is not a picture that can be read.")
+            if isinstance(answer, UnreadableImageError):
+                items.append(failure_item(file, str(answer.reason)))
+                sentences.append(f"{file} is not a picture that can be read.")
             else:
-                scores = next(answers)
-                items.append(result_item(file, photo, scores))
-                words.append(f"{file}: {scores[0]['label']}, {percent(scores[0]['score'])}.")
-        if len(files) > MOST_PHOTOS:
-            words.append(f"These are the first {MOST_PHOTOS} of {len(files)} photos.")
-        return f'<ul class="results">{"".join(items)}</ul>' if items else "", html_text(" ".join(words))
+                items.append(result_item(file, read_image(path, shorter_side=THUMBNAIL[1]), answer))
+                sentences.append(f"{file}: {answer[0]['label']}, {percent(answer[0]['score'])}.")
+        if len(files) > MOST_IMAGES:
+            sentences.append(f"These are the first {MOST_IMAGES} of {len(files)} images.")
+        return f'<ul class="results">{"".join(items)}</ul>' if items else "", html_text(" ".join(sentences))
 
-    with gr.Blocks(title=f"What is in the photo? {name}", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# What is in the photo?\n\nThe model **{markdown_text(name)}** tells apart {listed(classes)}.")
+    with gr.Blocks(title=f"What is in the image? {name}", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# What is in the image?\n\nThe model **{markdown_text(name)}** tells apart {listed(classes)}.")
         latest = gr.State([])
         with gr.Row():
             with gr.Column():
-                files = gr.File(label="Photos", file_count="multiple", elem_id="photos", height=180)
+                files = gr.File(label="Images", file_count="multiple", elem_id="images", height=180)
                 with_tta = gr.Checkbox(
                     label="Test-time augmentation",
-                    info=f"Looks at {VIEWS} altered views of each photo too: slower, often a little better.",
+                    info=f"Looks at {VIEWS} altered views of each image too: slower, often a little better.",
                     visible=has_views(classifier),
                 )
                 samples = examples(HERE / "examples")
@@ -125,7 +125,7 @@ def page(model: str) -> gr.Blocks:
             gr.Markdown(card_text(model), elem_id="card")
 
         shown = [results, status]
-        # The box is emptied at once, so that it can always take more; the results show which photos they are of.
+        # The box is emptied at once, so that it can always take more; the results show which images they are of.
         taken = files.upload(lambda paths: (None, paths), files, [files, latest], api_visibility="private")
         taken.then(classify, [latest, with_tta], shown, api_visibility="private").then(None, js=FOCUS_ON_BOX)
         with_tta.change(classify, [latest, with_tta], shown, api_visibility="private")
@@ -143,39 +143,32 @@ def has_views(classifier: TTAImageClassificationPipeline) -> bool:
         return False
 
 
-def photo_or_error(path: str) -> Image.Image | UnreadableImageError:
-    try:
-        return read_image(path)
-    except UnreadableImageError as error:
-        return error
-
-
-def result_item(file: str, photo: Image.Image, scores: Sequence[dict[str, Any]]) -> str:
-    """One photo's result: the picture, the likeliest class, and a table of classes with bars."""
+def result_item(file: str, image: Image.Image, scores: Sequence[dict[str, Any]]) -> str:
+    """One image's result: the picture, the likeliest class, and a table of classes with bars."""
     rows = "".join(
-        f'<tr><th scope="row">{html_text(one["label"])}</th><td><span class="bar" '
-        f'style="width: {100 * one["score"]:.1f}%"></span></td><td>{percent(one["score"])}</td></tr>'
-        for one in scores
+        f'<tr><th scope="row">{html_text(entry["label"])}</th><td><span class="bar" '
+        f'style="width: {100 * entry["score"]:.1f}%"></span></td><td>{percent(entry["score"])}</td></tr>'
+        for entry in scores
     )
     return (
-        f'<li><img src="{thumbnail(photo)}" alt=""><div><h2>{html_text(scores[0]["label"])}</h2>'
+        f'<li><img src="{thumbnail(image)}" alt=""><div><h2>{html_text(scores[0]["label"])}</h2>'
         f'<p>{html_text(file)}</p><table aria-label="Probabilities for {html_text(file)}"><tbody>{rows}</tbody></table>'
         "</div></li>"
     )
 
 
 def failure_item(file: str, reason: str) -> str:
-    """What is said of a file that is no photo."""
+    """What is said of a file that is no image."""
     return (
         f'<li class="failed"><div><h2>{html_text(file)}</h2><p>This is not a picture that can be read '
-        f"({html_text(reason)}). Please try a photo, such as a JPEG, PNG or WebP file.</p></div></li>"
+        f"({html_text(reason)}). Please try an image, such as a JPEG, PNG or WebP file.</p></div></li>"
     )
 
 
-def thumbnail(photo: Image.Image) -> str:
+def thumbnail(image: Image.Image) -> str:
     """A small JPEG as a data URI, so that no file is kept for it."""
-    small = photo.copy()
-    small.thumbnail((320, 384))
+    small = image.copy()
+    small.thumbnail(THUMBNAIL)
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return data_uri(buffer.getvalue(), "image/jpeg")
@@ -198,7 +191,7 @@ def listed(classes: Sequence[str]) -> str:
 
 
 def examples(folder: Path) -> list[str]:
-    """The example photos, if somebody put some there."""
+    """The example images, if somebody put some there."""
     return [str(path) for path in sorted(folder.glob("*")) if path.suffix.lower() in PICTURES]
 
 
