@@ -1,4 +1,4 @@
-"""Names in pictures: which installed fonts draw them, and what stands for a character that none of them has."""
+"""Names in plots: which installed fonts draw them, and what stands for a character that none of them has."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,9 +7,8 @@ from matplotlib import font_manager, rcParams
 
 from hf_sgdr._utils.text import plot_text
 
-# Families in outlines that draw what Matplotlib's own lacks, taken where they are installed; its own comes last.
-BESIDE = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei",
-          "Malgun Gothic", "Noto Emoji", "Segoe UI Symbol")  # fmt: skip
+# Families that draw what Matplotlib's own lacks, taken where they are installed; its own comes last.
+FALLBACKS = ("Noto Sans CJK JP", "Noto Emoji", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
 OWN = "DejaVu Sans"
 MISSING = "□"
 
@@ -18,7 +17,7 @@ def families() -> list[str]:
     """What to give Matplotlib as `fontfamily`, so that each character is drawn by the first font that has it."""
     # of another weight than the normal one each use would log a line
     installed = {font.name for font in font_manager.fontManager.ttflist if font.weight == 400}
-    return list(dict.fromkeys([*rcParams["font.family"], *(name for name in BESIDE if name in installed), OWN]))
+    return list(dict.fromkeys([*rcParams["font.family"], *(name for name in FALLBACKS if name in installed), OWN]))
 
 
 def picture_text(text: str, longest: int = 40) -> str:
@@ -28,15 +27,14 @@ def picture_text(text: str, longest: int = 40) -> str:
         text (`str`): any, also from outside.
         longest (`int`, *optional*, defaults to 40): how many characters are left.
     """
-    fonts = [
-        font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=[name]))) for name in families()
-    ]
+    paths = (font_manager.findfont(font_manager.FontProperties(family=[name])) for name in families())
+    fonts = [font_manager.get_font(path) for path in paths]
     shown = plot_text(text, longest)
     return "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else MISSING for c in shown)
 
 
 def picture_labels(names: Sequence[str], longest: int = 40) -> list[str]:
-    """Names as [`picture_text`]; those that thereby become equal get their place in the list added."""
+    """Names as [`picture_text`]; those that thereby become equal get their index added."""
     labels = [picture_text(name, longest) for name in names]
-    times = Counter(labels)
-    return [f"{label} #{i}" if times[label] > 1 else label for i, label in enumerate(labels)]
+    count = Counter(labels)
+    return [f"{label} #{i}" if count[label] > 1 else label for i, label in enumerate(labels)]

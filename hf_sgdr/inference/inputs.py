@@ -25,7 +25,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from hf_sgdr._utils.text import printable
 from hf_sgdr.data.images import UnreadableImageError, read_image, readers, undecoded
 
-# A picture that was opened but not read yet may be given more than once; two threads must not read it together.
+# An image that was opened but not read yet may be given more than once; two threads must not read it together.
 _LOCKS = [threading.Lock() for _ in range(64)]
 _LONGEST_NAME = 100
 
@@ -94,10 +94,10 @@ def _short(text: str) -> str:
 def as_inputs(images: Any) -> Any:
     """Images as transformers' pipelines know them: one image, a list, a data set of torch, or a generator.
 
-    The rows of a `datasets.Dataset`, or a column of it, become their pictures, left encoded for the threads to decode.
+    The rows of a `datasets.Dataset`, or a column of it, become their images, left encoded for the threads to decode.
 
     Raises:
-        ValueError: if it is not clear which column holds the pictures, or which split is meant.
+        ValueError: if several columns may hold the images, or there are several splits.
     """
     if isinstance(images, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ValueError(
@@ -149,7 +149,9 @@ def read_in_threads(
     """
     waiting: deque[list[Future[Any]]] = deque()
     while True:
-        while len(waiting) <= ahead and (batch := [readers().submit(read, one) for one in islice(images, batch_size)]):
+        while len(waiting) <= ahead and (
+            batch := [readers().submit(read, item) for item in islice(images, batch_size)]
+        ):
             waiting.append(batch)
         if not waiting:
             return

@@ -63,9 +63,9 @@ def pipeline(
     else:
         model = os.fspath(model)
     _check_device(device)
-    words = {"pipeline_class": TTAImageClassificationPipeline, "device": device, "batch_size": batch_size}
+    settings = {"pipeline_class": TTAImageClassificationPipeline, "device": device, "batch_size": batch_size}
     try:
-        return transformers.pipeline("image-classification", model=model, tta=tta, beta=beta, **words, **kwargs)
+        return transformers.pipeline("image-classification", model=model, tta=tta, beta=beta, **settings, **kwargs)
     except OSError as error:
         if not isinstance(model, str):
             raise
@@ -220,7 +220,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             if inputs:
                 together = {name: torch.cat([item[name] for item in inputs]) for name in inputs[0]}
                 logits = self.forward(together, **forward_params)["logits"]
-                outputs = (self.postprocess({"logits": one}, **postprocess_params) for one in logits.split(1))
+                outputs = (self.postprocess({"logits": image}, **postprocess_params) for image in logits.split(1))
             for item in read:
                 yield item if isinstance(item, UnreadableImageError) else next(outputs)
             for future in batch[failed:]:
@@ -231,15 +231,14 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
     ) -> Any:
         """An image's views, (1, 1 + tta, ...) each; see [`ModelViews`]."""
         try:
-            picture = as_image(image, timeout, self.views.shorter_side(tta))
+            return self.views(as_image(image, timeout, self.views.shorter_side(tta)), tta)
         except UnreadableImageError as error:
             if not return_exceptions:
                 raise
             return error
-        return self.views(picture, tta)
 
     def _forward(self, model_inputs: Mapping[str, torch.Tensor], at_once: int = 1) -> ModelOutput:
-        """Logits (images, views, classes), `at_once` pictures a pass."""
+        """Logits (images, views, classes), `at_once` views a pass."""
         if self.model.training:  # a model in training mode would drop out, and move its batch norms
             self.model.eval()
         shape = next(iter(model_inputs.values())).shape[:2]
