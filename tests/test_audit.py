@@ -200,13 +200,13 @@ except UnreadableImagesError as error:
 
 
 def test_what_may_not_be_read_is_named(make_image_folder):
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
-        os.chmod(folder, 0o755)
-        root = make_image_folder(Path(folder), {"": {"a": 2, "b": 2, "b/locked": 1}})
+    with tempfile.TemporaryDirectory() as temporary:  # pytest's own folders are closed to other users
+        os.chmod(temporary, 0o755)
+        root = make_image_folder(Path(temporary), {"": {"a": 2, "b": 2, "b/locked": 1}})
         image, folder = root / "a" / "000.jpg", root / "b" / "locked"
         image.chmod(0)
         folder.chmod(0)
-        command = [sys.executable, "-c", READ_AS_NOBODY, folder]
+        command = [sys.executable, "-c", READ_AS_NOBODY, temporary]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         folder.chmod(0o755)
     assert f"{image}: Permission denied" in done.stdout, done.stderr
