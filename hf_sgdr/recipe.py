@@ -240,8 +240,6 @@ class RunResults:
         stages (`list[FitRecord]`): a record for each stage.
         best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
             which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
-        solved ([`FitRecord`] or None): of the head that [`solve_head`] finds on the plain images' features, where a
-            stage trains on features and the model can be cut at its head.
         tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
         run (`str`): the SHA-256 of all that the run depends on: arguments, stages, images, transforms, starting
             weights, processes. Empty for fits that no recipe did.
@@ -250,15 +248,8 @@ class RunResults:
     world_size: int
     stages: list[FitRecord] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
-    solved: FitRecord | None = None
     tta: dict[str, float] = field(default_factory=dict)
     run: str = ""
-
-    @property
-    def rows(self) -> list[FitRecord]:
-        """What a table of the run shows: the solved head, where that is no stage, then the stages."""
-        beside = [] if self.solved is None or self.solved in self.stages else [self.solved]
-        return [*beside, *self.stages]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the schema's number first."""

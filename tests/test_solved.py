@@ -1,14 +1,9 @@
-"""The solved head in a trainer and in a recipe: a stage of its own, and the yardstick of those on features."""
-
-import json
+"""The solved head in a trainer, and as a stage of a recipe."""
 
 import pytest
 import torch
 
-from hf_sgdr import Stage, run_stages
-from hf_sgdr.training.solved import SOLVED_HEAD
-
-HOSTILE = Stage("head", lr=1e3, cycles=1, precompute=True)
+from hf_sgdr import LayerGroups, Stage, run_stages
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +31,6 @@ def test_stored_views_are_solved_on_too_and_only_plain_images_are_scored(make_tr
     assert not torch.equal(plain.weight, views.weight)
 
 
-def test_no_run_ends_worse_than_its_own_solved_head(make_trainer, tmp_path):
-    trainer = make_trainer()
-    results = run_stages(trainer, [HOSTILE])
-    (stage,), solved = results.stages, results.solved
-    assert stage["eval_loss"] > solved["eval_loss"]
-    assert results.best["stage"] == SOLVED_HEAD
-    assert results.best["eval_loss"] == solved["eval_loss"]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(solved["eval_loss"], rel=1e-3)
-    content = json.loads(json.dumps(results.to_dict()))
-    assert content["schema"] == 2
-    assert content["solved"].keys() == content["stages"][0].keys() | {"cv_loss", "cv_accuracy"}
-
-
-def test_the_yardstick_leaves_training_as_it_is(make_trainer, monkeypatch):
-    stages = [Stage("head", lr=1e-2, cycles=2, precompute=True)]
-    with_it = make_trainer(folder="with")
-    results = run_stages(with_it, stages)
-    monkeypatch.setattr("hf_sgdr.training.stages.yardstick", lambda *args: None)
-    without = make_trainer(folder="without")
-    others = run_stages(without, stages)
-    assert others.solved is None
-    for key in ("train_loss", "eval_loss", "eval_accuracy"):
-        assert results.stages[0][key] == others.stages[0][key]
-
-
 def test_a_stage_that_solves_trains_nothing_and_the_next_goes_on_from_it(make_trainer):
     trainer = make_trainer()
     stages = [
@@ -70,7 +40,7 @@ def test_a_stage_that_solves_trains_nothing_and_the_next_goes_on_from_it(make_tr
     results = run_stages(trainer, stages)
     head, rest = results.stages
     assert (head["epochs"], head["precompute"], head["learning_rates"]) == (0, True, [0.0] * 3)
-    assert results.solved == head
+    assert head.keys() == rest.keys() | {"cv_loss", "cv_accuracy"}
     assert rest["eval_loss"] == pytest.approx(head["eval_loss"], rel=0.05)
     assert trainer.args.precompute_views == 0
 
@@ -88,7 +58,7 @@ def test_a_resumed_run_keeps_its_solved_head(make_trainer):
         run_stages(trainer, stages)
     resumed = run_stages(make_trainer(folder="broken"), stages, resume=True).to_dict()
     for results in (whole, resumed):
-        for record in (*results["stages"], results["solved"]):
+        for record in results["stages"]:
             record.pop("seconds")
     assert resumed == whole
 
@@ -116,17 +86,9 @@ def test_a_stage_after_it_needs_a_rate_of_its_own(make_trainer):
         run_stages(make_trainer(), [Stage("head", solve=True), Stage("all", cycle_len=1)])
 
 
-def test_a_model_without_a_linear_head_is_left_out_with_one_line(make_trainer, caplog):
-    from transformers.utils import logging
-
+def test_a_head_that_is_no_linear_layer_with_a_bias_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.model.timm_model.fc = torch.nn.Linear(96, 2, bias=False)
-    trainer.layer_groups = type(trainer.layer_groups).from_model(trainer.model)
-    trainer.freeze()
-    logging.enable_propagation()
-    try:
-        results = run_stages(trainer, [Stage("head", lr=1e-2, precompute=True)])
-    finally:
-        logging.disable_propagation()
-    assert results.solved is None
-    assert caplog.text.count("The solved head is left out: TimmWrapperForImageClassification has no single linear") == 1
+    trainer.layer_groups = LayerGroups.from_model(trainer.model)
+    with pytest.raises(ValueError, match="TimmWrapperForImageClassification has no single linear head with a bias"):
+        trainer.solve_head()

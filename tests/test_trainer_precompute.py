@@ -210,7 +210,7 @@ def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch
     monkeypatch.setattr(
         PrecomputedFeatures,
         "_rows",
-        lambda self, images, name, dtype: (extracted.append(name), original(self, images, name, dtype))[1],
+        lambda self, images, name, *args: (extracted.append(name), original(self, images, name, *args))[1],
     )
     training_step = trainer.training_step
 

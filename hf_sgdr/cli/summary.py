@@ -20,7 +20,7 @@ MOST_CLASSES = 40
 def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     """Print the table of stages, best weights and test-time augmentation, and the command that tries the model."""
     print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{'accuracy':>10}{'seconds':>9}")
-    for stage in results.rows:
+    for stage in results.stages:
         print(
             f"{stage['name']:<14}{stage['epochs']:>7}{_metric(stage['train_loss'])}{_metric(stage['eval_loss'])}"
             f"{_metric(stage['eval_accuracy'], 10)}{stage['seconds']:>9.1f}"

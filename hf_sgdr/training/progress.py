@@ -102,7 +102,6 @@ class RunProgress:
         self.depends_on: dict[str, Any] = json.loads(json.dumps(depends_on))
         self.stages: list[FitRecord] = []
         self.rates: dict[str, list[float]] = {}
-        self.solved: FitRecord | None = None
 
     @property
     def exists(self) -> bool:
@@ -141,7 +140,7 @@ class RunProgress:
                 f"then{_SEED if changed == ['starting weights'] else ''}; to begin another one, give another "
                 "output_dir or do not resume."
             )
-        self.stages, self.rates, self.solved = stages, rates, content.get("solved")
+        self.stages, self.rates = stages, rates
 
     def save(self) -> None:
         """Write `progress.json`."""

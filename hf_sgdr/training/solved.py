@@ -1,20 +1,14 @@
-"""The solved head in a recipe: as a stage of its own, and as the yardstick of those that train on features."""
+"""A stage that solves the head instead of training it."""
 
 import time
 from typing import Any
-
-from transformers.utils import logging
 
 from hf_sgdr._utils import scoped
 from hf_sgdr.callbacks.best_weights import last_evaluation
 from hf_sgdr.recipe import FitRecord
 
-logger = logging.get_logger(__name__)
 
-SOLVED_HEAD = "solved head"
-
-
-def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, keep: bool) -> FitRecord:
+def solved_record(trainer: Any, losses: list[str], *, name: str, views: int) -> FitRecord:
     """Solve the head and evaluate it on features; the trainer's callbacks see the evaluation, as of epoch 0.
 
     Args:
@@ -22,15 +16,12 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, kee
         losses (`list[str]`): by which weights are judged.
         name (`str`): of the record.
         views (`int`): augmented views of each image beside the plain one.
-        keep (`bool`): False gives the head its own weights back.
 
     Raises:
         ValueError: if the model cannot be cut at a linear head.
     """
     start = time.perf_counter()
     frozen, precompute = trainer.layer_groups.frozen, trainer.precompute
-    linear = trainer.features.linear_head()
-    before = {key: value.detach().clone() for key, value in linear.state_dict().items()}
     trainer.freeze()
     trainer.features.check()
     try:
@@ -45,8 +36,6 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, kee
     finally:
         trainer.layer_groups.freeze_to(frozen)
         trainer.features.are_used = precompute
-        if not keep:
-            linear.load_state_dict(before)
     return {
         "name": name,
         "epochs": 0,
@@ -64,20 +53,3 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, kee
         "cv_loss": solution.cv_loss,
         "cv_accuracy": solution.cv_accuracy,
     }
-
-
-def yardstick(trainer: Any, losses: list[str], best: Any) -> FitRecord | None:
-    """The record of the solved head on plain images, whose weights compete for the best; None where there is none."""
-    best.stage = SOLVED_HEAD
-    try:
-        record = solved_record(trainer, losses, name=SOLVED_HEAD, views=0, keep=False)
-    except ValueError as error:
-        logger.warning(f"The solved head is left out: {error}")
-        return None
-    if trainer.is_world_process_zero():
-        print(
-            f"\n{SOLVED_HEAD}: valid loss {record['eval_loss']:.4f}, accuracy {record['eval_accuracy']:.4f}, in "
-            f"cross-validation {record['cv_loss']:.4f} / {record['cv_accuracy']:.4f}, {record['seconds']:.1f} s",
-            flush=True,
-        )
-    return record

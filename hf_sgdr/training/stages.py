@@ -23,7 +23,7 @@ from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
-from hf_sgdr.training.solved import solved_record, yardstick
+from hf_sgdr.training.solved import solved_record
 from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
@@ -73,15 +73,12 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
         for number, stage in enumerate(stages):
             if number < len(progress.stages):
                 continue
-            if stage.precompute and not stage.solve and progress.solved is None:
-                progress.solved = yardstick(trainer, losses, best)
             start = time.perf_counter()
             set_seed(trainer.args.seed)
             _prepare(trainer, stage, number)
             if stage.solve:
                 best.stage = stage.name
-                record = solved_record(trainer, losses, name=stage.name, views=stage.views, keep=True)
-                progress.solved = record
+                record = solved_record(trainer, losses, name=stage.name, views=stage.views)
                 if trainer.is_world_process_zero():
                     progress.finish_stage(trainer.model, record)
                 else:
@@ -119,7 +116,6 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
         trainer.args.world_size,
         progress.stages,
         best.metrics,
-        solved=progress.solved,
         run=run_key(progress.depends_on),
     )
     if trainer.is_world_process_zero():
