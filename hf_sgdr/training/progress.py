@@ -150,7 +150,6 @@ class RunProgress:
             "depends_on": self.depends_on,
             "stages": self.stages,
             "rates": self.rates,
-            "solved": self.solved,
         }
         replace_file(self.folder / "progress.json", json.dumps(content, indent=1).encode())
 
