@@ -1,14 +1,15 @@
 """Arguments that the recipes share, in groups."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from transformers.hf_argparser import HfArg
+from transformers import hf_argparser
 
 from hf_sgdr.hub.card_facts import require_license
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.recipe import SAID_BY_STAGES
 
+HfArg: Any = hf_argparser.HfArg  # it says that it returns a Field, which no annotated field may be
 # What recipes/train.py does not take, with the reason; a --learning_rate takes the place of range tests.
 DECIDED_BY_STAGES = {
     name: "the stages say that; write stages in a YAML file." for name in SAID_BY_STAGES if name != "learning_rate"

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import ImageClassificationPipeline, PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.pipelines.image_classification import ClassificationFunction
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.data.image_spec import image_processor_of
@@ -63,9 +63,13 @@ def pipeline(
     else:
         model = os.fspath(model)
     _check_device(device)
-    settings = {"pipeline_class": TTAImageClassificationPipeline, "device": device, "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "pipeline_class": TTAImageClassificationPipeline,
+        "device": device,
+        "batch_size": batch_size,
+    }
     try:
-        return transformers.pipeline("image-classification", model=model, tta=tta, beta=beta, **settings, **kwargs)
+        pipe: Any = transformers.pipeline("image-classification", model=model, tta=tta, beta=beta, **settings, **kwargs)
     except OSError as error:
         if not isinstance(model, str):
             raise
@@ -73,6 +77,8 @@ def pipeline(
         if not os.path.isdir(model):
             reason = f"no such folder, and not loaded from the Hub ({reason}). Give a folder or a model id (user/name)."
         raise OSError(f"model {model!r}: {reason}") from error
+    result: TTAImageClassificationPipeline = pipe
+    return result
 
 
 class TTAImageClassificationPipeline(ImageClassificationPipeline):
@@ -123,35 +129,35 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         require_whole("batch_size", batch_size, at_least=1)
         self.batch_size = batch_size
         take_square_images(self.model)
-        self.views = ModelViews(
-            self.image_processor, self.model.config, augment=augment, max_zoom=max_zoom, exact=exact
-        )
+        processor: Any = self.image_processor
+        self.views = ModelViews(processor, self.model.config, augment=augment, max_zoom=max_zoom, exact=exact)
         if tta:
             self.views.augmented  # noqa: B018  # so that an error shows now
         if self.device.type == "cpu":
             keep_freed_memory()
             use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in self.model.modules()) > 1:
-            self.model.to(memory_format=torch.channels_last)
+            nn.Module.to(self.model, memory_format=torch.channels_last)
 
-    def __call__(self, inputs: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Answers for one image or many; see the class for what it takes and gives."""
         batch_size = self.batch_size if batch_size is None else batch_size
         require_whole("batch_size", batch_size, at_least=1)
         images = as_inputs(inputs)
         if isinstance(images, list) and not images:
             return []
-        return super().__call__(images, batch_size=batch_size, **kwargs)
+        return super().__call__(images, *args, batch_size=batch_size, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and image processor, both stock: none of this code goes with them."""
         self.model.save_pretrained(save_directory, **kwargs)
-        if not isinstance(self.image_processor, TimmWrapperImageProcessor):  # that one is all in config.json
-            self.image_processor.save_pretrained(save_directory, **kwargs)
+        processor: Any = self.image_processor
+        if not isinstance(processor, TimmWrapperImageProcessor):  # that one is all in config.json
+            processor.save_pretrained(save_directory, **kwargs)
 
     # ---- What transformers calls ----
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]  # as transformers documents it
         self,
         tta: int | None = None,
         beta: float | None = None,
@@ -226,7 +232,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             for future in batch[failed:]:
                 future.result()  # raises
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self, image: Any, timeout: float | None = None, tta: int = 0, return_exceptions: bool = False
     ) -> Any:
         """An image's views, (1, 1 + tta, ...) each; see [`ModelViews`]."""
@@ -237,17 +243,18 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
                 raise
             return error
 
-    def _forward(self, model_inputs: Mapping[str, torch.Tensor], at_once: int = 1) -> ModelOutput:
+    def _forward(self, model_inputs: Mapping[str, torch.Tensor], at_once: int = 1) -> ModelOutput:  # type: ignore[override]
         """Logits (images, views, classes), `at_once` views a pass."""
         if self.model.training:  # a model in training mode would drop out, and move its batch norms
             self.model.eval()
         shape = next(iter(model_inputs.values())).shape[:2]
         split = {name: value.flatten(0, 1).split(at_once) for name, value in model_inputs.items()}
+        dtype = self.model.dtype
         passes = [dict(zip(split, chunk, strict=True)) for chunk in zip(*split.values(), strict=True)]
-        logits = torch.cat([self.model(**self.views.model_inputs(inputs, self.dtype)).logits for inputs in passes])
+        logits = torch.cat([self.model(**self.views.model_inputs(inputs, dtype)).logits for inputs in passes])
         return ModelOutput(logits=logits.unflatten(0, shape))
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self,
         model_outputs: Mapping[str, torch.Tensor],
         function_to_apply: ClassificationFunction | None = None,
@@ -259,7 +266,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         scores = _FUNCTIONS[function_to_apply or self._default_function()](logits)
         score = mean_of_views(scores, beta)
         best = score.argsort(descending=True, stable=True)[:top_k]
-        names = self.model.config.id2label
+        names: Any = self.model.config.id2label
         return [
             {"label": names[i], "score": value} for i, value in zip(best.tolist(), score[best].tolist(), strict=True)
         ]

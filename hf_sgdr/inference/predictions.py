@@ -69,7 +69,8 @@ def _images_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | N
         return None, None
     image, label = _first_column(rows, datasets.Image), _first_column(rows, datasets.ClassLabel)
     if isinstance(trainer, ImagePredictor):
-        image, label = trainer.args.image_column_name, trainer.args.label_column_name
+        args: Any = trainer.args
+        image, label = args.image_column_name, args.label_column_name
     images = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
     feature = rows.features.get(label)
     return images, feature.names if isinstance(feature, datasets.ClassLabel) else None

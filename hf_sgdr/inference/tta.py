@@ -172,7 +172,7 @@ class ModelViews:
         views = self.augmented.views(image, plain["pixel_values"], range(tta))
         if self.plain is None:
             settings = self.processor.to_dict()
-            as_they_are = {name: False for name in ("do_resize", "do_center_crop") if name in settings}
+            as_they_are: dict[str, Any] = {name: False for name in ("do_resize", "do_center_crop") if name in settings}
             views = self.processor(images=list(views), return_tensors="pt", **as_they_are)["pixel_values"]
         return {"pixel_values": torch.cat([plain["pixel_values"], views])[None]}
 

@@ -1,6 +1,7 @@
 """The arguments of `SGDRTrainer`: transformers' `TrainingArguments`, and what the recipe adds or sets differently."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainingArguments
@@ -65,13 +66,17 @@ class SGDRTrainingArguments(TrainingArguments):
         image_column_name, label_column_name (`str`, *optional*, default to "image" and "label"): the data's columns.
     """
 
+    if TYPE_CHECKING:
+        output_dir: str = ""  # never None after __post_init__
     learning_rate: float = field(default=1e-2, metadata={"help": "Highest rate; for every layer group by default."})
     optim: str = field(default="sgd", metadata={"help": "Any optimizer name of transformers."})
-    per_device_train_batch_size: int | None = field(  # never None after __post_init__
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]  # never None after __post_init__
         default=None, metadata={"help": f"Images a training step and device; {DEFAULT_BATCH} by default."}
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images an evaluation step and device."})
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Follows from the cycles; must agree."})
+    num_train_epochs: float | None = field(  # type: ignore[assignment]  # never None after __post_init__
+        default=None, metadata={"help": "Follows from the cycles; must agree."}
+    )
     max_steps: int = field(
         default=-1, metadata={"help": "End each fit after this many optimizer steps, to try a run; -1: not."}
     )

@@ -64,8 +64,9 @@ class SealCheckpoints(TrainerCallback):
         """Write the manifest, then remove the oldest checkpoints."""
         values = self._state()
         if args.should_save:
-            seal(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), values)
-            rotate_checkpoints(args.output_dir, self.limit, state.best_model_checkpoint)
+            folder = args.output_dir or ""
+            seal(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), values)
+            rotate_checkpoints(folder, self.limit, state.best_model_checkpoint)
 
 
 def seal(checkpoint: Path, state: dict[str, Any]) -> None:

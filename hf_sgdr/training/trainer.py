@@ -133,7 +133,7 @@ class SGDRTrainer(Trainer):
             keep_freed_memory()
             use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
-            model = model.to(memory_format=torch.channels_last)
+            nn.Module.to(model, memory_format=torch.channels_last)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if args.cache_images:
             self.images.caches = ImageCaches(args, self.accelerator)
@@ -149,11 +149,10 @@ class SGDRTrainer(Trainer):
         self._checkpoints = SealCheckpoints(self._state_to_keep, self._restore_state)
         self._tracked_fits = TrackedFits(self.callback_handler, self.plot_lr)
         self._user_rates = RecordRates()
-        for callback in (self._checkpoints, DatasetEpoch(), StopOnNonFiniteLoss(self), EqualBuffers()):
+        callbacks = (self._checkpoints, DatasetEpoch(), StopOnNonFiniteLoss(self), EqualBuffers())
+        for callback in (*callbacks, self._tracked_fits, self._user_rates):
             self.add_callback(callback)
         show_epoch_table(self)
-        for callback in (self._tracked_fits, self._user_rates):
-            self.add_callback(callback)
         self.layer_groups.freeze_to(args.freeze_to)
         self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
         self.precompute = args.precompute
@@ -516,7 +515,7 @@ class SGDRTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Transformers' own; a micro-batch has the weight of its images."""
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._share_of_batch == 1.0:
             return result
         return (result[0] * self._share_of_batch, result[1]) if return_outputs else result * self._share_of_batch
@@ -539,7 +538,7 @@ class SGDRTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         name = f"{metric_key_prefix}_loss"
         is_ours = self.compute_loss_func is None and self.label_smoother is None and output.label_ids is not None
-        if self.args.world_size > 1 and name in output.metrics and is_ours:
+        if self.args.world_size > 1 and output.metrics is not None and name in output.metrics and is_ours:
             output.metrics[name] = loss_of_all(self.model, output)
         return output
 
@@ -617,7 +616,7 @@ class SGDRTrainer(Trainer):
     # ---- Sharing ----
 
     @override
-    def create_model_card(self, **facts: Any) -> None:
+    def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]  # by name, as everybody calls it
         """Write the card, `README.md` and pictures in `output_dir`, from this trainer's fits and what it measures now.
 
         Args:
@@ -686,7 +685,7 @@ class SGDRTrainer(Trainer):
         """
         if self.is_world_process_zero():
             private = private if private is not None else self.args.hub_private_repo
-            self.hub_model_id = prepare_repository(self._hub_name, private=private, api=hub_api(token))
+            self.hub_model_id: Any = prepare_repository(self._hub_name, private=private, api=hub_api(token))
             self.push_in_progress = None
 
     @property
@@ -762,7 +761,8 @@ class SGDRTrainer(Trainer):
     def _rates_at(self, step: int) -> dict[str, float]:
         if self._given_optimizers[1] is not None:
             return {name: rates[-1] for name, rates in self._user_rates.rates.items()}
-        return rates_at(self.optimizer, self.schedule, step)
+        optimizer: Any = self.optimizer
+        return rates_at(optimizer, self.schedule, step)
 
     def _highest_rates(self) -> list[float]:
         """The highest rate of each layer group in the training that has just ended."""
