@@ -588,6 +588,10 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(trained, tmp_path, launcher):
     root, _ = trained
     args = [str(word) for word in COMMAND]
     args[args.index("out")] = str(tmp_path / "my out")
+    args += [
+        "--stages",
+        '{"name": "head", "lr": 0.01, "cycles": 500, "precompute": true}',
+    ]  # longer than it takes to see
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if launcher != "python":
         environment["ACCELERATE_MIXED_PRECISION"] = "no"  # what the launcher sets for its child

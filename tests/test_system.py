@@ -28,7 +28,7 @@ TRAINER = (
 )
 EXTRACTION = (
     "LayerGroups, create_image_classifier, image_transforms",
-    "import numpy\nfrom hf_sgdr.data.images import ImageDataset\n"
+    "import numpy\nfrom hf_sgdr.data.dataset import ImageDataset\n"
     "from hf_sgdr.features.extract import extract_features\n"
     'model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)\n'
     "images = [{'image': numpy.zeros((32, 32, 3), numpy.uint8)}]\n"

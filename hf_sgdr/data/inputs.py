@@ -132,6 +132,9 @@ class ImageInputs:
             `BaseImageProcessor`: the image processor that makes the evaluation's pixels.
         """
         processor = self.eval_transform.spec.write_to(model)
+        if model.config.problem_type is None and (model.config.num_labels or 0) > 1:
+            # as transformers notes it with the first loss, which a run that is resumed at its end never computes
+            model.config.problem_type = "single_label_classification"
         # What a stock pipeline ignores and test-time augmentation needs; nobody's word does not replace what is there.
         if self._train_transform is not None or not hasattr(model.config, "hf_sgdr"):
             transform = self.train_transform
