@@ -15,7 +15,7 @@ from hf_sgdr import create_image_classifier, image_transforms
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.features.extract import _depends_on, extract_features, resolve_feature_dtype
-from hf_sgdr.features.head import CPU_BATCH
+from hf_sgdr.features.reader import CPU_BATCH
 from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.optim.layer_groups import LayerGroups
 
