@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from hf_sgdr._utils.text import csv_cell, html_text, markdown_text, plot_text, printable, printable_lines
+from hf_sgdr._utils.text import csv_cell, html_text, markdown_text, plot_text, printable
 
 NASTY = [
     "\x1b[31mred\x1b[0m",
@@ -55,7 +55,6 @@ def test_a_terminal_gets_no_control(name):
 def test_ordinary_names_are_left_alone():
     for name in ("cats", "Ωmega", "犬", "🐕‍🦺", "naïve café", "a b", "50%", "#1"):
         assert printable(name) == csv_cell(name) == name
-    assert printable_lines("a\tb\nc\x1b") == "a\tb\nc\\x1b"
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -24,11 +24,6 @@ def printable(text: object) -> str:
     return "".join(_escaped(character) if _is_control(character) else character for character in str(text))
 
 
-def printable_lines(text: object) -> str:
-    """[`printable`], but line breaks and tabs stay."""
-    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in str(text).split("\n"))
-
-
 def csv_cell(text: object) -> str:
     """Text for a cell of a CSV file: a spreadsheet shows it and does not compute it.
 
