@@ -12,6 +12,8 @@ from hf_sgdr.optim.range_test import LRRangeTest
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
 RESULTS_SCHEMA = 2
+# What the solved head is called beside a recipe's stages. No stage can have that name.
+SOLVED_HEAD = "solved head"
 # Arguments of training that do not change its result: where it writes, what it shows and to whom, how it is fed and by
 # which machine, what its columns are called.
 NO_EFFECT_ON_RESULT = re.compile(
@@ -241,6 +243,8 @@ class RunResults:
         best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
             which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
         tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
+        solved (`FitRecord` or None): of the head solved on the features of a recipe that precomputes: a yardstick for
+            its stages. Its name is `SOLVED_HEAD`, or that of the stage that solved it.
         run (`str`): the SHA-256 of all that the run depends on: arguments, stages, images, transforms, starting
             weights, processes. Empty for fits that no recipe did.
     """
@@ -250,6 +254,12 @@ class RunResults:
     best: dict[str, Any] = field(default_factory=dict)
     tta: dict[str, float] = field(default_factory=dict)
     run: str = ""
+    solved: FitRecord | None = None
+
+    @property
+    def rows(self) -> list[FitRecord]:
+        """What a table of the run shows: the solved head, where no stage is that, and the stages."""
+        return self.stages if self.solved is None or self.solved in self.stages else [self.solved, *self.stages]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the schema's number first."""

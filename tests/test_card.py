@@ -140,8 +140,11 @@ def test_what_is_no_id_is_refused_and_nothing_written(run, tmp_path, given, mess
 def test_the_table_of_stages_is_that_of_the_results(run, tmp_path):
     trainer, results = run
     text = write_card(trainer, tmp_path).read_text(encoding="utf-8")
-    head, whole = table(text, "stage")
+    solved, head, whole = table(text, "stage")
     first, second = results.stages
+    loss, accuracy = f"{results.solved['eval_loss']:.4f}", f"{results.solved['eval_accuracy']:.4f}"
+    what = "head, solved on precomputed features"
+    assert solved[:-1] == ["solved head", what, "0 (0)", "–", "–", loss, accuracy]
     rate = first["learning_rates"][-1]
     assert head[:-1] == [
         "head", "head, on precomputed features", "1 (1)", f"head {rate:.2g}",
@@ -152,7 +155,7 @@ def test_the_table_of_stages_is_that_of_the_results(run, tmp_path):
         f"{second['train_loss']:.4f}", f"{second['eval_loss']:.4f}", f"{second['eval_accuracy']:.4f}",
         f"{second['seconds']:.1f}",
     ]  # fmt: skip
-    assert f"of all epochs: {results.best['stage']}, epoch {results.best['epoch']:g}." in text
+    assert f"of all epochs: {results.best['stage']}." in text
 
 
 def test_the_table_of_classes_is_scikit_learns_report(run, tmp_path):
@@ -280,7 +283,7 @@ def test_fits_that_were_called_one_by_one_are_its_stages(make_trainer, tmp_path)
 def test_after_run_stages_a_card_tells_of_them_without_being_told(run, tmp_path):
     trainer, _ = run
     text = write_card(trainer, tmp_path).read_text(encoding="utf-8")
-    assert [row[0] for row in table(text, "stage")] == ["head", "whole"]
+    assert [row[0] for row in table(text, "stage")] == ["solved head", "head", "whole"]
     assert "of all epochs" in text
 
 

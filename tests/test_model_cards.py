@@ -144,9 +144,11 @@ def test_a_reference_card_tells_what_its_run_measured(run):
         results["tta"]["loss"], abs=1e-6
     )
     rows = next(rows for rows in tables(card.text) if rows[0][0] == "stage")[1:]
-    assert [row[0] for row in rows] == [stage["name"] for stage in results["stages"]]
-    for row, stage in zip(rows, results["stages"], strict=True):
-        assert row[4:7] == [f"{stage[name]:.4f}" for name in ("train_loss", "eval_loss", "eval_accuracy")]
+    told = [results["solved"], *results["stages"]]
+    assert [row[0] for row in rows] == [stage["name"] for stage in told]
+    for row, stage in zip(rows, told, strict=True):
+        metrics = [stage[name] for name in ("train_loss", "eval_loss", "eval_accuracy")]
+        assert row[4:7] == ["–" if value is None else f"{value:.4f}" for value in metrics]
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -33,8 +33,8 @@ def make_trainer(make_trainer):
 def end_of(trainer, results=None):
     """All in which two runs must agree."""
     content = results.to_dict() if results is not None else {}
-    for stage in content.get("stages", []):
-        stage.pop("seconds")
+    for record in (*content.get("stages", []), content.get("solved") or {}):
+        record.pop("seconds", None)
     return content, without_times(trainer.state.log_history), trainer.learning_rates(), weights(trainer.model)
 
 

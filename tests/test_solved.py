@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_sgdr import LayerGroups, Stage, run_stages
+from hf_sgdr.recipe import SOLVED_HEAD
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,67 @@ def test_a_resumed_run_keeps_its_solved_head(make_trainer):
         run_stages(trainer, stages)
     resumed = run_stages(make_trainer(folder="broken"), stages, resume=True).to_dict()
     for results in (whole, resumed):
-        for record in results["stages"]:
-            record.pop("seconds")
+        for record in (*results["stages"], results["solved"]):
+            record.pop("seconds", None)
     assert resumed == whole
+
+
+# ---- The yardstick beside a recipe that precomputes ----
+
+
+def test_no_run_ends_worse_than_its_own_solved_head(make_trainer, capsys):
+    trainer = make_trainer()
+    stages = (Stage("hostile", lr=1e3, precompute=True), Stage("more", lr=1e2, freeze_to=0))
+    results = run_stages(trainer, stages)
+    assert results.best["stage"] == SOLVED_HEAD
+    assert results.solved["eval_loss"] < min(stage["eval_loss"] for stage in results.stages)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(results.solved["eval_loss"], abs=1e-5)
+    table = capsys.readouterr().out
+    assert table.index("solved head: strength") < table.index("    solved") < table.index("hostile: precomputed")
+
+
+def test_the_solved_head_is_told_as_a_stage_is(make_trainer):
+    results = run_stages(make_trainer(), [Stage("head", lr=1e-1, precompute=True)])
+    assert results.solved.keys() == results.stages[0].keys() | {"cv_loss", "cv_accuracy"}
+    assert results.to_dict()["solved"]["name"] == SOLVED_HEAD
+    assert [row["name"] for row in results.rows] == [SOLVED_HEAD, "head"]
+    solving = run_stages(make_trainer(), [Stage("head", solve=True)])
+    assert solving.solved == solving.stages[0]
+    assert [row["name"] for row in solving.rows] == ["head"]
+
+
+def test_training_is_the_same_beside_a_solved_head(make_trainer, monkeypatch):
+    stages = [Stage("head", lr=1e-1, cycles=2, precompute=True), Stage("all", lr=1e-3, cycle_len=1, freeze_to=0)]
+    beside = run_stages(make_trainer(folder="beside"), stages)
+    monkeypatch.setattr("hf_sgdr.training.stages._solve_beside", lambda *args: None)
+    alone = run_stages(make_trainer(folder="alone"), stages)
+    assert alone.solved is None
+    for one, other in zip(beside.stages, alone.stages, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_without_a_linear_head_it_is_left_out_with_one_line(make_trainer, caplog):
+    trainer = make_trainer()
+    trainer.model.timm_model.fc = torch.nn.Linear(96, 2, bias=False)
+    trainer.layer_groups = LayerGroups.from_model(trainer.model)
+    trainer.freeze()
+    results = run_stages(trainer, [Stage("head", lr=1e-1, precompute=True), Stage("more", lr=1e-2, precompute=True)])
+    assert results.solved is None
+    assert [line for line in caplog.messages if "solved head" in line] == [
+        "No solved head beside the stages: TimmWrapperForImageClassification has no single linear head with a bias, "
+        "which can be solved."
+    ]
+
+
+def test_a_run_that_was_interrupted_after_its_solved_head_keeps_it(make_trainer, monkeypatch):
+    stages = [Stage("head", lr=1e-1, precompute=True)]
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer, "fit", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_stages(trainer, stages)
+    monkeypatch.setattr("hf_sgdr.training.stages.solved_record", lambda *args, **kwargs: 1 / 0)
+    results = run_stages(make_trainer(), stages, resume=True)
+    assert results.solved["name"] == SOLVED_HEAD
 
 
 @pytest.mark.parametrize(

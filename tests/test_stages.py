@@ -64,7 +64,7 @@ def test_a_recipe_runs_and_leaves_its_results(trainer, tmp_path):
     assert all(math.isfinite(stage[key]) for stage in results.stages for key in ("train_loss", "eval_loss", "seconds"))
     save_results(results, tmp_path / "out" / "results.json")
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(written) == ["schema", "world_size", "stages", "best", "tta", "run"]
+    assert list(written) == ["schema", "world_size", "stages", "best", "tta", "run", "solved"]
     assert written["schema"] == 2
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "head-learning-rate.png",
@@ -73,12 +73,9 @@ def test_a_recipe_runs_and_leaves_its_results(trainer, tmp_path):
 
 
 def test_the_best_weights_of_all_stages_are_kept(trainer):
-    stages = (
-        Stage("good", lr=1e-1, cycles=3, precompute=True),
-        Stage("ruin", lr=1e3, cycles=1, cycle_len=1),
-    )
-    results = run_stages(trainer, stages)
+    results = run_stages(trainer, (Stage("good", lr=1e-1, cycles=3), Stage("ruin", lr=1e3, cycle_len=1)))
     good, ruin = results.stages
+    assert results.solved is None
     assert ruin["eval_loss"] > good["eval_loss"]
     assert results.best["stage"] == "good"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(results.best["eval_loss"], abs=1e-5)
@@ -186,7 +183,7 @@ def losses_of(trainer, *sets):
 
 
 def test_with_several_evaluation_sets_the_mean_of_their_losses_decides(two_sets):
-    stages = (Stage("good", lr=1e-1, cycles=3, precompute=True), Stage("ruin", lr=1e3, cycles=1, cycle_len=1))
+    stages = (Stage("good", lr=1e-1, cycles=3), Stage("ruin", lr=1e3, cycles=1, cycle_len=1))
     results = run_stages(two_sets, stages)
     assert results.best["stage"] == "good"
     assert results.best["metric"] == "mean of eval_large_loss, eval_small_loss"

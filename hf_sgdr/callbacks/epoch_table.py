@@ -97,12 +97,20 @@ class EpochTable(TrainerCallback):
             self._print(state, self._metrics, self._seconds)
             self._losses, self._metrics = [], {}
 
+    def print_solved(self, metrics: dict[str, float], seconds: float) -> None:
+        """A table of one line: a head that was solved has neither epochs nor a rate."""
+        self._has_header = False
+        self._print_line("solved", "–", metrics, "–", seconds)
+
     def _print(self, state: TrainerState, metrics: dict[str, float], seconds: float) -> None:
         if not state.is_world_process_zero:
             return
         steps = sum(count for count, _ in self._losses)
         train_loss = sum(count * loss for count, loss in self._losses) / max(steps, 1)
-        columns = {"epoch": f"{state.epoch:g}", "train loss": f"{train_loss:.4f}"}
+        self._print_line(f"{state.epoch:g}", f"{train_loss:.4f}", metrics, f"{self._rate:.2e}", seconds)
+
+    def _print_line(self, epoch: str, train_loss: str, metrics: dict[str, float], rate: str, seconds: float) -> None:
+        columns = {"epoch": epoch, "train loss": train_loss}
         if "eval_loss" in metrics:
             columns["valid loss"] = f"{metrics['eval_loss']:.4f}"
         columns |= {
@@ -110,7 +118,7 @@ class EpochTable(TrainerCallback):
             for name, value in metrics.items()
             if name.startswith("eval_") and name != "eval_loss" and not name.endswith(_NOT_METRICS)
         }
-        columns |= {"lr (head)": f"{self._rate:.2e}", "time": f"{seconds:.1f} s"}
+        columns |= {"lr (head)": rate, "time": f"{seconds:.1f} s"}
         widths = [max(len(name), 10) for name in columns]
         if not self._has_header:
             tqdm.write("  ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))

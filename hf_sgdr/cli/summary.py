@@ -20,7 +20,7 @@ MOST_CLASSES = 40
 def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     """Print the table of stages, best weights and test-time augmentation, and the command that tries the model."""
     print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{'accuracy':>10}{'seconds':>9}")
-    for stage in results.stages:
+    for stage in results.rows:
         print(
             f"{stage['name']:<14}{stage['epochs']:>7}{_metric(stage['train_loss'])}{_metric(stage['eval_loss'])}"
             f"{_metric(stage['eval_accuracy'], 10)}{stage['seconds']:>9.1f}"
@@ -28,10 +28,8 @@ def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     if training.max_steps > 0:
         print(f"each fit ended after {training.max_steps} steps (--max_steps)")
     best, tta = results.best, results.tta
-    print(
-        f"{'best':<33}{_metric(best['eval_loss'])}{_metric(best['eval_accuracy'], 10)}   "
-        f"lowest valid loss: {best['stage']}, epoch {best['epoch']:g}"
-    )
+    at = f"{best['stage']}, epoch {best['epoch']:g}" if best["epoch"] else best["stage"]
+    print(f"{'best':<33}{_metric(best['eval_loss'])}{_metric(best['eval_accuracy'], 10)}   lowest valid loss: {at}")
     if tta:
         print(f"{'with TTA':<33}{_metric(tta['loss'])}{_metric(tta['accuracy'], 10)}")
     predict = ["python", str(Path(sys.argv[0]).with_name("predict.py")), "--model", str(training.output_dir)]

@@ -102,6 +102,7 @@ class RunProgress:
         self.depends_on: dict[str, Any] = json.loads(json.dumps(depends_on))
         self.stages: list[FitRecord] = []
         self.rates: dict[str, list[float]] = {}
+        self.solved: FitRecord | None = None
 
     @property
     def exists(self) -> bool:
@@ -120,6 +121,7 @@ class RunProgress:
             content = json.loads(path.read_text(encoding="utf-8"))
             made_by = content.get("format", 1)
             before, stages, rates = content["depends_on"], content["stages"], content["rates"]
+            solved = content.get("solved")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
         if made_by != _FORMAT:
@@ -140,7 +142,7 @@ class RunProgress:
                 f"then{_SEED if changed == ['starting weights'] else ''}; to begin another one, give another "
                 "output_dir or do not resume."
             )
-        self.stages, self.rates = stages, rates
+        self.stages, self.rates, self.solved = stages, rates, solved
 
     def save(self) -> None:
         """Write `progress.json`."""
@@ -150,6 +152,7 @@ class RunProgress:
             "depends_on": self.depends_on,
             "stages": self.stages,
             "rates": self.rates,
+            "solved": self.solved,
         }
         replace_file(self.folder / "progress.json", json.dumps(content, indent=1).encode())
 

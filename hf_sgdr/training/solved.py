@@ -1,14 +1,26 @@
-"""A stage that solves the head instead of training it."""
+"""The solved head of a run: a stage of its own, or the yardstick beside the others."""
 
 import time
 from typing import Any
 
 from hf_sgdr._utils import scoped
 from hf_sgdr.callbacks.best_weights import last_evaluation
+from hf_sgdr.callbacks.epoch_table import EpochTable
 from hf_sgdr.recipe import FitRecord
 
 
-def solved_record(trainer: Any, losses: list[str], *, name: str, views: int) -> FitRecord:
+def check_solvable(trainer: Any) -> None:
+    """Raise a ValueError unless the model can be cut at a linear head."""
+    groups, frozen = trainer.layer_groups, trainer.layer_groups.frozen
+    groups.freeze_to(-1)
+    try:
+        trainer.features.check()
+        trainer.features.linear_head()
+    finally:
+        groups.freeze_to(frozen)
+
+
+def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, keep: bool = True) -> FitRecord:
     """Solve the head and evaluate it on features; the trainer's callbacks see the evaluation, as of epoch 0.
 
     Args:
@@ -16,14 +28,16 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int) -> 
         losses (`list[str]`): by which weights are judged.
         name (`str`): of the record.
         views (`int`): augmented views of each image beside the plain one.
+        keep (`bool`, *optional*, defaults to True): leave the solution in the model; False puts its head back.
 
     Raises:
-        ValueError: if the model cannot be cut at a linear head.
+        ValueError: if the model cannot be cut at a linear head, or no head can be solved on these images.
     """
     start = time.perf_counter()
-    frozen, precompute = trainer.layer_groups.frozen, trainer.precompute
-    trainer.freeze()
-    trainer.features.check()
+    check_solvable(trainer)
+    head, groups, frozen = trainer.features.linear_head(), trainer.layer_groups, trainer.layer_groups.frozen
+    before = {key: value.detach().clone() for key, value in head.state_dict().items()}
+    groups.freeze_to(-1)
     try:
         with (
             scoped.attributes(trainer.args, precompute_views=views),
@@ -31,22 +45,31 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int) -> 
         ):
             solution = trainer.solve_head()
             with trainer.on_features(), scoped.attributes(trainer.state, epoch=0.0):
-                trainer.evaluate()
+                metrics = trainer.evaluate()
         loss, accuracy = last_evaluation(trainer.state.log_history, losses)
     finally:
-        trainer.layer_groups.freeze_to(frozen)
-        trainer.features.are_used = precompute
+        groups.freeze_to(frozen)
+        if not keep:
+            head.load_state_dict(before)
+        # evaluation outside training sets it, and then it is in every later log, but in none of a resumed run
+        vars(trainer).pop("model_preparation_time", None)
+    seconds = round(time.perf_counter() - start, 2)
+    if trainer.is_world_process_zero():
+        print(f"\n{name}: strength {solution.strength:g}, loss in cross-validation {solution.cv_loss:.4f}", flush=True)
+        for table in trainer.callback_handler.callbacks:
+            if isinstance(table, EpochTable):
+                table.print_solved(metrics, seconds)
     return {
         "name": name,
         "epochs": 0,
         "cycles": 0,
-        "learning_rates": [0.0] * len(trainer.layer_groups),
+        "learning_rates": [0.0] * len(groups),
         "train_loss": None,
         "eval_loss": loss,
         "eval_accuracy": accuracy,
-        "seconds": round(time.perf_counter() - start, 2),
+        "seconds": seconds,
         "precompute": True,
-        "freeze_to": len(trainer.layer_groups) - 1,
+        "freeze_to": -1,
         "best_epoch": 0.0,
         "kept": {"epoch": 0.0, "eval_loss": loss, "eval_accuracy": accuracy},
         "max_steps": None,

@@ -20,7 +20,7 @@ from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
-from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, RunResults, Stage
+from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, SOLVED_HEAD, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
 from hf_sgdr.training.solved import solved_record
@@ -74,11 +74,14 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
             if number < len(progress.stages):
                 continue
             start = time.perf_counter()
+            if stage.precompute and not any(before.precompute for before in stages[:number]) and not stage.solve:
+                _solve_beside(trainer, progress, best, losses)
             set_seed(trainer.args.seed)
             _prepare(trainer, stage, number)
             if stage.solve:
                 best.stage = stage.name
                 record = solved_record(trainer, losses, name=stage.name, views=stage.views)
+                progress.solved = progress.solved or record
                 if trainer.is_world_process_zero():
                     progress.finish_stage(trainer.model, record)
                 else:
@@ -117,11 +120,26 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
         progress.stages,
         best.metrics,
         run=run_key(progress.depends_on),
+        solved=progress.solved,
     )
     if trainer.is_world_process_zero():
         write_image_hashes(rows_of(trainer.train_dataset), trainer.args.image_column_name, progress.folder)
     trainer.history.run = tuple(stages), results
     return results
+
+
+def _solve_beside(trainer: SGDRTrainer, progress: RunProgress, best: KeepBestWeights, losses: list[str]) -> None:
+    """The yardstick: what algebra makes of the same features. Its weights may be the best; training goes on without."""
+    if progress.solved is not None:
+        return
+    best.stage = SOLVED_HEAD
+    views = trainer.args.precompute_views
+    try:
+        progress.solved = solved_record(trainer, losses, name=SOLVED_HEAD, views=views, keep=False)
+    except ValueError as error:
+        logger.warning(f"No solved head beside the stages: {error}")
+    if trainer.is_world_process_zero():
+        progress.save()
 
 
 def is_finished(trainer: SGDRTrainer, stages: Sequence[Stage]) -> bool:
