@@ -2,6 +2,7 @@
 
 from .callbacks.snapshots import SnapshotCallback as SnapshotCallback
 from .callbacks.snapshots import average_weights as average_weights
+from .callbacks.snapshots import average_with_start as average_with_start
 from .callbacks.snapshots import ensemble_predictions as ensemble_predictions
 from .callbacks.unfreezing import StagedUnfreezing as StagedUnfreezing
 from .data.dataset import ImageDataset as ImageDataset

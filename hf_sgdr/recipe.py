@@ -49,6 +49,10 @@ class Stage:
         max_cycles (`int`, *optional*, defaults to 3): for `until_overfitting`.
         snapshots (`bool`, *optional*, defaults to False): keep the weights at the end of each cycle, in
             `_runs/snapshots`; those of the last stage that asks for it stay. See [`SnapshotCallback`].
+        from_best (`bool`, *optional*, defaults to False): begin from the best weights so far, also those of the solved
+            head, instead of those that the stage before ended with.
+        average (`bool`, *optional*, defaults to False): at the end, try averages of the weights that the stage began
+            with and those that it ended with; the best of them goes on. See [`average_with_start`].
         solve (`bool`, *optional*, defaults to False): solve the head instead of training it, on a frozen body, at no
             rate. See [`solve_head`].
         views (`int`, *optional*, defaults to 0): for `solve`: augmented views of each training image beside the plain.
@@ -72,6 +76,8 @@ class Stage:
     until_overfitting: bool = False
     max_cycles: int = 3
     snapshots: bool = False
+    from_best: bool = False
+    average: bool = False
     solve: bool = False
     views: int = 0
     range_test_start: float = 1e-7
@@ -104,7 +110,15 @@ class Stage:
 
     def _check_types(self) -> None:
         """A YAML file holds whatever somebody wrote into it."""
-        for name in ("precompute", "freeze_batch_norm", "until_overfitting", "snapshots", "solve"):
+        for name in (
+            "precompute",
+            "freeze_batch_norm",
+            "until_overfitting",
+            "snapshots",
+            "from_best",
+            "average",
+            "solve",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be true or false, without quotes.")
         for name in ("lr_spread", "range_test_start", "range_test_end"):

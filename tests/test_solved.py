@@ -1,9 +1,12 @@
-"""The solved head in a trainer, and as a stage of a recipe."""
+"""The solved head in a trainer and in a recipe, and stages that go on from it."""
 
 import pytest
 import torch
+from helpers import Interrupt, same, tiny_resnet, weights
+from safetensors.torch import save_model
+from transformers import TrainerCallback
 
-from hf_sgdr import LayerGroups, Stage, run_stages
+from hf_sgdr import LayerGroups, Stage, average_with_start, run_stages
 from hf_sgdr.recipe import SOLVED_HEAD
 
 
@@ -120,6 +123,83 @@ def test_a_run_that_was_interrupted_after_its_solved_head_keeps_it(make_trainer,
     monkeypatch.setattr("hf_sgdr.training.stages.solved_record", lambda *args, **kwargs: 1 / 0)
     results = run_stages(make_trainer(), stages, resume=True)
     assert results.solved["name"] == SOLVED_HEAD
+
+
+# ---- Stages that begin from the best weights, and averages ----
+
+FROM_BEST = [
+    Stage("head", lr=1e-3, precompute=True),
+    Stage("all", lr=1e-3, cycle_len=1, cycles=2, freeze_to=0, freeze_batch_norm=True, from_best=True, average=True),
+]
+
+
+def test_a_stage_begins_from_the_best_weights_so_far(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    begun = []
+    fit = trainer.fit
+
+    def noted(*args, **kwargs):
+        begun.append(weights(trainer.model))
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "fit", noted)
+    results = run_stages(trainer, [FROM_BEST[0], Stage("again", from_best=True), Stage("last")])
+    assert results.best["stage"] == SOLVED_HEAD
+    assert same(begun[1], weights(trainer.model))  # which a run ends with, too
+    assert not same(begun[2], begun[1])
+
+
+def test_the_average_of_start_and_end_competes(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    losses = []
+
+    class Note(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            losses.append(metrics["eval_loss"])
+
+    trainer.add_callback(Note())
+    stage = Stage("all", lr=1.0, cycle_len=1, freeze_to=0, average=True)
+    results = run_stages(trainer, [stage])
+    assert len(losses) == 1 + 4
+    assert results.best["eval_loss"] == min(losses)
+
+    def solved(trainer, start):
+        trainer.solve_head()
+        trainer.evaluate()
+
+    monkeypatch.setattr("hf_sgdr.training.stages.average_with_start", solved)
+    assert run_stages(make_trainer(), [stage]).best["stage"] == "all (average)"
+
+
+def test_the_average_of_start_and_end_on_a_stock_trainer(make_stock_trainer, tmp_path):
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 2} for i in range(8)]
+    trainer = make_stock_trainer(tiny_resnet(), rows, eval_dataset=rows, learning_rate=1e-2, num_train_epochs=1)
+    save_model(trainer.model, tmp_path / "start.safetensors")
+    start = weights(trainer.model)
+    trainer.train()
+    end = weights(trainer.model)
+    losses = average_with_start(trainer, tmp_path / "start.safetensors", shares=[0.5])
+    assert list(losses) == [0.5, 1.0]
+    share = min(losses, key=losses.__getitem__)
+    expected = {name: torch.lerp(start[name], end[name], share) for name in end if end[name].is_floating_point()}
+    now = weights(trainer.model)
+    assert all(torch.equal(now[name], value) for name, value in expected.items())
+    with pytest.raises(ValueError, match=r"shares=\[2\] above 0, below 1"):
+        average_with_start(trainer, tmp_path / "start.safetensors", shares=[2])
+
+
+@pytest.mark.parametrize(("event", "count"), [("on_step_end", 4), ("on_evaluate", 4), ("on_train_end", 2)])
+def test_a_run_broken_off_in_a_stage_from_the_best_ends_as_if_it_were_not(make_trainer, event, count):
+    whole = make_trainer(folder="whole", save_strategy="epoch")
+    expected = run_stages(whole, FROM_BEST)
+    trainer = make_trainer(folder="broken", save_strategy="epoch")
+    trainer.add_callback(Interrupt(event, count))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(trainer, FROM_BEST)
+    broken = make_trainer(folder="broken", save_strategy="epoch")
+    results = run_stages(broken, FROM_BEST, resume=True)
+    assert results.best == expected.best
+    assert same(weights(broken.model), weights(whole.model))
 
 
 @pytest.mark.parametrize(

@@ -97,19 +97,15 @@ class EpochTable(TrainerCallback):
             self._print(state, self._metrics, self._seconds)
             self._losses, self._metrics = [], {}
 
-    def print_solved(self, metrics: dict[str, float], seconds: float) -> None:
-        """A table of one line: a head that was solved has neither epochs nor a rate."""
-        self._has_header = False
-        self._print_line("solved", "–", metrics, "–", seconds)
-
     def _print(self, state: TrainerState, metrics: dict[str, float], seconds: float) -> None:
         if not state.is_world_process_zero:
             return
         steps = sum(count for count, _ in self._losses)
         train_loss = sum(count * loss for count, loss in self._losses) / max(steps, 1)
-        self._print_line(f"{state.epoch:g}", f"{train_loss:.4f}", metrics, f"{self._rate:.2e}", seconds)
+        self.print_line(f"{state.epoch:g}", f"{train_loss:.4f}", metrics, f"{self._rate:.2e}", seconds)
 
-    def _print_line(self, epoch: str, train_loss: str, metrics: dict[str, float], rate: str, seconds: float) -> None:
+    def print_line(self, epoch: str, train_loss: str, metrics: dict[str, float], rate: str, seconds: float) -> None:
+        """Print a line, after the names of the columns if it is the first one."""
         columns = {"epoch": epoch, "train loss": train_loss}
         if "eval_loss" in metrics:
             columns["valid loss"] = f"{metrics['eval_loss']:.4f}"
@@ -132,6 +128,13 @@ class QuietProgressCallback(ProgressCallback):
     @override
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Say nothing: the table does."""
+
+
+def print_row(trainer: Trainer, name: str, metrics: dict[str, float], seconds: float) -> None:
+    """Add a line to the Trainer's [`EpochTable`], if it has one, for weights that no epoch ended with."""
+    for table in trainer.callback_handler.callbacks:
+        if isinstance(table, EpochTable) and trainer.is_world_process_zero():
+            table.print_line(name, "–", metrics, "–", seconds)
 
 
 def show_epoch_table(trainer: Trainer) -> None:

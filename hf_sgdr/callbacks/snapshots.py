@@ -1,6 +1,8 @@
 """Snapshots at the ends of cycles, their average and their ensemble (Huang et al. 2017, "Snapshot Ensembles")."""
 
 import json
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing_extensions import override
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
-from hf_sgdr.callbacks.best_weights import KeepBestWeights
+from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, mean_of
+from hf_sgdr.callbacks.epoch_table import print_row
 from hf_sgdr.callbacks.loop import equal_buffers
 from hf_sgdr.optim.schedule import SGDRScheduler
 
@@ -172,6 +175,51 @@ def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dic
     if model is not None:
         model.load_state_dict(mean, strict=False)
     return mean
+
+
+def average_with_start(
+    trainer: Trainer, start: str | Path, shares: Sequence[float] = (0.25, 0.5, 0.75)
+) -> dict[float, float]:
+    """Evaluate averages of the weights that a training began with and those that the model has; it keeps the best.
+
+    Fine-tuning on few images takes the loss of validation down and up again; on the straight way between the two ends
+    it is often lower than at both. Source: Wortsman et al. 2021, "Robust fine-tuning of zero-shot models" (WiSE-FT,
+    arXiv 2109.01903), section 3.
+
+    Args:
+        trainer (`Trainer`): after training, with an eval_dataset. Its callbacks see each evaluation.
+        start (`str` or `Path`): a safetensors file of the model's weights before.
+        shares (sequence of `float`, *optional*, defaults to `(0.25, 0.5, 0.75)`): of the present weights, above 0 and
+            below 1.
+
+    Returns:
+        `dict[float, float]`: the loss for each share, with that of the present weights at 1.0; of several evaluation
+        sets, the mean.
+
+    Raises:
+        ValueError: if the file is of another model, or a share is out of range.
+    """
+    model, before = trainer.model, load_file(start)
+    assert model is not None
+    end = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if not before.keys() <= end.keys() or not all(0 < share < 1 for share in shares):
+        raise ValueError(f"{start} must be weights of {type(model).__name__}, and shares={shares} above 0, below 1.")
+    losses: dict[float, float] = {}
+    weights: dict[float, dict[str, torch.Tensor]] = {}
+    for share in (*shares, 1.0):
+        weights[share] = {
+            name: torch.lerp(before[name].to(value), value, share) if value.is_floating_point() else value
+            for name, value in end.items()
+            if name in before
+        }
+        model.load_state_dict(weights[share], strict=False)
+        began = time.perf_counter()
+        metrics = trainer.evaluate()
+        loss = mean_of(metrics, judged_losses(trainer))
+        losses[share] = math.inf if loss is None or not math.isfinite(loss) else loss
+        print_row(trainer, f"at {share:g}", metrics, time.perf_counter() - began)
+    model.load_state_dict(weights[min(losses, key=losses.__getitem__)], strict=False)
+    return losses
 
 
 def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = None) -> NDArray[np.float32]:

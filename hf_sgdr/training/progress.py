@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.files import UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
+from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.recipe import FitRecord
 
 logger = logging.get_logger(__name__)
@@ -176,6 +177,26 @@ class RunProgress:
             for plot in ("range-test", "learning-rate"):  # of an earlier run, which may have had another recipe
                 (self.folder.parent / f"{stage['name']}-{plot}.png").unlink(missing_ok=True)
 
+    def begin_stage(self, name: str, model: PreTrainedModel, best: KeepBestWeights | None, is_main: bool) -> Path:
+        """Keep the weights that a stage begins with, so that it begins with them again if it is interrupted.
+
+        Args:
+            name (`str`), model: the stage, and what it trains.
+            best ([`KeepBestWeights`] or None): begin from the best weights; None is from those of the model.
+            is_main (`bool`): whether this process writes.
+
+        Returns:
+            `Path`: a safetensors file.
+        """
+        path = self.folder / name / "start.safetensors"
+        if path.exists():
+            load_weights(model, path)
+        elif best is not None:
+            best.restore()
+        if is_main and not path.exists():
+            replace_weights(path, model)
+        return path
+
     def finish_stage(self, model: PreTrainedModel, record: FitRecord) -> None:
         """Note that a stage is done, with its weights; what it took to get there is removed."""
         name = record["name"]
@@ -185,6 +206,7 @@ class RunProgress:
         before = [stage["name"] for stage in self.stages]
         self.stages.append(record)
         self.save()
+        (folder / "start.safetensors").unlink(missing_ok=True)
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -194,11 +216,7 @@ class RunProgress:
     def restore_weights(self, model: PreTrainedModel) -> None:
         """Give the model the weights that the last finished stage ended with."""
         if self.stages:
-            path = self.folder / self.stages[-1]["name"] / "weights.safetensors"
-            try:
-                load_model(model, path)
-            except (OSError, SafetensorError) as error:
-                raise _damaged(path, error) from error
+            load_weights(model, self.folder / self.stages[-1]["name"] / "weights.safetensors")
 
     @staticmethod
     def finish(folder: Path, names: list[str]) -> None:
@@ -210,6 +228,18 @@ class RunProgress:
 
 # A fresh head is random, so without a seed it is another one each time.
 _SEED = " (call transformers.set_seed before the model is made)"
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Give the model the weights of a file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        load_model(model, path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

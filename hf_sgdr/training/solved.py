@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_sgdr._utils import scoped
 from hf_sgdr.callbacks.best_weights import last_evaluation
-from hf_sgdr.callbacks.epoch_table import EpochTable
+from hf_sgdr.callbacks.epoch_table import print_row
 from hf_sgdr.recipe import FitRecord
 
 
@@ -51,14 +51,10 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, kee
         groups.freeze_to(frozen)
         if not keep:
             head.load_state_dict(before)
-        # evaluation outside training sets it, and then it is in every later log, but in none of a resumed run
-        vars(trainer).pop("model_preparation_time", None)
     seconds = round(time.perf_counter() - start, 2)
     if trainer.is_world_process_zero():
         print(f"\n{name}: strength {solution.strength:g}, loss in cross-validation {solution.cv_loss:.4f}", flush=True)
-        for table in trainer.callback_handler.callbacks:
-            if isinstance(table, EpochTable):
-                table.print_solved(metrics, seconds)
+    print_row(trainer, "solved", metrics, seconds)
     return {
         "name": name,
         "epochs": 0,

@@ -15,7 +15,7 @@ from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
-from hf_sgdr.callbacks.snapshots import SnapshotCallback
+from hf_sgdr.callbacks.snapshots import SnapshotCallback, average_with_start
 from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.features.store import module_hash
@@ -87,6 +87,12 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
                 else:
                     progress.stages.append(record)
                 continue
+            trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
+            begun = None
+            if stage.from_best or stage.average:
+                begun = progress.begin_stage(
+                    stage.name, trainer.model, best if stage.from_best else None, trainer.is_world_process_zero()
+                )
             if stage.name not in progress.rates:
                 rates = _rates(trainer, stage, head_rate)
                 progress.rates[stage.name] = rates
@@ -104,6 +110,9 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
                     f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
                     "weights are chosen: look at label_names, compute_metrics and the validation images."
                 )
+            if stage.average and begun is not None:
+                best.stage = f"{stage.name} (average)"
+                average_with_start(trainer, begun)
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
                 _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))

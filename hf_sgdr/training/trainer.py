@@ -706,6 +706,8 @@ class SGDRTrainer(Trainer):
         self._user_rates.rates = {}
         self.num_fits += 1
         self.model_wrapped = self.model
+        # an evaluation outside training leaves it, and then it is in every later log, but in none of a resumed run
+        vars(self).pop("model_preparation_time", None)
         self.history.run = None
         start = time.perf_counter()
         checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
