@@ -55,7 +55,9 @@ class Stage:
             with and those that it ended with; the best of them goes on. See [`average_with_start`].
         solve (`bool`, *optional*, defaults to False): solve the head instead of training it, on a frozen body, at no
             rate. See [`solve_head`].
-        views (`int`, *optional*, defaults to 0): for `solve`: augmented views of each training image beside the plain.
+        views (`int`, *optional*, defaults to 0): with `precompute` or `solve`: augmented views of each training image
+            that are stored beside the plain one, where the training transform augments; 0 is as the trainer's
+            `precompute_views` say.
         range_test_start, range_test_end (`float`, *optional*, default to 1e-7 and 10): the head's rates between which
             `lr="auto"` looks.
         range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
@@ -138,9 +140,9 @@ class Stage:
 
     def _check_solve(self) -> None:
         object.__setattr__(self, "views", require_whole(f"{self.name}: views", self.views, at_least=0))
+        if self.views and not self.solve and not self.precompute:
+            raise ValueError(f"{self.name}: views={self.views} are stored: they need precompute=True or solve=True.")
         if not self.solve:
-            if self.views:
-                raise ValueError(f"{self.name}: views={self.views} are for solve; give solve=True, or leave views out.")
             return
         allowed = {"name", "solve", "views", "precompute", "freeze_batch_norm"}
         given = [item.name for item in fields(self) if getattr(self, item.name) != item.default]

@@ -210,7 +210,7 @@ def test_a_run_broken_off_in_a_stage_from_the_best_ends_as_if_it_were_not(make_t
         ({"cycle_len": 1}, "takes no cycle_len"),
         ({"freeze_to": 0}, "takes no freeze_to"),
         ({"range_test_steps": 10}, "takes no range_test_steps"),
-        ({"solve": False, "views": 4}, "views=4 are for solve; give solve=True"),
+        ({"solve": False, "views": 4}, "views=4 are stored: they need precompute=True or solve"),
         ({"views": -1}, "head: views=-1: must be an integer >= 0"),
         ({"solve": "yes"}, "solve='yes': must be true or false"),
     ],

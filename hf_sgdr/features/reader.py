@@ -180,8 +180,8 @@ class PrecomputedFeatures:
         if count:
             megabytes = sum(view.nbytes for view in features) / 1e6
             logger.warning(
-                f"Features of the plain images and {count} augmented views take {megabytes:.1f} MB; "
-                f"epoch e trains on view e % {count + 1}, of which 0 is the plain one."
+                f"Features of the plain images and of {count} augmented views take {megabytes:.1f} MB; training takes "
+                "them in turn, epoch by epoch."
             )
         return FeatureDataset(features, torch.as_tensor(views[0].labels()))
 

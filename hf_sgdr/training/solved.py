@@ -20,14 +20,13 @@ def check_solvable(trainer: Any) -> None:
         groups.freeze_to(frozen)
 
 
-def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, keep: bool = True) -> FitRecord:
+def solved_record(trainer: Any, losses: list[str], *, name: str, keep: bool = True) -> FitRecord:
     """Solve the head and evaluate it on features; the trainer's callbacks see the evaluation, as of epoch 0.
 
     Args:
         trainer ([`SGDRTrainer`]): whose body counts as frozen.
         losses (`list[str]`): by which weights are judged.
         name (`str`): of the record.
-        views (`int`): augmented views of each image beside the plain one.
         keep (`bool`, *optional*, defaults to True): leave the solution in the model; False puts its head back.
 
     Raises:
@@ -39,10 +38,7 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, views: int, kee
     before = {key: value.detach().clone() for key, value in head.state_dict().items()}
     groups.freeze_to(-1)
     try:
-        with (
-            scoped.attributes(trainer.args, precompute_views=views),
-            scoped.attributes(trainer.features, are_used=True),
-        ):
+        with scoped.attributes(trainer.features, are_used=True):
             solution = trainer.solve_head()
             with trainer.on_features(), scoped.attributes(trainer.state, epoch=0.0):
                 metrics = trainer.evaluate()

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
+from hf_sgdr._utils import scoped
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
@@ -20,7 +21,7 @@ from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
-from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, SOLVED_HEAD, RunResults, Stage
+from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, SOLVED_HEAD, FitRecord, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
 from hf_sgdr.training.solved import solved_record
@@ -65,57 +66,27 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
 
 def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunResults:
     progress = _progress(trainer, stages, resume)
-    losses = judged_losses(trainer)
-    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors", losses)
+    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors", judged_losses(trainer))
     trainer.add_callback(best)
-    head_rate = next((rates[-1] for rates in reversed(progress.rates.values())), FALLBACK_LR)
     try:
         for number, stage in enumerate(stages):
             if number < len(progress.stages):
                 continue
-            start = time.perf_counter()
-            if stage.precompute and not any(before.precompute for before in stages[:number]) and not stage.solve:
-                _solve_beside(trainer, progress, best, losses)
-            set_seed(trainer.args.seed)
-            _prepare(trainer, stage, number)
-            if stage.solve:
+            with scoped.attributes(trainer.args, precompute_views=_views(trainer, stage)):
+                if stage.precompute and not stage.solve and not any(before.precompute for before in stages[:number]):
+                    _solve_beside(trainer, progress, best)
+                start = time.perf_counter()
+                set_seed(trainer.args.seed)
+                _prepare(trainer, stage, number)
                 best.stage = stage.name
-                record = solved_record(trainer, losses, name=stage.name, views=stage.views)
-                progress.solved = progress.solved or record
-                if trainer.is_world_process_zero():
-                    progress.finish_stage(trainer.model, record)
+                if stage.solve:
+                    record = solved_record(trainer, best.losses, name=stage.name)
+                    progress.solved = progress.solved or record
                 else:
-                    progress.stages.append(record)
-                continue
-            trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
-            begun = None
-            if stage.from_best or stage.average:
-                begun = progress.begin_stage(
-                    stage.name, trainer.model, best if stage.from_best else None, trainer.is_world_process_zero()
-                )
-            if stage.name not in progress.rates:
-                rates = _rates(trainer, stage, head_rate)
-                progress.rates[stage.name] = rates
-                if trainer.is_world_process_zero():
-                    progress.save()
-            rates = progress.rates[stage.name]
-            head_rate = rates[-1]
-            best.stage = stage.name
-            _fit(trainer, stage, rates, newest_checkpoint(progress.folder / stage.name))
-            record = trainer.history.fits[-1].copy()
-            record["seconds"] = round(time.perf_counter() - start, 2)  # with the range test
-            record["eval_loss"], record["eval_accuracy"] = last_evaluation(trainer.state.log_history, losses)
-            if not best.metrics:
-                raise ValueError(
-                    f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(losses)}, by which the best "
-                    "weights are chosen: look at label_names, compute_metrics and the validation images."
-                )
-            if stage.average and begun is not None:
-                best.stage = f"{stage.name} (average)"
-                average_with_start(trainer, begun)
+                    record = _train(trainer, stage, progress, best)
+                    record["seconds"] = round(time.perf_counter() - start, 2)  # with the range test
             trainer.accelerator.wait_for_everyone()
             if trainer.is_world_process_zero():
-                _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
                 progress.finish_stage(trainer.model, record)
             else:
                 progress.stages.append(record)
@@ -137,16 +108,51 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     return results
 
 
-def _solve_beside(trainer: SGDRTrainer, progress: RunProgress, best: KeepBestWeights, losses: list[str]) -> None:
+def _views(trainer: SGDRTrainer, stage: Stage) -> int:
+    """How many stored views a stage has; none where the training transform does not augment."""
+    if stage.views and not trainer.train_transform.is_random:
+        logger.warning(f"{stage.name}: views={stage.views} have no effect: the training transform augments nothing.")
+        return 0
+    return stage.views or trainer.args.precompute_views
+
+
+def _train(trainer: SGDRTrainer, stage: Stage, progress: RunProgress, best: KeepBestWeights) -> FitRecord:
+    """A stage that trains: from where it begins to its average; the model has the weights that it ends with."""
+    is_main = trainer.is_world_process_zero()
+    begun = None
+    if stage.from_best or stage.average:
+        begun = progress.begin_stage(stage.name, trainer.model, best if stage.from_best else None, is_main)
+    if stage.name not in progress.rates:
+        before = next((rates[-1] for rates in reversed(progress.rates.values())), FALLBACK_LR)
+        progress.rates[stage.name] = _rates(trainer, stage, before)
+        if is_main:
+            progress.save()
+    _fit(trainer, stage, progress.rates[stage.name], newest_checkpoint(progress.folder / stage.name))
+    record = trainer.history.fits[-1].copy()
+    record["eval_loss"], record["eval_accuracy"] = last_evaluation(trainer.state.log_history, best.losses)
+    if not best.metrics:
+        raise ValueError(
+            f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(best.losses)}, by which the best "
+            "weights are chosen: look at label_names, compute_metrics and the validation images."
+        )
+    if is_main:
+        _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
+    if stage.average and begun is not None:
+        best.stage = f"{stage.name} (average)"
+        average_with_start(trainer, begun)
+    return record
+
+
+def _solve_beside(trainer: SGDRTrainer, progress: RunProgress, best: KeepBestWeights) -> None:
     """The yardstick: what algebra makes of the same features. Its weights may be the best; training goes on without."""
     if progress.solved is not None:
         return
     best.stage = SOLVED_HEAD
-    views = trainer.args.precompute_views
     try:
-        progress.solved = solved_record(trainer, losses, name=SOLVED_HEAD, views=views, keep=False)
+        progress.solved = solved_record(trainer, best.losses, name=SOLVED_HEAD, keep=False)
     except ValueError as error:
         logger.warning(f"No solved head beside the stages: {error}")
+    trainer.accelerator.wait_for_everyone()  # the main process has written the best weights
     if trainer.is_world_process_zero():
         progress.save()
 

