@@ -35,7 +35,8 @@ def test_the_lesson_is_its_eight_steps():
     assert head.lr == "auto"  # 2
     assert head.cycles in (1, 2)  # 3
     assert head.cycle_len is None
-    assert (augmented.precompute, augmented.freeze_to, augmented.cycle_len) == (False, -1, 1)  # 4
+    assert (augmented.freeze_to, augmented.cycle_len) == (-1, 1)  # 4
+    assert not augmented.precompute or augmented.views
     assert augmented.cycles in (2, 3)
     assert augmented.lr is None
     assert unfrozen.freeze_to == 0  # 5
@@ -119,7 +120,7 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
     rate = run_stages(trainer, (Stage("head", lr="auto", precompute=True),)).stages[0]["learning_rates"][-1]
     assert "the range test suggests no rate" in logs.text
-    assert rate == (expected if expected is not None else pytest.approx(result.edge() / 10))
+    assert rate == (expected if expected is not None else pytest.approx(result.edge() / 5))
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from hf_sgdr._utils._compat import num_items_in_batch
 from hf_sgdr._utils.plots import plot_range_test, plot_rates
 from hf_sgdr.optim.restore import torch_optimizer, trainer_restored
 from hf_sgdr.optim.schedule import require_whole
-from hf_sgdr.optim.suggestions import SUGGESTIONS, edge, smoothed_losses
+from hf_sgdr.optim.suggestions import SLACK, SUGGESTIONS, edge, smoothed_losses
 
 SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
 
-# fastai's own: the running average forgets a fiftieth a step, and four times the best loss is beyond repair.
+# fastai's own: the running average forgets a fiftieth a step, and four times the best loss is beyond repair, if that is
+# more than a batch may have by chance (`SLACK`).
 SMOOTHING = 0.98
 DIVERGED = 4.0
 
@@ -157,7 +158,7 @@ class LRRangeTest:
             history["smoothed_loss"].append(smoothed_losses(history["loss"], SMOOTHING)[-1])
             history["learning_rates"].append([group["lr"] for group in groups])
             best = min(best, history["smoothed_loss"][-1])
-            if history["smoothed_loss"][-1] > DIVERGED * best:
+            if history["smoothed_loss"][-1] > DIVERGED * max(best, SLACK):
                 stop_reason = f"the smoothed loss exceeded {DIVERGED:g} times its best at learning rate {lr:.2e}"
                 break
         names = [group.get("name", f"group {i}") for i, group in enumerate(groups)]

@@ -16,8 +16,10 @@ MIN_STEPS = 8
 # Width of the window, as a share of the curve and at least in steps.
 WINDOW, MIN_WINDOW = 0.03, 1.0
 # A fall counts when it is this many times what chance makes of the smoothed curve, and this share of the first loss.
-NOISE_FACTOR, MIN_FALL = 4.0, 0.01
+NOISE_FACTOR, MIN_FALL = 5.0, 0.01
 DIVERGING = 1.5
+# Nats: of a network that is trained already, whose loss is near zero, any batch is many times that.
+SLACK = 0.1
 # "Clearly improving": falling at least at this share of the steepest fall.
 CLEAR = 0.2
 
@@ -82,14 +84,15 @@ SUGGESTIONS: dict[str, Callable[[Sequence[float], Sequence[float]], Suggestion]]
 
 
 def edge(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The lowest rate from which on the loss is half as high again as it was at first; None if it never gets there.
+    """The lowest rate from which on the loss is half as high again as at first, and by a tenth; None if it never is.
 
     A network that is trained already has no fall to read a rate from, but it has this edge.
     """
     raw = np.asarray(losses, dtype=np.float64)
     if len(raw) < MIN_STEPS:
         return None
-    low = _gaussian(raw, max(MIN_WINDOW, WINDOW * len(raw))) <= DIVERGING * np.median(raw[: len(raw) // 4 + 1])
+    first = np.median(raw[: len(raw) // 4 + 1])
+    low = _gaussian(raw, max(MIN_WINDOW, WINDOW * len(raw))) <= max(DIVERGING * first, first + SLACK)
     last_low = int(np.flatnonzero(low)[-1]) if low.any() else -1
     return float(lrs[last_low + 1]) if last_low + 1 < len(raw) else None
 

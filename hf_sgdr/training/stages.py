@@ -31,6 +31,8 @@ logger = logging.get_logger(__name__)
 
 # Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
 FALLBACK_LR = 1e-2
+# Where there is only an edge: so far below it.
+BELOW_EDGE = 5
 
 
 def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume: bool = False) -> RunResults:
@@ -314,11 +316,11 @@ def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
 
 
 def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
-    """The lesson's suggestion; else a tenth of where the loss takes off, but at most the rate of the stage before."""
+    """The lesson's suggestion; else a fifth of where the loss takes off, but at most the rate of the stage before."""
     rate = found.suggestion()
     if rate is None:
         edge = found.edge()
-        rate = head_rate if edge is None else min(head_rate, edge / 10)
+        rate = head_rate if edge is None else min(head_rate, edge / BELOW_EDGE)
         logger.warning(f"{stage.name}: the range test suggests no rate ({found.reason}); going on with {rate:.1e}.")
     return rate
 
