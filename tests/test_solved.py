@@ -125,6 +125,28 @@ def test_a_run_that_was_interrupted_after_its_solved_head_keeps_it(make_trainer,
     assert results.solved["name"] == SOLVED_HEAD
 
 
+def test_a_stage_stores_views_of_its_own_and_its_solved_head_sees_them(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    stored = []
+    solve = trainer.features.solve_head
+    monkeypatch.setattr(
+        trainer.features,
+        "solve_head",
+        lambda *args, **kwargs: stored.append(trainer.args.precompute_views) or solve(*args, **kwargs),
+    )
+    run_stages(trainer, [Stage("head", lr=1e-2, cycles=2, precompute=True, views=2)])
+    assert stored == [2]
+    assert trainer.args.precompute_views == 0
+    assert len(trainer.features.training(trainer.train_dataset).views) == 1
+
+
+def test_where_training_does_not_augment_a_stage_has_no_views(make_trainer, caplog):
+    trainer = make_trainer(augment=None, max_zoom=1.0)
+    results = run_stages(trainer, [Stage("head", lr=1e-2, precompute=True, views=2)])
+    assert "head: views=2 have no effect: the training transform augments nothing." in caplog.messages
+    assert results.solved is not None
+
+
 # ---- Stages that begin from the best weights, and averages ----
 
 FROM_BEST = [

@@ -120,7 +120,7 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
     rate = run_stages(trainer, (Stage("head", lr="auto", precompute=True),)).stages[0]["learning_rates"][-1]
     assert "the range test suggests no rate" in logs.text
-    assert rate == (expected if expected is not None else pytest.approx(result.edge() / 5))
+    assert rate == (expected if expected is not None else pytest.approx(result.edge() / 3))
 
 
 @pytest.mark.parametrize(

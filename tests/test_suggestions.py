@@ -1,5 +1,6 @@
 import json
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,21 @@ def test_the_methods_find_their_places_on_a_clean_curve(centre):
 
 
 def test_where_the_loss_falls_to_the_very_end_a_decade_is_kept_from_it():
-    assert lesson(LRS, list(1 - 0.1 * np.log10(np.array(LRS) / LRS[0]))) == (1.0, None)
+    late = list(1 - (np.array(LRS) / LRS[-1]) ** 0.5)  # three quarters of the fall in the last decade
+    assert lesson(LRS, late) == (LRS[-1] / 10, None)
+    assert lesson(LRS, list(1 - 0.1 * np.log10(np.array(LRS) / LRS[0])))[0] < LRS[-1] / 10
 
 
 def test_the_edge_is_where_the_loss_takes_off():
     assert 3e-3 < edge(LRS, list(0.3 + np.where(np.array(LRS) > 1e-2, 3.0, 0.0))) <= 1.3e-2
     assert edge(LRS, list(CURVES["falls"])) is None
     assert edge(LRS[:3], [1.0, 2.0, 3.0]) is None
+
+
+def test_a_loss_near_zero_has_its_edge_where_it_leaves_zero_not_at_a_batch_that_is_less_sure():
+    surprised = np.where(np.arange(len(LRS)) % 7 == 6, 3e-2, 3e-4)
+    assert edge(LRS, list(surprised)) is None
+    assert 3e-3 < edge(LRS, list(surprised + np.where(np.array(LRS) > 1e-2, 3.0, 0.0))) <= 1.3e-2
 
 
 def test_the_running_average_has_no_bias():
@@ -86,6 +95,14 @@ def test_on_real_curves_of_a_fresh_head_the_lesson_is_in_the_good_range(name):
     rate, reason = lesson(REAL[name]["lr"], REAL[name]["loss"])
     assert reason is None
     assert 5e-3 < rate < 5e-2
+
+
+def test_the_default_rule_costs_least_on_recorded_range_tests():
+    regret = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "regret.py"))["regrets"]
+    costs = {name: [cost for _, cost in regret(rule).values()] for name, rule in SUGGESTIONS.items()}
+    assert all(np.mean(costs["lesson"]) < np.mean(costs[name]) for name in ("valley", "steep", "minimum"))
+    assert all(max(costs["lesson"]) < max(costs[name]) for name in ("valley", "steep", "minimum"))
+    assert regret(lesson)["trash, fresh head"][0] < 0.1  # at .14 two constant epochs ended at .75 instead of .52
 
 
 @pytest.mark.parametrize("name", REAL)

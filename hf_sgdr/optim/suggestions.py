@@ -20,8 +20,8 @@ NOISE_FACTOR, MIN_FALL = 5.0, 0.01
 DIVERGING = 1.5
 # Nats: of a network that is trained already, whose loss is near zero, any batch is many times that.
 SLACK = 0.1
-# "Clearly improving": falling at least at this share of the steepest fall.
-CLEAR = 0.2
+# "Still clearly improving": until so much of the fall is behind it.
+FALLEN = 0.85
 
 
 def smoothed_losses(losses: Sequence[float], beta: float) -> list[float]:
@@ -36,15 +36,18 @@ def smoothed_losses(losses: Sequence[float], beta: float) -> list[float]:
 def lesson(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
     """The highest rate at which the loss is still clearly improving (lesson step 2).
 
-    Up to the curve's minimum: the highest rate at which the loss falls, per decade of rate, at a fifth or more of its
-    steepest fall. Where it falls to the very end, nobody saw how far it is to the edge: a decade is kept from it.
+    That is where 85 % of the fall to the curve's minimum is done: what is left is the slow end, in which a rate may be
+    too high for a fit long before the loss says so. Where it falls to the very end, nobody saw how far it is to the
+    edge: a decade is kept from it. docs/experiments.md compares it with the others.
     """
-    curve, slope, reason = _curve(lrs, losses)
+    curve, _, reason = _curve(lrs, losses)
     if reason:
         return None, reason
-    falling = np.flatnonzero(slope[: int(curve.argmin()) + 1] <= CLEAR * slope.min())
-    unseen = int(curve.argmin()) == len(curve) - 1
-    return min(float(lrs[falling[-1]]), float(lrs[-1]) / 10 if unseen else np.inf), None
+    lowest = int(curve.argmin())
+    top = curve[: lowest + 1].max()
+    fallen = np.flatnonzero(curve[: lowest + 1] <= top - FALLEN * (top - curve[lowest]))
+    unseen = lowest == len(curve) - 1
+    return min(float(lrs[fallen[0]]), float(lrs[-1]) / 10 if unseen else np.inf), None
 
 
 def steep(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:

@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 # Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
 FALLBACK_LR = 1e-2
 # Where there is only an edge: so far below it.
-BELOW_EDGE = 5
+BELOW_EDGE = 3
 
 
 def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume: bool = False) -> RunResults:
@@ -316,7 +316,7 @@ def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
 
 
 def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
-    """The lesson's suggestion; else a fifth of where the loss takes off, but at most the rate of the stage before."""
+    """The lesson's suggestion; else a third of where the loss takes off, but at most the rate of the stage before."""
     rate = found.suggestion()
     if rate is None:
         edge = found.edge()
