@@ -19,7 +19,7 @@ from hf_sgdr import Stage
 
 PROJECT = Path(__file__).parent.parent
 CARDS = PROJECT / "model_cards"
-RUNS = ("demo", "dogscats", "hymenoptera")
+RUNS = ("demo", "dogscats", "hymenoptera", "trash")
 
 # What another processor, another precision of features (the machine decides it) and other versions may change.
 SHARE, LOSS, RATE = 0.08, 1.5, 3.0  # accuracy and the like by so much, losses and rates by such a factor

@@ -359,3 +359,11 @@ def test_the_metrics_of_training_have_its_epoch(make_trainer):
     output = trainer.train()
     assert output.metrics["epoch"] == 2
     assert output.metrics["train_loss"] == output.training_loss
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_trainer_keeps_freed_memory_unless_it_is_told_not_to(make_trainer, monkeypatch, keep):
+    told = []
+    monkeypatch.setattr("hf_sgdr.training.trainer.keep_freed_memory", lambda: told.append(True))
+    make_trainer(use_cpu=True, keep_freed_memory=keep)
+    assert told == [True] * keep

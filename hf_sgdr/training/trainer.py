@@ -130,7 +130,8 @@ class SGDRTrainer(Trainer):
 
             kwargs["compute_metrics"] = accuracy_of_logits
         if args.device.type == "cpu":
-            keep_freed_memory()
+            if args.keep_freed_memory:
+                keep_freed_memory()
             use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
             nn.Module.to(model, memory_format=torch.channels_last)
