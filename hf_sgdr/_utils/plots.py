@@ -39,7 +39,7 @@ def plot_range_test(
     ax.set_ylabel("smoothed training loss")
     if losses:
         low, high = min(losses), max(losses[: max(1, len(losses) // 2)])
-        room = max(high - low, 1e-3 * abs(high), 1e-12)
+        room = max(high - low, 1e-3 * abs(high), 0.1)  # of a trained network's losses near zero only the rise counts
         ax.set_ylim(low - 0.08 * room, high + 0.35 * room)
     if suggestion is not None:
         ax.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:.1e}")
