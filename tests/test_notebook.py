@@ -74,7 +74,7 @@ def test_every_cell_runs_and_the_figures_show(executed):
         for number, cell in enumerate(code_cells(executed), start=1)
         if any("image/png" in output.get("data", {}) for output in cell.outputs)
     ]
-    assert with_figure == [2, 3, 6, 7, 8, 10]
+    assert with_figure == [2, 3, 5, 6, 7, 8, 10]
 
 
 def test_the_epoch_table_shows(executed):
