@@ -71,8 +71,8 @@ def start(context, folder, output_dir, *args):
 
 def end_of(folder):
     results = json.loads((folder / "results.json").read_text())
-    for stage in results["stages"]:
-        del stage["seconds"]
+    for record in (*results["stages"], results["solved"]):
+        del record["seconds"]
     return results, load_file(folder / "model.safetensors"), (folder / "config.json").read_text()
 
 
