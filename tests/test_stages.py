@@ -36,7 +36,7 @@ def test_the_lesson_is_its_eight_steps():
     assert head.cycles in (1, 2)  # 3
     assert head.cycle_len is None
     assert (augmented.freeze_to, augmented.cycle_len) == (-1, 1)  # 4
-    assert not augmented.precompute or augmented.views
+    assert (augmented.precompute, augmented.views) == (True, 4)
     assert augmented.cycles in (2, 3)
     assert augmented.lr is None
     assert unfrozen.freeze_to == 0  # 5
