@@ -84,32 +84,42 @@ class Evaluations:
         return {"accuracy": float((logits.argmax(1) == prediction.label_ids).mean())}
 
 
-def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What recipes/train.py does, with every evaluation looked at image by image."""
-    from hf_sgdr import ClassifierInterpretation, SGDRTrainingArguments, run_stages
+def trainer_for(
+    name: str, seed: int, model_name: str, data_dir: Path, words: list[str]
+) -> tuple[list[str] | None, Any]:
+    """The stages that these words name, if any, and the trainer, as recipes/train.py makes them."""
+    from hf_sgdr import SGDRTrainingArguments
     from hf_sgdr.cli.arguments import DataArguments, ModelArguments, RecipeArguments
-    from hf_sgdr.cli.build import build_trainer, chosen_stages, load_images
+    from hf_sgdr.cli.build import build_trainer, load_images
     from hf_sgdr.cli.parser import parse
     from hf_sgdr.demo import demo_image_folder
 
     is_digits = name == "digits"
-    config = options.config or ROOT / "recipes" / "configs" / ("demo.yaml" if is_digits else "lesson.yaml")
-    folder = demo_image_folder() if is_digits else options.data_dir / name
+    words = [*words, "--data_dir", str(demo_image_folder() if is_digits else data_dir / name), "--seed", str(seed)]
+    words += ["--model", model_name, "--weights_file", str(weights_of(model_name))]
+    words += ["--report_to", "none", "--disable_tqdm", "true"]
+    words += ["--image_size", "80"] if is_digits else []
+    kinds = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
+    data, model, recipe, training = parse(kinds, words, __doc__ or "")
+    return recipe.stages, build_trainer(load_images(data, training), model, training)
+
+
+def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What recipes/train.py does, with every evaluation looked at image by image."""
+    from hf_sgdr import ClassifierInterpretation, run_stages
+    from hf_sgdr.cli.build import chosen_stages
+
+    config = options.config or ROOT / "recipes" / "configs" / ("demo.yaml" if name == "digits" else "lesson.yaml")
     with tempfile.TemporaryDirectory() as output:
-        words = [config, "--data_dir", folder, "--seed", seed, "--output_dir", output, "--model", options.model]
-        words += ["--weights_file", weights_of(options.model), "--report_to", "none", "--disable_tqdm", "true"]
-        words += ["--image_size", "80", "--augment", "basic"] if is_digits else []
-        kinds = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
-        data, model, recipe, training = parse(kinds, list(map(str, words)), __doc__ or "")
-        images = load_images(data, training)
-        trainer = build_trainer(images, model, training)
+        words = [str(config), "--output_dir", output]
+        stages, trainer = trainer_for(name, seed, options.model, options.data_dir, words)
         evaluations = trainer.compute_metrics = Evaluations()
         start = time.perf_counter()
-        results = run_stages(trainer, chosen_stages(recipe.stages))
+        results = run_stages(trainer, chosen_stages(stages))
         seconds = time.perf_counter() - start
         noted = evaluations.log_probabilities[:]
         tta = ClassifierInterpretation.from_trainer(trainer, tta=4)
-    labels = np.asarray(images["validation"]["label"])
+    labels = np.asarray(trainer.eval_dataset["label"])
     losses = np.stack([-one[np.arange(len(labels)), labels] for one in noted])
     hits = np.stack([one.argmax(1) == labels for one in noted])
     solved = results.solved or {"eval_loss": losses[0].mean(), "eval_accuracy": hits[0].mean()}

@@ -598,12 +598,16 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(trained, tmp_path, launcher):
         environment["ACCELERATE_MIXED_PRECISION"] = "no"  # what the launcher sets for its child
     recipe = [str(RECIPES / "train.py"), *args]
     child = subprocess.Popen(
-        [sys.executable, *recipe], cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *recipe],
+        cwd=root,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    has_begun = False
     for line in child.stdout:
-        has_begun |= line.startswith("head:")
-        if has_begun and line.startswith("         1 "):  # the first epoch is done, hundreds are to come
+        if line.startswith("head:"):
             child.send_signal(signal.SIGINT)
             break
     _, err = child.communicate(timeout=120)

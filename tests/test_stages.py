@@ -123,6 +123,17 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     assert rate == (expected if expected is not None else pytest.approx(result.edge() / 3))
 
 
+def test_a_found_rate_is_at_most_that_of_the_stage_before(trainer, monkeypatch, logs):
+    result = range_test([1 / (1 + (lr / 1e-2) ** 0.8) for lr in LRS])
+    monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
+    below, above = result.suggestion() / 2, result.suggestion() * 2
+    stages = (Stage("low", lr=below, precompute=True), Stage("capped", lr="auto"))
+    stages += (Stage("high", lr=above), Stage("found", lr="auto"))
+    rates = [stage["learning_rates"][-1] for stage in run_stages(trainer, stages).stages]
+    assert rates == [below, below, above, result.suggestion()]
+    assert logs.text.count("more than the stage before had") == 1
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -29,7 +29,7 @@ from hf_sgdr.training.trainer import SGDRTrainer
 
 logger = logging.get_logger(__name__)
 
-# Where a range test has no answer for the first stage: the lesson's own rate, which suits a fresh head.
+# Where nothing else says a rate: the lesson's own, which suits a fresh head.
 FALLBACK_LR = 1e-2
 # Where there is only an edge: so far below it.
 BELOW_EDGE = 3
@@ -125,7 +125,7 @@ def _train(trainer: SGDRTrainer, stage: Stage, progress: RunProgress, best: Keep
     if stage.from_best or stage.average:
         begun = progress.begin_stage(stage.name, trainer.model, best if stage.from_best else None, is_main)
     if stage.name not in progress.rates:
-        before = next((rates[-1] for rates in reversed(progress.rates.values())), FALLBACK_LR)
+        before = next((rates[-1] for rates in reversed(progress.rates.values())), None)
         progress.rates[stage.name] = _rates(trainer, stage, before)
         if is_main:
             progress.save()
@@ -294,34 +294,40 @@ def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
         groups.freeze_to(frozen)
 
 
-def _rates(trainer: SGDRTrainer, stage: Stage, head_rate: float) -> list[float]:
+def _rates(trainer: SGDRTrainer, stage: Stage, before: float | None) -> list[float]:
     """The stage's rates: given, found by the range test, or those of the stage before."""
     if isinstance(stage.lr, list | tuple):
         return trainer.layer_groups.learning_rates(stage.lr)
     if stage.lr is not None and not isinstance(stage.lr, str):
         return _spread(trainer, stage, float(stage.lr))
     if stage.lr is None:
-        return _spread(trainer, stage, head_rate)
+        return _spread(trainer, stage, before or FALLBACK_LR)
     found = trainer.lr_find(
         stage.range_test_start,
         stage.range_test_end,
         stage.range_test_steps,
         group_learning_rates=_spread(trainer, stage, 1.0),
     )
-    rate = _suggested(found, stage, head_rate)
+    rate = _suggested(found, stage, before)
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir, f"{stage.name}-range-test.png")
         _save_figure(found.plot(chosen=rate), path)
     return _spread(trainer, stage, rate)
 
 
-def _suggested(found: LRRangeResult, stage: Stage, head_rate: float) -> float:
-    """The lesson's suggestion; else a third of where the loss takes off, but at most the rate of the stage before."""
+def _suggested(found: LRRangeResult, stage: Stage, before: float | None) -> float:
+    """The lesson's suggestion; else a third of where the loss takes off. At most the rate of the stage before."""
     rate = found.suggestion()
-    if rate is None:
+    if rate is not None and (before is None or rate <= before):
+        return rate
+    if rate is not None:
+        reason = f"suggests {rate:.1e}, more than the stage before had"
+    else:
+        reason = f"suggests no rate ({found.reason})"
         edge = found.edge()
-        rate = head_rate if edge is None else min(head_rate, edge / BELOW_EDGE)
-        logger.warning(f"{stage.name}: the range test suggests no rate ({found.reason}); going on with {rate:.1e}.")
+        rate = edge / BELOW_EDGE if edge is not None else before or FALLBACK_LR
+    rate = min(rate, before or FALLBACK_LR)
+    logger.warning(f"{stage.name}: the range test {reason}; going on with {rate:.1e}.")
     return rate
 
 
