@@ -8,6 +8,7 @@ from .callbacks.unfreezing import StagedUnfreezing as StagedUnfreezing
 from .data.dataset import ImageDataset as ImageDataset
 from .data.folders import load_image_folder as load_image_folder
 from .data.hub import load_image_dataset as load_image_dataset
+from .data.tables import load_image_table as load_image_table
 from .data.transforms import ImageTransform as ImageTransform
 from .data.transforms import image_transforms as image_transforms
 from .features.extract import extract_features as extract_features

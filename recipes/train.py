@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
         data.data_dir = str(demo_image_folder())
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     settings = {"n_aug": recipe.n_aug}  # for recipe.yaml, beside the data's, the model's and the trainer's
-    if data.dataset_name is not None:  # its columns have other names once it is loaded
-        settings |= {name: getattr(training, name) for name in ("image_column_name", "label_column_name")}
+    columns = {name: getattr(training, name) for name in ("image_column_name", "label_column_name")}
+    settings |= columns if data.dataset_name is not None else {k: v for k, v in columns.items() if k in args.given}
 
     images = load_images(data, training)
     trainer = build_trainer(images, model_args, training)  # with --push_to_hub it makes the repository

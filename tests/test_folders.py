@@ -256,7 +256,7 @@ def test_splits_with_another_order_of_class_names_count_as_train_does(tmp_path, 
 
 def test_a_label_that_train_lacks_and_a_label_that_is_no_class_are_named(make_parquet, tmp_path):
     with pytest.raises(
-        ValueError, match=r"split 'validation': 'zebra' not among the classes of the training split \('a'"
+        ValueError, match=r"split 'validation': 'zebra' not among the classes of the training images \('a'"
     ):
         load_image_dataset(make_parquet(train=["a", "b"], validation=["a", "zebra"]))
     for file in (tmp_path / "labelled").iterdir():

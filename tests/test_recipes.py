@@ -83,6 +83,29 @@ def here(trained, monkeypatch, capsys):
     return run_here
 
 
+@pytest.mark.parametrize("form", ["table", "metadata"])
+def test_a_table_of_the_same_images_gives_the_same_weights(trained, tmp_path, form):
+    root, _ = trained
+    rows = [(str(file.relative_to(root / "images")), file.parent.name, file.parts[-3]) for split in ("train", "valid")
+            for file in sorted((root / "images" / split).rglob("*.jpg"))]  # fmt: skip
+    lines = "".join(f"{','.join(row)}\n" for row in [("file_name", "kind", "split"), *rows])
+    args = [str(word) for word in COMMAND]
+    args[args.index("out")] = str(tmp_path / "out")
+    args += ["--label_column_name", "kind"]
+    if form == "table":
+        (tmp_path / "labels.csv").write_text(lines)
+        args += ["--labels_file", str(tmp_path / "labels.csv"), "--split_column_name", "split"]
+    else:
+        shutil.copytree(root / "images", tmp_path / "images")
+        (tmp_path / "images" / "metadata.csv").write_text(lines)
+        args[args.index("images")] = str(tmp_path / "images")
+    run("train.py", *args, cwd=root)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (root / "out" / "model.safetensors").read_bytes()
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "label_column_name: kind" in recipe
+    assert str(tmp_path) not in recipe
+
+
 def test_train_leaves_model_results_and_plots_and_says_so(trained):
     root, done = trained
     out = root / "out"
@@ -312,7 +335,7 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
         ("train.py", ["--data_dir", "images", "--no_such_flag"], "--no_such_flag"),
         ("train.py", ["--data_dir", "images", "--license", "My own"], "license='My own': give an identifier of"),
         ("train.py", ["--data_dir", "images", "--learning_rate", "fast"], "invalid float value: 'fast'"),
-        ("train.py", ["--data_dir", "images", "--dataset_name", "x"], "give one of the two"),
+        ("train.py", ["--data_dir", "images", "--dataset_name", "x"], "--dataset_name: give no --data_dir"),
         ("train.py", ["--data_dir", "images", "--image_size", "2"], "image_size=2: give the side of the square input"),
         ("train.py", ["--data_dir", "images", "--hub_token", "x"], "hub_token is not taken as an argument"),
         (

@@ -24,6 +24,17 @@ class DataArguments:
     """Where the images are."""
 
     data_dir: str | None = HfArg(default=None, help="Folder of images; without any data the demo runs.")
+    labels_file: str | None = HfArg(
+        default=None,
+        help="Table of files and labels (.csv, .tsv, .jsonl, .parquet), below --data_dir if that is given.",
+    )
+    label_delimiter: str | None = HfArg(
+        default=None, help="What parts several labels of an image in a table's cell, such as ' ' or ';'."
+    )
+    split_column_name: str | None = HfArg(default=None, help="Of --labels_file: says train, validation or test.")
+    label_pattern: str | None = HfArg(
+        default=None, help=r"Of --data_dir: the class is the first group of this, in a file's name: '^(.+)_\d+'."
+    )
     dataset_name: str | None = HfArg(default=None, help="A labelled image data set of the Hub, instead.")
     train_split_name: str = HfArg(default="train", help="Of --dataset_name.")
     validation_split_name: str | None = HfArg(default=None, help="Of --dataset_name.")
@@ -39,6 +50,17 @@ class DataArguments:
     max_eval_samples: int | None = HfArg(default=None, help="At most so many validation images, likewise.")
 
     def __post_init__(self) -> None:
+        if self.dataset_name is not None and (self.data_dir is not None or self.labels_file is not None):
+            raise ValueError("--dataset_name: give no --data_dir and no --labels_file beside it.")
+        sources = {"split_column_name": self.labels_file, "label_pattern": self.data_dir}
+        for name, source in sources.items():
+            if getattr(self, name) is not None and source is None:
+                needed = "labels_file" if name == "split_column_name" else "data_dir"
+                raise ValueError(f"--{name} needs --{needed}.")
+        if self.label_pattern is not None and self.labels_file is not None:
+            raise ValueError("--label_pattern and --labels_file: labels come from one of the two.")
+        if self.label_delimiter is not None and self.labels_file is None and self.data_dir is None:
+            raise ValueError("--label_delimiter parts cells of a table: give --labels_file, or --data_dir with one.")
         for name in ("max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None:
                 require_whole(name, getattr(self, name), at_least=1)

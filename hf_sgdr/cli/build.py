@@ -13,6 +13,7 @@ from hf_sgdr.cli.errors import remove_empty_dir_on_error
 from hf_sgdr.data.folders import load_image_folder
 from hf_sgdr.data.hub import load_image_dataset
 from hf_sgdr.data.splits import stratified_sample
+from hf_sgdr.data.tables import load_image_table
 from hf_sgdr.data.transforms import image_transforms
 from hf_sgdr.models.classifiers import create_image_classifier
 from hf_sgdr.recipe import LESSON, Stage
@@ -24,25 +25,34 @@ def load_images(data: DataArguments, training: SGDRTrainingArguments) -> Dataset
     """The images that the arguments name, at most `max_train_samples` and `max_eval_samples` of them.
 
     Raises:
-        ValueError, FileNotFoundError: if there are none, or both sources are named.
+        ValueError, FileNotFoundError: if there are none.
     """
-    if data.data_dir is not None and data.dataset_name is not None:
-        raise ValueError("--data_dir and --dataset_name: give one of the two.")
     split: Any = {name: getattr(data, name) for name in ("validation_fraction", "on_error")} | {"seed": training.seed}
-    if data.data_dir is not None:
-        images = load_image_folder(data.data_dir, **split)
+    split["label_column_name"] = training.label_column_name
+    if data.labels_file is not None:
+        images = load_image_table(
+            data.labels_file,
+            image_column_name=training.image_column_name if training.image_column_name != "image" else None,
+            label_delimiter=data.label_delimiter,
+            image_dir=data.data_dir,
+            split_column_name=data.split_column_name,
+            **split,
+        )
+    elif data.data_dir is not None:
+        images = load_image_folder(
+            data.data_dir, label_pattern=data.label_pattern, label_delimiter=data.label_delimiter, **split
+        )
     elif data.dataset_name is not None:
         images = load_image_dataset(
             data.dataset_name,
             image_column_name=training.image_column_name,
-            label_column_name=training.label_column_name,
             train_split_name=data.train_split_name,
             validation_split_name=data.validation_split_name,
             **split,
         )
-        training.image_column_name, training.label_column_name = "image", "label"
     else:
-        raise ValueError("No images: give --data_dir FOLDER or --dataset_name NAME.")
+        raise ValueError("No images: give --data_dir FOLDER, --labels_file TABLE or --dataset_name NAME.")
+    training.image_column_name, training.label_column_name = "image", "label"
     for name, count in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
         if count is not None and count < len(images[name]):
             images[name] = stratified_sample(images[name], count, training.seed)

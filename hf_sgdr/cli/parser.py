@@ -57,7 +57,7 @@ def parse(
     for name, reason in (refused or {}).items():
         if name in given:
             raise ValueError(f"--{name}: {reason}")
-    is_demo = demo is not None and config is None and not given & {"data_dir", "dataset_name"}
+    is_demo = demo is not None and config is None and not given & {"data_dir", "dataset_name", "labels_file"}
     values = {**_DEFAULTS, **(parser.given_values([], demo) if is_demo else {}), **values}
     arguments = Arguments(
         kind(**{item.name: values[item.name] for item in fields(kind) if item.init and item.name in values})

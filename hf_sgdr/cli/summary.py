@@ -58,7 +58,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool) -> dict[str, Any]:
     """What the arguments say for [`~hf_sgdr.hub.card.write_model_card`]."""
     facts: dict[str, Any] = {"tta_views": recipe.n_aug, "license": recipe.license, "with_images": recipe.card_photos}
-    images = data.dataset_name or data.data_dir or ""
+    images = data.dataset_name or data.labels_file or data.data_dir or ""
     dataset = hub_id(data.dataset_name or "", with_user=False)
     facts |= {"dataset": dataset, "images_name": dataset or Path(images).resolve().name}
     if is_demo:
@@ -67,6 +67,7 @@ def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArgum
         return {**facts, "license": license, "command": command, "origin": ORIGIN, "with_images": True}
     command = f"accelerate launch recipes/train.py {RECIPE_FILE}"
     for flag, is_needed in {
+        "--labels_file TABLE": data.labels_file is not None,
         "--data_dir IMAGES": dataset is None,
         "--weights_file WEIGHTS": model.weights_file is not None,
         "--model MODEL": Path(model.model_name_or_path).is_dir(),

@@ -5,8 +5,9 @@ whatever the depth, class ids come from train alone, and what lies beside the sp
 """
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -16,7 +17,9 @@ from transformers.utils import logging
 from hf_sgdr._utils.files import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.audit import OnError, UnreadableImagesError, check_on_error, readable
-from hf_sgdr.data.splits import LAYOUT, UNLABELLED, VALIDATION_NAMES, check_fraction, split_off, stratified_split
+from hf_sgdr.data.labels import UNLABELLED
+from hf_sgdr.data.splits import LAYOUT, VALIDATION_NAMES, check_fraction, split_off, stratified_split
+from hf_sgdr.data.tables import labelled_splits, rows_of_metadata
 
 logger = logging.get_logger(__name__)
 
@@ -33,19 +36,28 @@ FilesByClass = dict[str, list[str]]
 def load_image_folder(
     path: str | os.PathLike[str],
     *,
+    label_pattern: str | None = None,
+    label_column_name: str = "label",
+    label_delimiter: str | None = None,
     validation_fraction: float = 0.2,
     seed: int = 42,
     on_error: OnError = "raise",
 ) -> DatasetDict:
-    """Read a folder of images, one folder a class.
+    r"""Read a folder of images, one folder a class, or labels from the files' names or from the folder's own table.
 
     With a folder `train`, the splits are `train`, `validation` (from validation, valid or val) and `test` (from test
     or test1; without class folders it is unlabelled, all labels -1). Otherwise the folders in `path` are the classes.
     Without a validation folder a share of each class is split off, and the log says so. Folders that a run wrote into,
     such as a recipe's `output_dir`, are no classes; the log names them.
 
+    With `metadata.csv`, `.jsonl` or `.parquet` in it or in its splits, as the ecosystem's imagefolder has them, labels
+    come from there; see [`~hf_sgdr.data.tables.load_image_table`].
+
     Args:
         path (`str` or `PathLike`): the folder.
+        label_pattern (`str`, *optional*): a regular expression whose first group, found in a file's name, is its class:
+            `r"^(.+)_\d+"` (fast.ai's `from_name_re`). Folders are then no classes.
+        label_column_name, label_delimiter (`str`, *optional*): of the folder's table.
         validation_fraction (`float`, *optional*, defaults to 0.2): share of each class for validation, where there is
             no folder for it; between 0 and 1.
         seed (`int`, *optional*, defaults to 42): for that split.
@@ -82,15 +94,21 @@ def load_image_folder(
             raise ValueError(
                 f"{printable(root)}: {few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
             )
-    by_split = {"train": _images_by_class(train_root)}
+    test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
+    if label_pattern is None:
+        folders = {"": root, "train": train_root, "validation": validation_root, "test": test_root}
+        parts = rows_of_metadata(folders, label_column_name, label_delimiter)
+        if parts:
+            return labelled_splits(parts, printable(root), validation_fraction, seed, on_error)
+    by_class = _by_pattern(label_pattern) if label_pattern is not None else _images_by_class
+    by_split = {"train": by_class(train_root)}
     _check_train(by_split["train"], train_root)  # before all images are looked at
     if validation_root is not None:
-        by_split["validation"] = _images_by_class(validation_root)
-    test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
+        by_split["validation"] = by_class(validation_root)
     if test_root is not None:
-        by_class = _images_by_class(test_root, quiet=True)
-        is_labelled = bool(set(by_class) & set(by_split["train"]))
-        by_split["test"] = by_class if is_labelled else {"": list(map(_absolute, image_files(test_root)))}
+        images = by_class(test_root, quiet=True)
+        is_labelled = bool(set(images) & set(by_split["train"]))
+        by_split["test"] = images if is_labelled else {"": list(map(_absolute, image_files(test_root)))}
     by_split = _readable_images(by_split, on_error)
     names = _check_train(by_split["train"], train_root)
     splits = {"train": _to_dataset(by_split["train"], names)}
@@ -247,6 +265,33 @@ def _images_by_class(root: Path, quiet: bool = False) -> FilesByClass:
         elif not quiet:
             logger.warning(f"{printable(folder)}: no image in it, so it is not a class.")
     return images
+
+
+def _by_pattern(pattern: str) -> Callable[..., FilesByClass]:
+    """What finds the images below a folder, by the class that a pattern finds in their names."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"label_pattern={pattern!r} is no regular expression ({error}).") from error
+    if not expression.groups:
+        raise ValueError(f"label_pattern={pattern!r}: the class must be a group of it, in brackets: r'^(.+)_\\d+'.")
+
+    def images_by_class(root: Path, quiet: bool = False) -> FilesByClass:
+        images: FilesByClass = {}
+        without = []
+        for file in image_files(root):
+            match = expression.search(file.name)
+            if match is None or not match[1]:
+                without.append(file.relative_to(root).as_posix())
+            else:
+                images.setdefault(match[1], []).append(_absolute(file))
+        if without and not quiet:
+            raise ValueError(
+                f"{printable(root)}: label_pattern={pattern!r} finds no class in {len(without)} names: {few(without)}."
+            )
+        return {} if without else dict(sorted(images.items()))
+
+    return images_by_class
 
 
 def _utf8_name(folder: Path) -> str:

@@ -1,11 +1,14 @@
 """Data sets of the Hub, or of whatever `datasets` reads, as one `DatasetDict` with the columns image and label."""
 
+from typing import Any
+
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 
 from hf_sgdr._utils.text import few
 from hf_sgdr.data.audit import OnError, check_on_error, readable
 from hf_sgdr.data.images import undecoded
-from hf_sgdr.data.splits import UNLABELLED, VALIDATION_NAMES, check_fraction, split_off
+from hf_sgdr.data.labels import as_labels, encode_labels, label_names
+from hf_sgdr.data.splits import VALIDATION_NAMES, check_fraction, split_off
 
 
 def load_image_dataset(
@@ -22,7 +25,8 @@ def load_image_dataset(
     """Read a labelled image data set of the Hub, or a local folder that `datasets.load_dataset` reads.
 
     Labels that are not a `datasets.ClassLabel` yet, such as strings, are numbered in the order of the training split's
-    sorted values. Both splits count the classes as the training split does; a missing label becomes -1.
+    sorted values; lists are several labels an image. Both splits count the classes as the training split does; a
+    missing label becomes -1.
 
     Args:
         name (`str`): what `datasets.load_dataset` takes.
@@ -54,8 +58,8 @@ def load_image_dataset(
                 f"{name} has no split {given!r}: it has {few(sorted(loaded))}. Name it with {split}_split_name."
             )
         rows = _two_columns(loaded[given], name, image_column_name, label_column_name)
-        classes = result["train"].features["label"].names if split != "train" else _class_names(rows, name)
-        rows = _numbered(rows, classes, f"{name}, split {given!r}")
+        known = result["train"].features["label"] if split != "train" else None
+        rows = _encoded(rows, known, f"{name}, split {given!r}")
         titles = [f"{given} image {number}" for number in range(len(rows))]
         keep = readable(undecoded(rows)["image"], titles, on_error)
         if not keep:
@@ -78,39 +82,29 @@ def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: s
     )
     if not isinstance(dataset.features["image"], Image):
         raise ValueError(f"{name}: column {image_column!r} holds {dataset.features['image']}, not images.")
-    if not isinstance(dataset.features["label"], ClassLabel | Value):
-        kind = dataset.features["label"]
-        raise ValueError(f"{name}: column {label_column!r} holds {kind}; it must hold one class an image.")
+    kind = dataset.features["label"]
+    if not isinstance(getattr(kind, "feature", kind), ClassLabel | Value):
+        raise ValueError(f"{name}: column {label_column!r} holds {kind}; it must hold classes.")
     return dataset
 
 
-def _class_names(dataset: Dataset, name: str) -> list[str]:
-    """The classes of a split in the order of their ids: as its `ClassLabel` has them, else its values, sorted."""
+def _encoded(dataset: Dataset, known: Any, where: str) -> Dataset:
+    """The same rows, labels as ids of the known classes; of these rows' own where none are known."""
     feature = dataset.features["label"]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    values = sorted({value for value in dataset["label"] if value is not None})
-    if not values:
-        raise ValueError(f"{name}: no label in its training split; it must have one for each image.")
-    return [str(value) for value in values]
-
-
-def _numbered(dataset: Dataset, classes: list[str], where: str) -> Dataset:
-    """The same rows, labels as ids of these classes."""
-    feature = dataset.features["label"]
-    if isinstance(feature, ClassLabel) and feature.names == classes:
-        return dataset
-    ids = {name: id_ for id_, name in enumerate(classes)}
-    labels = list(dataset["label"])
-    if isinstance(feature, ClassLabel):
-        found = [None if label is None or label < 0 else feature.names[label] for label in labels]
+    if names := label_names(feature):
+        if known is None or known == feature:
+            return dataset
+        labels: list[Any] = [_named(label, names) for label in dataset["label"][:]]
     else:
-        found = [None if label is None else str(label) for label in labels]
-    unknown = sorted({name for name in found if name is not None} - set(ids))
-    if unknown:
-        raise ValueError(
-            f"{where}: {few(unknown)} not among the classes of the training split ({few(classes)}). "
-            "Add images of it there, or take them out here."
-        )
-    numbered = [UNLABELLED if name is None else ids[name] for name in found]
-    return dataset.remove_columns("label").add_column("label", numbered, feature=ClassLabel(names=classes))
+        labels = [as_labels(label) for label in dataset["label"][:]]
+        if known is None and all(label is None for label in labels):
+            raise ValueError(f"{where}: no label in it; there must be one for each image.")
+    titles = [f"image {number}" for number in range(len(labels))]
+    ids, feature = encode_labels(labels, titles, known, where, may_lack=True)
+    return dataset.remove_columns("label").add_column("label", ids, feature=feature)
+
+
+def _named(label: Any, names: list[str]) -> Any:
+    if isinstance(label, list):
+        return [names[one] for one in label]
+    return None if label is None or label < 0 else names[label]

@@ -1,6 +1,7 @@
 """Labels are class ids: those of a data set must mean what they mean to the model."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,84 @@ from transformers import PreTrainedConfig
 
 from hf_sgdr._utils.text import few, printable
 
+# The class id of an image whose label is not known.
+UNLABELLED = -1
+
 
 def class_names(config: PreTrainedConfig) -> list[str]:
     """A model's classes in the order of their ids; `LABEL_0` and so on where they have no names."""
     names: dict[Any, str] = config.id2label or {}
     return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
+
+
+def label_names(feature: Any) -> list[str] | None:
+    """The names of the classes of a `datasets.ClassLabel`, or of a list of it; None for any other feature."""
+    feature = getattr(feature, "feature", feature)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def is_multi_label(feature: Any) -> bool:
+    """Whether a feature holds several labels an image: a list of class ids."""
+    return isinstance(feature, datasets.List | datasets.LargeList) and label_names(feature) is not None
+
+
+def as_labels(value: Any, delimiter: str | None = None) -> Any:
+    """A cell as somebody wrote it: a label, a list of several, or None where it is empty.
+
+    Args:
+        value: text, a number, a list of them, or None.
+        delimiter (`str`, *optional*): what parts labels in text; then the cell is always a list, maybe an empty one.
+    """
+    if isinstance(value, list):
+        return value
+    if delimiter is not None:
+        return [part.strip() for part in str(value if value is not None else "").split(delimiter) if part.strip()]
+    return None if value is None or (isinstance(value, str) and not value.strip()) else value
+
+
+def encode_labels(
+    labels: Sequence[Any], titles: Sequence[str], feature: Any, where: str, *, may_lack: bool = False
+) -> tuple[list[Any], Any]:
+    """Labels as class ids, numbered once, by the training rows.
+
+    Args:
+        labels (sequence): of each image, as [`as_labels`] gives them; numbers and strings are named by their text.
+        titles (sequence of `str`): what the images are called.
+        feature (`datasets.ClassLabel` or `datasets.List` of it, or None): of the training rows; None for these.
+        where (`str`): what the rows are called.
+        may_lack (`bool`, *optional*, defaults to False): a missing label becomes -1.
+
+    Returns:
+        Class ids, or lists of them, and the feature.
+
+    Raises:
+        ValueError: if a label is missing or train lacks it, or there is one class alone.
+    """
+    several = any(isinstance(label, list) for label in labels) if feature is None else is_multi_label(feature)
+    if several:
+        labels = [label if isinstance(label, list) else [] if label is None else [label] for label in labels]
+    missing = [title for title, label in zip(titles, labels, strict=True) if label is None]
+    if missing and not may_lack:
+        raise ValueError(f"{where}: {len(missing)} images have no label: {few(missing)}. Give each one, or remove it.")
+    values = set(itertools.chain.from_iterable(labels)) if several else set(labels) - {None}
+    if feature is None:
+        numbers = all(isinstance(value, int) for value in values)
+        names = [str(value) for value in sorted(values, key=None if numbers else str)]
+        if len(names) < 2:
+            raise ValueError(f"{where}: one class only ({few(names)}); at least two are needed.")
+        feature = datasets.ClassLabel(names=names)
+        feature = datasets.List(feature) if several else feature
+    names = label_names(feature) or []
+    unknown = sorted({str(value) for value in values} - set(names))
+    if unknown:
+        raise ValueError(
+            f"{where}: {few(unknown)} not among the classes of the training images ({few(names)}). Add images of it "
+            "there, or take them out here."
+        )
+    ids = {name: number for number, name in enumerate(names)}
+    if several:
+        return [sorted({ids[str(value)] for value in label}) for label in labels], feature
+    return [UNLABELLED if label is None else ids[str(label)] for label in labels], feature
 
 
 @dataclass(frozen=True)
@@ -42,7 +116,7 @@ class ClassNames:
         """
         names = class_names(config)
         unnamed = [f"LABEL_{i}" for i in range(len(names))]
-        trained = getattr((getattr(train_dataset, "features", None) or {}).get(label_column), "names", None)
+        trained = label_names((getattr(train_dataset, "features", None) or {}).get(label_column))
         if names == unnamed and trained is not None and len(trained) == len(names):
             return cls(list(trained), "train_dataset", True)
         return cls(names, "the model", names != unnamed)
@@ -61,9 +135,9 @@ class ClassNames:
         if not isinstance(dataset, datasets.Dataset) or label_column not in dataset.column_names:
             return
         feature, count = dataset.features[label_column], len(self.names)
-        if isinstance(feature, datasets.ClassLabel):
-            if feature.names != self.names and (self.are_given or len(feature.names) != count):
-                raise ValueError(self._difference(what, feature.names))
+        if (names := label_names(feature)) is not None:
+            if names != self.names and (self.are_given or len(names) != count):
+                raise ValueError(self._difference(what, names))
         elif isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint")) and len(dataset):
             highest = int(np.max(dataset.with_format("numpy")[label_column][:]))
             if highest >= count:

@@ -69,7 +69,8 @@ def write_recipe(
     }
     if record.results.world_size > 1:
         notes.append(f"It ran in {record.results.world_size} processes.")
-    data_dir = "" if "dataset_name" in values else " --data_dir FOLDER"
+    images = "--labels_file TABLE --data_dir" if (data or {}).get("labels_file") else "--data_dir"
+    data_dir = "" if "dataset_name" in values else f" {images} FOLDER"
     head = [
         f"The configuration of a run, written by hf_sgdr {__version__}. The same again, on the same images:",
         f"    accelerate launch recipes/train.py {RECIPE_FILE}{data_dir} --output_dir again",
@@ -87,8 +88,8 @@ def _data_arguments(data: Mapping[str, Any]) -> dict[str, Any]:
     if name is not None:
         data = {**data, "data_dir": None, "dataset_name": Path(name).name if Path(name).exists() else str(name)}
     else:
-        wanted = ("validation_fraction", "on_error", "max_train_samples", "max_eval_samples")
-        data = {key: value for key, value in data.items() if key in wanted}
+        local = ("data_dir", "labels_file", "dataset_name", "train_split_name", "validation_split_name")
+        data = {key: value for key, value in data.items() if key not in local}
     return {key: value for key, value in data.items() if value is not None}
 
 
