@@ -14,9 +14,11 @@ from .data.transforms import image_transforms as image_transforms
 from .features.extract import extract_features as extract_features
 from .features.store import FeatureStore as FeatureStore
 from .inference.interpretation import ClassifierInterpretation as ClassifierInterpretation
+from .inference.multi_label import MultiLabelInterpretation as MultiLabelInterpretation
 from .inference.pipeline import TTAImageClassificationPipeline as TTAImageClassificationPipeline
 from .inference.pipeline import pipeline as pipeline
 from .models.classifiers import create_image_classifier as create_image_classifier
+from .optim.balance import balanced_loss as balanced_loss
 from .optim.layer_groups import LayerGroups as LayerGroups
 from .optim.range_test import LRRangeResult as LRRangeResult
 from .optim.range_test import LRRangeTest as LRRangeTest

@@ -227,7 +227,9 @@ class FitRecord(TypedDict):
         name (`str`): of the fit, or the stage.
         epochs (`int`, or `float` where `max_steps` ended it), cycles (`int`): how many were finished.
         learning_rates (`list[float]`): the highest of each layer group.
-        train_loss, eval_loss, eval_accuracy (`float` or None): the last ones; None where there was none.
+        train_loss, eval_loss, eval_accuracy (`float` or None): the last ones; None where there was none. Unbalanced
+            classes also have eval_balanced_accuracy and eval_f1; several labels an image have eval_map and eval_f1
+            instead of eval_accuracy.
         seconds (`float`): how long it took.
         precompute (`bool`), freeze_to (`int`): on what it trained, and the first layer group that did.
         best_epoch (`float` or None): of the lowest validation loss.
@@ -242,7 +244,10 @@ class FitRecord(TypedDict):
     learning_rates: list[float]
     train_loss: float | None
     eval_loss: float | None
-    eval_accuracy: float | None
+    eval_accuracy: NotRequired[float | None]
+    eval_balanced_accuracy: NotRequired[float | None]
+    eval_f1: NotRequired[float | None]
+    eval_map: NotRequired[float | None]
     seconds: float
     precompute: bool
     freeze_to: int
@@ -280,6 +285,12 @@ class RunResults:
     def rows(self) -> list[FitRecord]:
         """What a table of the run shows: the solved head, where no stage is that, and the stages."""
         return self.stages if self.solved is None or self.solved in self.stages else [self.solved, *self.stages]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the run beside the loss, by their names in its records: "accuracy" for most."""
+        names = ("accuracy", "balanced_accuracy", "f1", "map")
+        return [name for name in names if any(row.get(f"eval_{name}") is not None for row in self.rows)] or ["accuracy"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the schema's number first."""

@@ -21,9 +21,8 @@ from hf_sgdr.demo import demo_image_folder, demo_weights_file
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.space import push_space
-from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.training.arguments import SGDRTrainingArguments
-from hf_sgdr.training.record import run_record
+from hf_sgdr.training.record import interpret, run_record
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
 HERE = Path(__file__).parent
@@ -63,8 +62,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         results = run_stages(trainer, stages, resume=recipe.resume)
         if recipe.n_aug and trainer.train_transform.is_random:
-            interpretation = ClassifierInterpretation.from_trainer(trainer, tta=recipe.n_aug)
-            results.tta = {"loss": interpretation.loss, "accuracy": interpretation.accuracy}
+            results.tta = interpret(trainer, tta=recipe.n_aug).metrics
         trainer.save_model()
         trainer.create_model_card(**stated_facts(data, model_args, recipe, args.is_demo))
         if is_main:

@@ -262,8 +262,15 @@ def test_a_label_that_train_lacks_and_a_label_that_is_no_class_are_named(make_pa
     for file in (tmp_path / "labelled").iterdir():
         file.unlink()
     (tmp_path / "labelled").rmdir()
-    with pytest.raises(ValueError, match=r"column 'label' holds List.*; it must hold one class an image"):
-        load_image_dataset(make_parquet(train=[[0, 1], [1]], validation=[[0], [1]]))
+    with pytest.raises(ValueError, match=r"column .label. holds .*; it must hold classes"):
+        load_image_dataset(make_parquet(train=[{"a": 1}, {"a": 2}], validation=[{"a": 1}, {"a": 2}]))
+
+
+def test_lists_are_several_labels_an_image_by_trains_names(make_parquet):
+    images = load_image_dataset(make_parquet(train=[["b", "a"], ["b"]], validation=[[], ["a"]]))
+    assert images["train"].features["label"] == datasets.List(datasets.ClassLabel(names=["a", "b"]))
+    assert images["train"]["label"][:] == [[0, 1], [1]]
+    assert images["validation"]["label"][:] == [[], [0]]
 
 
 def test_a_data_set_of_which_nothing_can_be_split_off_and_an_empty_split_are_named(make_parquet, monkeypatch):

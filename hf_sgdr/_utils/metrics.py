@@ -56,6 +56,49 @@ def class_metrics(predicted: NDArray[Any], labels: NDArray[Any]) -> dict[str, fl
     return evaluate.combine([Accuracy(), MacroAverages()]).compute(predictions=predicted, references=labels) or {}
 
 
+def average_precision(scores: NDArray[Any], truth: NDArray[Any]) -> float:
+    """The area below precision against recall, as scikit-learn's `average_precision_score`; 0 where nothing is true.
+
+    Args:
+        scores (array of float (images,)): the higher, the likelier.
+        truth (array of bool (images,)): which images are of the class.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # equal scores come at once
+    precision, recall = hits[ends] / (ends + 1), hits[ends] / max(hits[-1], 1)
+    return float((precision * np.diff(recall, prepend=0)).sum())
+
+
+def multi_label_metrics(probabilities: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
+    """Macro mean average precision and macro-F1 at .5, over the labels that some image has.
+
+    Args:
+        probabilities (array of float (images, classes)): of each label by itself.
+        truth (array (images, classes)): 0 and 1.
+    """
+    is_there, said = truth > 0.5, probabilities > 0.5
+    kept = np.flatnonzero(is_there.any(axis=0))
+    right = (is_there & said).sum(axis=0)
+    f1 = 2 * right / np.maximum(is_there.sum(axis=0) + said.sum(axis=0), 1)
+    precisions = [average_precision(probabilities[:, i], is_there[:, i]) for i in kept]
+    return {"map": float(np.mean(precisions or [0.0])), "f1": float(f1[kept].mean()) if len(kept) else 0.0}
+
+
+def multi_label_of_logits(prediction: EvalPrediction) -> dict[str, float]:
+    """[`multi_label_metrics`], a `compute_metrics` for several labels an image."""
+    logits = np.asarray(prediction.predictions, dtype=np.float64)
+    return multi_label_metrics(np.exp(-np.logaddexp(0, -logits)), np.asarray(prediction.label_ids))
+
+
+def unbalanced_of_logits(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, balanced accuracy (mean recall of the classes that occur) and macro-F1 of the highest logit."""
+    predicted, labels = np.asarray(prediction.predictions).argmax(axis=-1), np.asarray(prediction.label_ids)
+    metrics = class_metrics(predicted, labels)
+    recalls = [float((predicted[labels == label] == label).mean()) for label in np.unique(labels)]
+    return {"accuracy": metrics["accuracy"], "balanced_accuracy": float(np.mean(recalls)), "f1": metrics["f1"]}
+
+
 def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     """The accuracy of the highest logit, a `compute_metrics` for image classifiers."""
     predicted = np.asarray(prediction.predictions).argmax(axis=-1)

@@ -14,6 +14,9 @@ from typing_extensions import override
 
 from hf_sgdr._utils.store import replace_weights
 
+# What is recorded of an evaluation beside its loss.
+METRICS = ("accuracy", "balanced_accuracy", "f1", "map")
+
 
 def judged_losses(trainer: Trainer) -> list[str]:
     """The names of the evaluation losses by whose mean weights are judged.
@@ -38,13 +41,17 @@ class KeepBestWeights(TrainerCallback):
         path (`Path`): a safetensors file; it is replaced, never half written.
         losses (sequence of `str`, *optional*, defaults to `["eval_loss"]`): of several, their mean decides, once all
             sets are evaluated; see [`judged_losses`].
+        by (`str`, *optional*, defaults to "loss"): "loss", the lowest, or another metric of these evaluations such as
+            "accuracy" or "f1", the highest; of equal ones the lowest loss decides.
 
     Raises:
         ValueError: if the file exists and is damaged.
     """
 
-    def __init__(self, model: nn.Module, path: Path, losses: Sequence[str] = ("eval_loss",)) -> None:
-        self.model, self.path, self.losses = model, path, list(losses)
+    def __init__(
+        self, model: nn.Module, path: Path, losses: Sequence[str] = ("eval_loss",), *, by: str = "loss"
+    ) -> None:
+        self.model, self.path, self.losses, self.by = model, path, list(losses), by
         self.stage = ""
         self.metrics: dict[str, Any] = {}
         self._evaluated: dict[str, Any] = {}  # since weights were last judged: the sets of a dict come one by one
@@ -59,21 +66,29 @@ class KeepBestWeights(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the weights if they are the best."""
         self._evaluated |= kwargs["metrics"]
-        loss = mean_of(self._evaluated, self.losses)
-        if loss is None:
+        if mean_of(self._evaluated, self.losses) is None:
             return
-        evaluated, self._evaluated = self._evaluated, {}
-        if not loss < self.metrics.get("eval_loss", math.inf):
+        evaluated, self._evaluated = metrics_of(self._evaluated, self.losses), {}
+        if not self._is_better(evaluated):
             return
+        judged = [f"{loss.removesuffix('loss')}{self.by}" for loss in self.losses]
         self.metrics = {
             "stage": self.stage,
             "epoch": state.epoch,
-            "eval_loss": loss,
-            "eval_accuracy": mean_of(evaluated, _accuracies(self.losses)),
-            "metric": self.losses[0] if len(self.losses) == 1 else f"mean of {', '.join(self.losses)}",
+            **evaluated,
+            "metric": judged[0] if len(judged) == 1 else f"mean of {', '.join(judged)}",
         }
         if state.is_world_process_zero:
             replace_weights(self.path, self.model, {"figures": json.dumps(self.metrics)})
+
+    def _is_better(self, evaluated: dict[str, Any]) -> bool:
+        key, loss = f"eval_{self.by}", evaluated["eval_loss"]
+        if self.by != "loss":
+            if evaluated.get(key) is None:
+                raise ValueError(f"best_by={self.by!r}: the evaluation has no {key}: compute_metrics must give it.")
+            if evaluated[key] != self.metrics.get(key, -math.inf):
+                return math.isfinite(loss) and evaluated[key] > self.metrics.get(key, -math.inf)
+        return bool(loss < self.metrics.get("eval_loss", math.inf))
 
     def restore(self) -> None:
         """Load the best weights into the model."""
@@ -90,22 +105,33 @@ def best_evaluation(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return min(evaluations, key=lambda entry: entry["eval_loss"], default=None)
 
 
-def last_evaluation(history: Sequence[dict[str, Any]], losses: Sequence[str]) -> tuple[float | None, float | None]:
-    """Loss and accuracy of the last evaluation in a Trainer's history, means over the sets that are judged by."""
+def last_evaluation(history: Sequence[dict[str, Any]], losses: Sequence[str]) -> dict[str, float | None]:
+    """[`metrics_of`] the last evaluation in a Trainer's history."""
     newest: dict[str, Any] = {}
     for entry in history:
         newest |= {name: value for name, value in entry.items() if name.startswith("eval_")}
-    return mean_of(newest, losses), mean_of(newest, _accuracies(losses))
+    return metrics_of(newest, losses)
+
+
+def metrics_of(values: dict[str, Any], losses: Sequence[str]) -> dict[str, float | None]:
+    """What is recorded of an evaluation: `eval_loss`, and those of `METRICS` that it has, means over the sets.
+
+    `eval_accuracy` is always there, None if need be, but where images have several labels.
+    """
+    result = {"eval_loss": mean_of(values, losses)}
+    for metric in METRICS:
+        mean = mean_of(values, [f"{loss.removesuffix('loss')}{metric}" for loss in losses])
+        if mean is not None or metric == "accuracy":
+            result[f"eval_{metric}"] = mean
+    if "eval_map" in result:
+        del result["eval_accuracy"]
+    return result
 
 
 def mean_of(values: dict[str, Any], names: Sequence[str]) -> float | None:
     """The mean of some values; None unless each is a number."""
     numbers = [values[name] for name in names if isinstance(values.get(name), float | int)]
     return math.fsum(numbers) / len(names) if len(numbers) == len(names) else None
-
-
-def _accuracies(losses: Sequence[str]) -> list[str]:
-    return [f"{loss.removesuffix('loss')}accuracy" for loss in losses]
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

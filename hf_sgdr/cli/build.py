@@ -12,6 +12,7 @@ from hf_sgdr.cli.arguments import DataArguments, ModelArguments
 from hf_sgdr.cli.errors import remove_empty_dir_on_error
 from hf_sgdr.data.folders import load_image_folder
 from hf_sgdr.data.hub import load_image_dataset
+from hf_sgdr.data.labels import MULTI_LABEL, is_multi_label, label_names
 from hf_sgdr.data.splits import stratified_sample
 from hf_sgdr.data.tables import load_image_table
 from hf_sgdr.data.transforms import image_transforms
@@ -66,11 +67,13 @@ def build_trainer(images: DatasetDict, model_args: ModelArguments, training: SGD
         ValueError, OSError: if the model or a transform cannot be made.
     """
     set_seed(training.seed)
+    feature = images["train"].features["label"]
     model = create_image_classifier(
         model_args.model_name_or_path,
-        labels=images["train"].features["label"].names,
+        labels=label_names(feature) or [],
         pretrained=model_args.pretrained,
         weights_file=model_args.weights_file,
+        problem_type=MULTI_LABEL if is_multi_label(feature) else None,
     )
     augment: Any = None if model_args.augment in (None, "none") else model_args.augment
     train_transform, eval_transform = image_transforms(

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,22 @@ MOST_CLASSES = 40
 
 def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     """Print the table of stages, best weights and test-time augmentation, and the command that tries the model."""
-    print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{'accuracy':>10}{'seconds':>9}")
+    names = results.metrics
+    shown = "".join(f"{'bal. acc.' if name == 'balanced_accuracy' else name:>10}" for name in names)
+    print(f"\n{'stage':<14}{'epochs':>7}{'train loss':>12}{'valid loss':>12}{shown}{'seconds':>9}")
     for stage in results.rows:
         print(
             f"{stage['name']:<14}{stage['epochs']:>7}{_metric(stage['train_loss'])}{_metric(stage['eval_loss'])}"
-            f"{_metric(stage['eval_accuracy'], 10)}{stage['seconds']:>9.1f}"
+            f"{_metrics(stage, names)}{stage['seconds']:>9.1f}"
         )
     if training.max_steps > 0:
         print(f"each fit ended after {training.max_steps} steps (--max_steps)")
-    best, tta = results.best, results.tta
+    best = results.best
     at = f"{best['stage']}, epoch {best['epoch']:g}" if best["epoch"] else best["stage"]
-    print(f"{'best':<33}{_metric(best['eval_loss'])}{_metric(best['eval_accuracy'], 10)}   lowest valid loss: {at}")
-    if tta:
-        print(f"{'with TTA':<33}{_metric(tta['loss'])}{_metric(tta['accuracy'], 10)}")
+    why = "lowest valid loss" if training.best_by == "loss" else f"highest {training.best_by}"
+    print(f"{'best':<33}{_metric(best['eval_loss'])}{_metrics(best, names)}   {why}: {at}")
+    if tta := {f"eval_{name}": value for name, value in results.tta.items()}:
+        print(f"{'with TTA':<33}{_metric(tta['eval_loss'])}{_metrics(tta, names)}")
     predict = ["python", str(Path(sys.argv[0]).with_name("predict.py")), "--model", str(training.output_dir)]
     print(f"\nModel, plots and results.json are in {training.output_dir}. Try it: {shlex.join(predict)} IMAGE.jpg")
 
@@ -75,6 +79,10 @@ def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArgum
         command += f" {flag}" if is_needed else ""
     origin = local_origin(model.model_name_or_path, model.weights_file, model.pretrained)
     return {**facts, "command": command, "origin": origin}
+
+
+def _metrics(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    return "".join(_metric(record.get(f"eval_{name}"), 10) for name in names)
 
 
 def _metric(value: float | None, width: int = 12) -> str:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from hf_sgdr.data.hashes import image_hashes
 from hf_sgdr.data.images import read_image, readers, undecoded
+from hf_sgdr.data.labels import column_values, is_multi_label, label_names
 
 if TYPE_CHECKING:  # transforms know models, whose import takes longer than whoever reads images alone would wait
     from hf_sgdr.data.transforms import ImageTransform
@@ -29,6 +30,8 @@ class DecodedImages(Protocol):
 
 class ImageDataset(Dataset[dict[str, Any]]):
     """The images of a `datasets.Dataset` as `{"pixel_values": uint8 (3, size, size), "labels": int}`.
+
+    Several labels an image, a `datasets.List` of `ClassLabel`, become float32 (classes,) of 0 and 1.
 
     What is random depends on the seed, the epoch and the image's index alone, so neither the number of workers nor the
     order of the images changes it.
@@ -59,6 +62,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.rows = undecoded(dataset, image_column)
         self.transform = transform
         self.image_column, self.label_column = image_column, label_column
+        feature = (getattr(self.rows, "features", None) or {}).get(label_column)
+        self.num_labels = len(label_names(feature) or []) if is_multi_label(feature) else None
         self.seed = seed
         self.cache = cache
         # In shared memory, so that persistent workers see a new epoch too.
@@ -78,7 +83,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             pixels = self.transform.of_kept(self.cache[index], seed)
         else:
             pixels = self.transform.pixels(row[self.image_column], seed)
-        label = _class_id(row.get(self.label_column))
+        label = self._target(row.get(self.label_column))
         return {"pixel_values": pixels} if label is None else {"pixel_values": pixels, "labels": label}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -95,15 +100,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Raise a ValueError if some images of a `datasets.Dataset` have a label and some have none."""
         if not isinstance(self.rows, datasets.Dataset) or self.label_column not in self.rows.column_names:
             return
-        unknown = self._class_ids().count(None)
+        unknown = sum(target is None for target in self._targets())
         if 0 < unknown < len(self):
             raise ValueError(
                 f"{unknown} of {len(self)} images have no label. Give each a label or leave those images out; to "
                 f"predict only, give dataset.remove_columns({self.label_column!r})."
             )
 
-    def labels(self) -> list[int]:
-        """Every image's class id.
+    def labels(self) -> list[Any]:
+        """Every image's class id, or its row of 0 and 1 where images have several labels.
 
         Raises:
             ValueError: if there is no column of labels, or an image has none.
@@ -113,16 +118,22 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 f"No label column {self.label_column!r}: the dataset has {self.rows.column_names}. "
                 "Name it with label_column_name."
             )
-        labels = self._class_ids()
-        unknown = labels.count(None)
+        labels = self._targets()
+        unknown = sum(label is None for label in labels)
         if unknown:
             raise ValueError(f"{unknown} of {len(self)} images have no label: training and evaluation need them all.")
-        return [label for label in labels if label is not None]
+        return labels if self.num_labels is None else [label.tolist() for label in labels]
 
-    def _class_ids(self) -> list[int | None]:
+    def _targets(self) -> list[Any]:
         if isinstance(self.rows, datasets.Dataset):
-            return list(map(_class_id, _column(self.rows, self.label_column)))
-        return [_class_id(self.rows[index].get(self.label_column)) for index in range(len(self))]
+            return list(map(self._target, column_values(self.rows, self.label_column)))
+        return [self._target(self.rows[index].get(self.label_column)) for index in range(len(self))]
+
+    def _target(self, label: Any) -> Any:
+        """A label as a class id, or several as float32 (classes,); None for an unknown one."""
+        if self.num_labels is None or label is None:
+            return _class_id(label)
+        return torch.zeros(self.num_labels).index_fill_(0, torch.tensor(label, dtype=torch.int64), 1.0)
 
     def content_hash(self) -> str:
         """SHA-256 over every image's content, in order; labels do not count. See [`image_hash`]."""
@@ -198,7 +209,7 @@ def require_images(name: str, dataset: Any, image_column: str = "image", label_c
             "or write what it does into the dataset with dataset.map()."
         )
     feature = dataset.features.get(label_column)
-    if feature is None or isinstance(feature, datasets.ClassLabel):
+    if feature is None or label_names(feature) is not None:
         pass
     elif isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
         raise ValueError(
@@ -207,12 +218,6 @@ def require_images(name: str, dataset: Any, image_column: str = "image", label_c
         )
     elif not (isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "bool", "null"))):
         raise ValueError(f"{name}: the labels in {label_column!r} are {feature}; they must be class ids (integers).")
-
-
-def _column(dataset: datasets.Dataset, name: str) -> list[Any]:
-    """A column of plain values at once; iterating over `dataset[name]` takes a hundred times as long."""
-    values: list[Any] = dataset.select_columns(name).with_format("arrow")[:][name].combine_chunks().to_pylist()
-    return values
 
 
 def _class_id(label: Any) -> int | None:

@@ -195,6 +195,12 @@ def _white_of_floats(pixels: NDArray[np.float32]) -> float:
     return white
 
 
+def file_of(source: Any) -> str | None:
+    """The path of an image's file, None where it comes from no file."""
+    path = source.get("path") if isinstance(source, Mapping) else source
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
+
+
 def pixel_versions() -> dict[str, Any]:
     """The versions of all that makes pixels of a file; part of the key of whatever is stored."""
     return {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "pixels": PIXELS_VERSION}

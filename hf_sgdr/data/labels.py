@@ -3,14 +3,17 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from hf_sgdr._utils.text import few, printable
 
+# What transformers calls several labels an image.
+MULTI_LABEL: Final = "multi_label_classification"
 # The class id of an image whose label is not known.
 UNLABELLED = -1
 
@@ -19,6 +22,20 @@ def class_names(config: PreTrainedConfig) -> list[str]:
     """A model's classes in the order of their ids; `LABEL_0` and so on where they have no names."""
     names: dict[Any, str] = config.id2label or {}
     return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
+
+
+def class_id(of_class: str | int, names: Sequence[str]) -> int:
+    """A class by its name or id.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(of_class, str) and of_class in names:
+        return names.index(of_class)
+    if isinstance(of_class, str) or not 0 <= of_class < len(names):
+        ids = f"0 to {len(names) - 1}"
+        raise ValueError(f"of_class={of_class!r}: give a class by its name ({few(names)}) or its id ({ids}).")
+    return of_class
 
 
 def label_names(feature: Any) -> list[str] | None:
@@ -30,6 +47,20 @@ def label_names(feature: Any) -> list[str] | None:
 def is_multi_label(feature: Any) -> bool:
     """Whether a feature holds several labels an image: a list of class ids."""
     return isinstance(feature, datasets.List | datasets.LargeList) and label_names(feature) is not None
+
+
+def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
+    """A column of plain values at once; iterating over `dataset[name]` takes a hundred times as long."""
+    values: list[Any] = dataset.select_columns(name).with_format("arrow")[:][name].combine_chunks().to_pylist()
+    return values
+
+
+def class_counts(dataset: Any, label_column: str, num_classes: int) -> NDArray[np.int64]:
+    """How many rows of a `datasets.Dataset` are of each class, (classes,); rows without a label do not count."""
+    labels = column_values(dataset, label_column)
+    ids = list(itertools.chain.from_iterable(labels)) if is_multi_label(dataset.features[label_column]) else labels
+    known = [label for label in ids if label is not None and label >= 0]
+    return np.bincount(np.asarray(known, dtype=np.int64), minlength=num_classes)
 
 
 def as_labels(value: Any, delimiter: str | None = None) -> Any:

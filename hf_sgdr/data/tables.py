@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.audit import OnError, check_on_error, readable
-from hf_sgdr.data.labels import as_labels, encode_labels
+from hf_sgdr.data.labels import as_labels, column_values, encode_labels
 from hf_sgdr.data.splits import SPLIT_NAMES, check_fraction, split_off
 
 logger = logging.get_logger(__name__)
@@ -240,8 +240,7 @@ def _by_split(rows: list[tuple[str, Any]], splits: list[Any], where: str) -> dic
 def _column(table: Dataset, name: str, where: str) -> list[Any]:
     if name not in table.column_names:
         raise ValueError(f"{where} has no column {name!r}: it has {few(table.column_names)}.")
-    values: list[Any] = table.with_format("arrow")[:][name].combine_chunks().to_pylist()
-    return values
+    return column_values(table, name)
 
 
 def _with_file(rows: list[tuple[str, str, Any]], where: str, on_error: OnError) -> list[tuple[str, str, Any]]:

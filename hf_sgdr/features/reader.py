@@ -146,7 +146,7 @@ class PrecomputedFeatures:
 
         Args:
             rows (`datasets.Dataset`): images and labels.
-            **options: see there.
+            **options: see there; `sample_weight` may be a function of the labels.
 
         Raises:
             ValueError: see there; or the model cannot be cut at a linear head.
@@ -154,7 +154,10 @@ class PrecomputedFeatures:
         boundary = Boundary.at_head(self.model, self.linear_head())
         dataset = self.training(rows, boundary)
         count, views = len(dataset), len(dataset.views)
-        labels, groups = dataset.labels.repeat(views), torch.arange(count).repeat(views)
+        labels = torch.cat([dataset.labels] * views)
+        groups = torch.arange(count).repeat(views)
+        if callable(options.get("sample_weight")):
+            options["sample_weight"] = options["sample_weight"](labels)
         return solve_head(stacked(dataset.views), labels, groups=groups.numpy(), **options)
 
     def training(self, rows: Any, boundary: Boundary | None = None) -> FeatureDataset:

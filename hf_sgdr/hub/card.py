@@ -6,8 +6,8 @@ The text is in `templates/model_card.md`, where names from outside are escaped b
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,8 +18,8 @@ from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
 from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id
 from hf_sgdr.hub.environment import environment
-from hf_sgdr.hub.record import RunRecord
-from hf_sgdr.inference.interpretation import ClassifierInterpretation
+from hf_sgdr.hub.record import Interpretation, RunRecord
+from hf_sgdr.inference.multi_label import MultiLabelInterpretation
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +28,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 UNKNOWN_LICENSE = "unknown"
 CONFUSION_MATRIX = "confusion-matrix.png"
 NUM_IMAGES = 8
+METRICS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1": "Macro-F1",
+    "map": "Mean average precision",
+    "loss": "Loss",
+}
 MOST_MISTAKES = 3
 # More than rounding in 16 bits makes of the accuracy of the same weights.
 OTHER_WEIGHTS = 0.02
@@ -54,11 +61,13 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
     facts, seen, results = facts or CardFacts(), record.interpretation, record.results
     if seen is None:
         raise ValueError("The record has no interpretation: a card needs predictions of the validation images.")
-    accuracy = results.best.get("eval_accuracy") if record.is_recipe else None
-    if accuracy is not None and abs(accuracy - seen.accuracy) > OTHER_WEIGHTS:
+    measured, several = seen.metrics, isinstance(seen, MultiLabelInterpretation)
+    judged = "f1" if several else "accuracy"
+    before = results.best.get(f"eval_{judged}") if record.is_recipe else None
+    if before is not None and abs(before - measured[judged]) > OTHER_WEIGHTS:
         logger.warning(
-            f"The results tell of an accuracy of {accuracy:.4f}, but that of the weights is {seen.accuracy:.4f} now: "
-            "were they trained on? The card has the latter, beside the stages of the former."
+            f"The results tell of {METRICS[judged].lower()} {before:.4f}, but the weights have {measured[judged]:.4f} "
+            "now: were they trained on? The card has the latter, beside the stages of the former."
         )
     folder = Path(folder) if folder is not None else record.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +75,16 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
     if base_model is not None and base_model == record.model_id:
         base_model, origin = None, "It went on from an earlier version of itself."
     title = facts.model_name or record.architecture + (f" on {facts.images_name}" if facts.images_name else "")
-    right = int((seen.predicted == seen.labels).sum())
-    save_plot(seen.plot_confusion_matrix(), folder / CONFUSION_MATRIX)
+    of_one: dict[str, Any] = {}  # of classifiers of one label an image
+    if not isinstance(seen, MultiLabelInterpretation):
+        right = int((seen.predicted == seen.labels).sum())
+        save_plot(seen.plot_confusion_matrix(), folder / CONFUSION_MATRIX)
+        of_one = {
+            "right": right,
+            "interval": wilson_interval(right, len(seen.labels)),
+            "mistakes": seen.most_confused()[:MOST_MISTAKES],
+            "confusion_matrix": CONFUSION_MATRIX,
+        }
     text = (
         _template_environment()
         .get_template("model_card.md")
@@ -79,16 +96,16 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
             title=title,
             base_model=base_model,
             origin=origin,
-            right=right,
-            interval=wilson_interval(right, len(seen.labels)),
+            several=several,
+            metric_names=METRICS,
+            measured=measured,
             classes=[
-                {**asdict(report), "training_images": count}
+                {**vars(report), "training_images": count}
                 for report, count in zip(seen.per_class(), record.training_counts, strict=True)
             ],
-            mistakes=seen.most_confused()[:MOST_MISTAKES],
             plots={stage["name"]: _stage_plots(stage["name"], record.folder, folder) for stage in results.stages},
             images=_save_images(seen, folder, facts.with_images),
-            confusion_matrix=CONFUSION_MATRIX,
+            **of_one,
             environment=environment(record.device),
             default_views=DEFAULT_VIEWS,
             placeholder=PLACEHOLDER,
@@ -138,11 +155,13 @@ def _template_environment() -> Environment:
 
 
 def _metadata(
-    record: RunRecord, seen: ClassifierInterpretation, facts: CardFacts, title: str, base_model: str | None
+    record: RunRecord, seen: Interpretation, facts: CardFacts, title: str, base_model: str | None
 ) -> ModelCardData:
-    metrics = [("accuracy", "Accuracy", seen.accuracy), ("loss", "Loss", seen.loss)]
+    measured = dict(seen.metrics)
+    loss = measured.pop("loss")
+    metrics = [(kind, METRICS[kind], value) for kind, value in (*measured.items(), ("loss", loss))]
     for kind, value in record.results.tta.items():
-        name = f"{kind.capitalize()} with test-time augmentation ({views(facts.tta_views)})"
+        name = f"{METRICS[kind]} with test-time augmentation ({views(facts.tta_views)})"
         metrics.append((kind, name, value))
     return ModelCardData(
         language=facts.language,
@@ -151,8 +170,8 @@ def _metadata(
         license=facts.license or UNKNOWN_LICENSE,
         base_model=base_model,
         datasets=[facts.dataset] if facts.dataset else None,
-        metrics=["accuracy"],
-        tags=["hf_sgdr", "sgdr", "vision", *facts.tags],
+        metrics=list(measured),
+        tags=["hf_sgdr", "sgdr", "vision", *(["multi-label"] if len(measured) > 1 else []), *facts.tags],
         model_name=printable(title),
         eval_results=[
             EvalResult(
@@ -181,13 +200,13 @@ def _stage_plots(name: str, source: Path, folder: Path) -> list[str]:
     return [path.name for path in plots]
 
 
-def _save_images(seen: ClassifierInterpretation, folder: Path, wanted: bool) -> list[str]:
+def _save_images(seen: Interpretation, folder: Path, wanted: bool) -> list[str]:
     """The names of the pictures of single images; those of an earlier card are removed."""
     saved = []
     for kind in ("correct", "incorrect", "uncertain"):
         path = folder / f"most-{kind}.png"
         path.unlink(missing_ok=True)
-        if wanted and getattr(seen, f"most_{kind}")(NUM_IMAGES):
+        if wanted and hasattr(seen, f"most_{kind}") and getattr(seen, f"most_{kind}")(NUM_IMAGES):
             save_plot(getattr(seen, f"plot_most_{kind}")(NUM_IMAGES), path)
             saved.append(path.name)
     return saved

@@ -9,7 +9,10 @@ from transformers import PretrainedConfig
 
 from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
+from hf_sgdr.inference.multi_label import MultiLabelInterpretation
 from hf_sgdr.recipe import RunResults, Stage
+
+Interpretation = ClassifierInterpretation | MultiLabelInterpretation
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class RunRecord:
         changed (`tuple[str, ...]`): the names of those that differ from their defaults.
         train_transform, eval_transform ([`ImageTransform`]): what training and evaluation see of an image.
         training_counts (`tuple[int, ...]`): training images of each class, in the order of the ids.
-        interpretation ([`ClassifierInterpretation`] or None): of the validation images; a card needs it.
+        interpretation (`Interpretation` or None): of the validation images; a card needs it.
         device (`torch.device`): that the model is on.
     """
 
@@ -45,7 +48,7 @@ class RunRecord:
     train_transform: ImageTransform
     eval_transform: ImageTransform
     training_counts: tuple[int, ...]
-    interpretation: ClassifierInterpretation | None
+    interpretation: Interpretation | None
     device: torch.device
 
     @property

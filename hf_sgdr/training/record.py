@@ -7,28 +7,30 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
+from hf_sgdr.data.dataset import rows_of
+from hf_sgdr.data.labels import MULTI_LABEL, class_counts
 from hf_sgdr.hub.card import save_plot, write_model_card
 from hf_sgdr.hub.card_facts import CardFacts
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
-from hf_sgdr.hub.record import RunRecord
+from hf_sgdr.hub.record import Interpretation, RunRecord
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
+from hf_sgdr.inference.multi_label import MultiLabelInterpretation
 from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, SAID_BY_STAGES
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 logger = logging.get_logger(__name__)
 
 
-def run_record(trainer: Any, interpretation: ClassifierInterpretation | None = None) -> RunRecord:
+def run_record(trainer: Any, interpretation: Interpretation | None = None) -> RunRecord:
     """What there is to tell of a trainer's last [`run_stages`], or else of its own fits.
 
     Args:
         trainer ([`SGDRTrainer`]): with training images.
-        interpretation ([`ClassifierInterpretation`], *optional*): of the validation images, for a card.
+        interpretation (`Interpretation`, *optional*): of the validation images, for a card.
     """
     args = trainer.args
     settings, changed = _settings(args)
@@ -45,10 +47,21 @@ def run_record(trainer: Any, interpretation: ClassifierInterpretation | None = N
         changed=changed,
         train_transform=trainer.train_transform,
         eval_transform=trainer.eval_transform,
-        training_counts=_training_counts(trainer) if interpretation is not None else (),
+        training_counts=_counts(trainer) if interpretation is not None else (),
         interpretation=interpretation,
         device=args.device,
     )
+
+
+def interpret(trainer: Any, dataset: Any = None, tta: int = 0) -> Interpretation:
+    """The interpretation that suits a trainer's model: by its configuration, images have one label or several.
+
+    Args:
+        trainer, dataset, tta: as in [`ClassifierInterpretation.from_trainer`].
+    """
+    if trainer.model.config.problem_type == MULTI_LABEL:
+        return MultiLabelInterpretation.from_trainer(trainer, dataset, tta)
+    return ClassifierInterpretation.from_trainer(trainer, dataset, tta)
 
 
 def write_card(trainer: Any, facts: CardFacts) -> None:
@@ -59,7 +72,7 @@ def write_card(trainer: Any, facts: CardFacts) -> None:
     Raises:
         ValueError: if the trainer has no single set of validation images.
     """
-    record = run_record(trainer, ClassifierInterpretation.from_trainer(trainer))
+    record = run_record(trainer, interpret(trainer))
     if trainer.is_world_process_zero():
         if not record.is_recipe:
             _plot_own_fits(trainer)
@@ -108,10 +121,10 @@ def _plot_own_fits(trainer: Any) -> None:
             save_plot(trainer.plot_lr(), rates)
 
 
-def _training_counts(trainer: Any) -> tuple[int, ...]:
+def _counts(trainer: Any) -> tuple[int, ...]:
     """Training images of each class."""
-    labels = np.asarray(trainer.train_dataset[trainer.args.label_column_name])
-    return tuple(np.bincount(labels[labels >= 0], minlength=trainer.model.config.num_labels).tolist())
+    args, num_classes = trainer.args, trainer.model.config.num_labels
+    return tuple(class_counts(rows_of(trainer.train_dataset), args.label_column_name, num_classes).tolist())
 
 
 def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -123,6 +136,8 @@ def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, .
     for item in fields(args):
         value = getattr(args, item.name)
         value = value.value if isinstance(value, Enum) else value
+        if item.name == "class_weights" and isinstance(value, dict):
+            value = json.dumps(value)
         items = value if isinstance(value, list) else [value]
         is_plain = all(isinstance(one, bool | int | float | str) for one in items)
         is_local = isinstance(value, str) and os.path.isabs(value)

@@ -1,7 +1,7 @@
 """The solved head of a run: a stage of its own, or the yardstick beside the others."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from hf_sgdr._utils import scoped
 from hf_sgdr.callbacks.best_weights import last_evaluation
@@ -42,7 +42,7 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, keep: bool = Tr
             solution = trainer.solve_head()
             with trainer.on_features(), scoped.attributes(trainer.state, epoch=0.0):
                 metrics = trainer.evaluate()
-        loss, accuracy = last_evaluation(trainer.state.log_history, losses)
+        judged = last_evaluation(trainer.state.log_history, losses)
     finally:
         groups.freeze_to(frozen)
         if not keep:
@@ -51,20 +51,20 @@ def solved_record(trainer: Any, losses: list[str], *, name: str, keep: bool = Tr
     if trainer.is_world_process_zero():
         print(f"\n{name}: strength {solution.strength:g}, loss in cross-validation {solution.cv_loss:.4f}", flush=True)
     print_row(trainer, "solved", metrics, seconds)
-    return {
+    record = {
         "name": name,
         "epochs": 0,
         "cycles": 0,
         "learning_rates": [0.0] * len(groups),
         "train_loss": None,
-        "eval_loss": loss,
-        "eval_accuracy": accuracy,
+        **judged,
         "seconds": seconds,
         "precompute": True,
         "freeze_to": -1,
         "best_epoch": 0.0,
-        "kept": {"epoch": 0.0, "eval_loss": loss, "eval_accuracy": accuracy},
+        "kept": {"epoch": 0.0, **judged},
         "max_steps": None,
         "cv_loss": solution.cv_loss,
         "cv_accuracy": solution.cv_accuracy,
     }
+    return cast(FitRecord, record)

@@ -68,7 +68,9 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
 
 def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunResults:
     progress = _progress(trainer, stages, resume)
-    best = KeepBestWeights(trainer.model, progress.folder / "best.safetensors", judged_losses(trainer))
+    best = KeepBestWeights(
+        trainer.model, progress.folder / "best.safetensors", judged_losses(trainer), by=trainer.args.best_by
+    )
     trainer.add_callback(best)
     try:
         for number, stage in enumerate(stages):
@@ -131,7 +133,7 @@ def _train(trainer: SGDRTrainer, stage: Stage, progress: RunProgress, best: Keep
             progress.save()
     _fit(trainer, stage, progress.rates[stage.name], newest_checkpoint(progress.folder / stage.name))
     record = trainer.history.fits[-1].copy()
-    record["eval_loss"], record["eval_accuracy"] = last_evaluation(trainer.state.log_history, best.losses)
+    record |= last_evaluation(trainer.state.log_history, best.losses)  # type: ignore[typeddict-item]
     if not best.metrics:
         raise ValueError(
             f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(best.losses)}, by which the best "

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
 from hf_sgdr.data.cache import ImageCaches
-from hf_sgdr.data.dataset import ImageViews
+from hf_sgdr.data.dataset import ImageViews, rows_of
 from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.data.labels import ClassNames
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
@@ -54,6 +55,7 @@ from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
 from hf_sgdr.inference.tta import check_beta, mean_of_views, views_at_once
 from hf_sgdr.models.classifiers import check_trainable
+from hf_sgdr.optim.balance import BalancedLoss
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.rates import RecordRates, highest_rates, rates_at, rates_by_step, set_rates
@@ -61,6 +63,7 @@ from hf_sgdr.optim.schedule import SGDRSchedule, SGDRScheduler, get_sgdr_schedul
 from hf_sgdr.optim.solve import HeadSolution
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
+from hf_sgdr.training.classes import TrainingClasses
 from hf_sgdr.training.history import TrainingHistory, fit_record
 from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches
 from hf_sgdr.training.record import write_card, write_run_files
@@ -81,12 +84,15 @@ class SGDRTrainer(Trainer):
         train_transform, eval_transform ([`ImageTransform`], *optional*): from [`image_transforms`]; by default the
             model's evaluation transform for both.
         layer_groups ([`LayerGroups`], *optional*): by default `args.n_groups` groups of the model.
-        **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default.
+        **kwargs: everything else that [`~transformers.Trainer`] takes. `compute_metrics` is accuracy by default;
+            where the largest class has more than three times the images of the smallest, balanced accuracy and macro-F1
+            beside it; with several labels an image, macro mean average precision and macro-F1.
 
     Attributes:
         images ([`ImageInputs`]): which pixels the model sees.
         features ([`PrecomputedFeatures`]): what it trains on while `precompute` is on.
         history ([`TrainingHistory`]): what its fits did.
+        classes ([`TrainingClasses`]): how its classes are made up.
 
     Raises:
         TypeError: if `args` are not [`SGDRTrainingArguments`], or a transform is not an [`ImageTransform`].
@@ -125,10 +131,14 @@ class SGDRTrainer(Trainer):
         classes = ClassNames.of(model.config, train_dataset, args.label_column_name)
         for name, rows in _named(train_dataset, eval_dataset).items():
             self.images.check(name, rows, classes)
-        if "compute_metrics" not in kwargs:
-            from hf_sgdr._utils.metrics import accuracy_of_logits  # importing `evaluate` takes seconds
-
-            kwargs["compute_metrics"] = accuracy_of_logits
+        self.classes = TrainingClasses.of(model.config, rows_of(train_dataset), args.label_column_name)
+        kwargs.setdefault("compute_metrics", self.classes.compute_metrics(args.best_by))
+        if args.class_weights is not None:
+            if kwargs.get("compute_loss_func") is not None:
+                raise ValueError("class_weights and compute_loss_func: give one of the two.")
+            kwargs["compute_loss_func"] = self.classes.loss(args.class_weights)
+        if self.classes.is_multi_label and args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor needs one label an image: leave it out.")
         if args.device.type == "cpu":
             if args.keep_freed_memory:
                 keep_freed_memory()
@@ -154,6 +164,8 @@ class SGDRTrainer(Trainer):
         for callback in (*callbacks, self._tracked_fits, self._user_rates):
             self.add_callback(callback)
         show_epoch_table(self)
+        if self.is_world_process_zero():
+            self.classes.warn(is_weighted=args.class_weights is not None)
         self.layer_groups.freeze_to(args.freeze_to)
         self.layer_groups.freeze_batch_norm = args.freeze_batch_norm
         self.precompute = args.precompute
@@ -217,7 +229,7 @@ class SGDRTrainer(Trainer):
             with self.accelerator.main_process_first():
                 if not resume_from_checkpoint and self.is_world_process_zero():
                     (folder / "best.safetensors").unlink(missing_ok=True)  # of an earlier run
-            best = KeepBestWeights(self.model, folder / "best.safetensors", judged_losses(self))
+            best = KeepBestWeights(self.model, folder / "best.safetensors", judged_losses(self), by=self.args.best_by)
             best.stage = name
             self.add_callback(best)
             try:
@@ -303,7 +315,8 @@ class SGDRTrainer(Trainer):
         stored yet, whatever is frozen.
 
         Args:
-            strengths, folds, seed, sample_weight: see [`~hf_sgdr.optim.solve.solve_head`].
+            strengths, folds, seed, sample_weight: see [`~hf_sgdr.optim.solve.solve_head`]; `args.class_weights` weigh
+                by default.
 
         Returns:
             [`HeadSolution`]: how good it is in cross-validation, too.
@@ -314,6 +327,8 @@ class SGDRTrainer(Trainer):
         self._check_before_training()
         self._check_images("train_dataset", self.train_dataset)
         options = {"strengths": strengths, "folds": folds, "seed": seed, "sample_weight": sample_weight}
+        if sample_weight is None and self.args.class_weights is not None:
+            options["sample_weight"] = functools.partial(self.classes.row_weights, self.args.class_weights)
         solution = [self.features.solve_head(self.train_dataset, **options)]
         if self.args.world_size > 1:
             broadcast_object_list(solution)
@@ -538,7 +553,8 @@ class SGDRTrainer(Trainer):
         """Transformers' own; under several processes the loss is that of all images, each counted once."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         name = f"{metric_key_prefix}_loss"
-        is_ours = self.compute_loss_func is None and self.label_smoother is None and output.label_ids is not None
+        is_plain = self.compute_loss_func is None or isinstance(self.compute_loss_func, BalancedLoss)
+        is_ours = is_plain and self.label_smoother is None and output.label_ids is not None
         if self.args.world_size > 1 and output.metrics is not None and name in output.metrics and is_ours:
             output.metrics[name] = loss_of_all(self.model, output)
         return output
@@ -577,9 +593,14 @@ class SGDRTrainer(Trainer):
     # ---- Predictions ----
 
     def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
-        """Log-probabilities (images, classes), in the order of the data set; validation by default."""
+        """Log-probabilities (images, classes), in the order of the data set; validation by default.
+
+        With several labels an image each has a probability of its own.
+        """
         predictions = self.predict(self._or_validation(dataset)).predictions
         logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
+        if self.classes.is_multi_label:
+            return F.logsigmoid(logits.float()).numpy()
         return torch.log_softmax(logits.float(), dim=-1).numpy()
 
     def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
