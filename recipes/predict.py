@@ -21,6 +21,7 @@ from hf_sgdr.cli.parser import OneLineParser
 from hf_sgdr.cli.rows import check_outputs, distinct_names, row_of, row_writers
 from hf_sgdr.data.folders import image_files
 from hf_sgdr.data.images import UnreadableImageError
+from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 from hf_sgdr.optim.schedule import require_whole
 
@@ -32,7 +33,10 @@ def main(argv: Sequence[str]) -> int:
     check_outputs(args.output)
     files = list(files_of(args.images))
     pipe = pipeline(args.model, tta=args.tta, device=args.device, batch_size=args.batch_size)
-    names = distinct_names(pipe.model.config)
+    names, is_multi_label = distinct_names(pipe.model.config), pipe.model.config.problem_type == MULTI_LABEL
+    if args.threshold is not None and not is_multi_label:
+        raise ValueError("--threshold: this model gives each image one label; it is for models of several.")
+    threshold = (0.5 if args.threshold is None else args.threshold) if is_multi_label else None
     unreadable = 0
     with row_writers(args.output, names, args.top_k) as writers:
         try:
@@ -41,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
                     unreadable += 1
                     tqdm.write(printable(answer), file=sys.stderr)
                     continue
-                row = row_of(file, answer, names, args.top_k)
+                row = row_of(file, answer, names, args.top_k, threshold)
                 for write in writers:
                     write(row)
         except KeyboardInterrupt:
@@ -78,6 +82,9 @@ def parser() -> OneLineParser:
     parser.add_argument("--output", nargs="+", default=[], type=Path, metavar="FILE", help="FILE.csv, .json or .jsonl")
     parser.add_argument("--tta", type=int, default=0, help="augmented views averaged with the plain image; 0 for none")
     parser.add_argument("--top_k", type=int, help="only the best so many classes; by default all, in the model's order")
+    parser.add_argument(
+        "--threshold", type=float, help="of several labels an image, those with this probability; by default 0.5"
+    )
     parser.add_argument("--batch_size", type=int, help="images a forward pass; by default 32 on the CPU, 64 elsewhere")
     parser.add_argument(
         "--device", type=device, help='"cpu", "cuda:0" or 0; by default the first accelerator, or the CPU'

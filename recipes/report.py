@@ -1,6 +1,7 @@
 """How good a saved or pushed model is on a folder of images: metrics on the terminal, and a report if you want one.
 
     python recipes/report.py --model out --data_dir dogscats --output report.html
+    python recipes/report.py --model out --labels_file labels.csv --label_delimiter ";" --output report.html
     python recipes/report.py --model user/name --data_dir photos --split all --tta 4 --output report.md metrics.json
 
 A folder is a class, by its name. Of a folder without train/ that the model was trained on, the images that its training
@@ -9,6 +10,7 @@ and said. A report shows images with --photos only, as they may be private. What
 left out; the exit code is then 1.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,10 +22,10 @@ import torch
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.text import printable
+from hf_sgdr.cli.labelled import files_of_folder, files_of_table
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.summary import print_evaluation
-from hf_sgdr.data.folders import folders_of_split, labelled_files, rows_of_split
 from hf_sgdr.data.hashes import content_hashes, read_image_hashes
 from hf_sgdr.data.labels import class_names
 from hf_sgdr.data.splits import check_fraction
@@ -32,13 +34,22 @@ from hf_sgdr.inference.evaluation import Evaluation, evaluate_files
 from hf_sgdr.inference.pipeline import pipeline
 from hf_sgdr.inference.report import FORMATS, write_report
 
+TABLE_ARGUMENTS = ("image_column_name", "label_column_name", "label_delimiter", "split_column_name")
+
 
 @dataclass
 class ReportArguments:
     """Which model, which images, what to write."""
 
     model: str = field(metadata={"help": "Folder or model id of the Hub.", "aliases": ["--model_name_or_path"]})
-    data_dir: str = field(metadata={"help": "Folder of images, one folder a class."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of images, one folder a class."})
+    labels_file: str | None = field(
+        default=None, metadata={"help": "Table of files and labels instead, below --data_dir if that is given."}
+    )
+    image_column_name: str | None = field(default=None, metadata={"help": "Of the table; file_name or image."})
+    label_column_name: str = field(default="label", metadata={"help": "Of the table."})
+    label_delimiter: str | None = field(default=None, metadata={"help": "What parts several labels in its cells."})
+    split_column_name: str | None = field(default=None, metadata={"help": "Of the table: train, validation or test."})
     split: Literal["train", "validation", "test", "all"] | None = field(
         default=None,
         metadata={
@@ -58,6 +69,8 @@ class ReportArguments:
     def __post_init__(self) -> None:  # what would stop the recipe after the work is done
         if not Path(self.model).is_dir() and "/" not in self.model:
             raise FileNotFoundError(f"--model {self.model}: no such folder, and no model id of the Hub (user/name).")
+        if self.data_dir is None and self.labels_file is None:
+            raise ValueError("Which images? Give --data_dir FOLDER or --labels_file TABLE.")
         if self.validation_fraction is not None:
             check_fraction(self.validation_fraction)
         for path in map(Path, self.output):
@@ -71,35 +84,28 @@ class ReportArguments:
 
 def main(argv: Sequence[str]) -> int:
     (args,) = parse([ReportArguments], argv, __doc__)
-    root, split = Path(args.data_dir), args.split
-    folders, is_share = folders_of_split(root, split)
-    folder = folders[0] if len(folders) == 1 else root  # what images are called from
     # evaluation is in float32, whatever precision the weights are saved in
     pipe = pipeline(args.model, tta=args.tta, batch_size=args.batch_size, dtype=torch.float32)
-    rows, unreadable = labelled_files(folders, class_names(pipe.model.config))
-    for file, reason in unreadable.items():
-        print(f"{printable(file)}: left out, it cannot be read as a picture ({reason}).", file=sys.stderr)
+    recipe = {"validation_fraction": 0.2, "seed": 42} | read_recipe(args.model)
+    fraction = float(recipe["validation_fraction"] if args.validation_fraction is None else args.validation_fraction)
+    seed = int(recipe["seed"] if args.seed is None else args.seed)
     seen = read_image_hashes(Path(args.model, RUNS_FOLDER))
-    in_training = None if seen is None else np.isin(content_hashes(rows["file"]), list(seen))
-    if is_share and split is None and in_training is not None and not in_training.any():
-        is_share, split = False, "all"  # a folder that the model was not trained on
-    images = f"all of {root.resolve().name}" if split == "all" else f"{root.resolve().name}/{folder.name}"
-    if is_share:
-        recipe = {"validation_fraction": 0.2, "seed": 42} | read_recipe(args.model)
-        fraction = float(
-            recipe["validation_fraction"] if args.validation_fraction is None else args.validation_fraction
-        )
-        seed, split = int(recipe["seed"] if args.seed is None else args.seed), split or "validation"
-        kept = rows_of_split(rows, split, fraction, seed)
-        rows, in_training = rows.select(kept), None if in_training is None else in_training[kept]
-        images = f"the {split} share of {root.resolve().name} (validation is {fraction:g} of each class, seed {seed})"
+    names = class_names(pipe.model.config)
+    if args.labels_file is not None:
+        columns = {name: getattr(args, name) for name in TABLE_ARGUMENTS}
+        chosen = files_of_table(args.labels_file, names, args.split, fraction, seed, image_dir=args.data_dir, **columns)
+    else:
+        chosen = files_of_folder(args.data_dir, names, args.split, fraction, seed, seen)
+    for file, reason in chosen.unreadable.items():
+        print(f"{printable(file)}: left out, it cannot be read as a picture ({reason}).", file=sys.stderr)
+    in_training = None if seen is None else np.isin(content_hashes(chosen.files), list(seen))
     evaluation = Evaluation(
         model=Path(args.model).resolve().name if Path(args.model).is_dir() else args.model,
-        images=images,
-        folder=folder,
+        images=chosen.title,
+        folder=chosen.folder,
         tta=args.tta,
-        result=evaluate_files(pipe, list(rows["file"]), list(rows["class"])),
-        unreadable={Path(file).relative_to(folder).as_posix(): reason for file, reason in unreadable.items()},
+        result=evaluate_files(pipe, chosen.files, chosen.classes),
+        unreadable={os.path.relpath(file, chosen.folder): reason for file, reason in chosen.unreadable.items()},
         in_training=None if in_training is None else int(in_training.sum()),
     )
     print_evaluation(evaluation)
@@ -109,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             write_report(path, evaluation, with_images=args.photos)
         print(f"Written: {printable(path)}")
-    return 1 if unreadable else 0
+    return 1 if chosen.unreadable else 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from hf_sgdr.cli.build import build_trainer, chosen_stages, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.summary import print_summary, stated_facts
+from hf_sgdr.data.labels import is_multi_label
 from hf_sgdr.demo import demo_image_folder, demo_weights_file
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import write_recipe
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     settings |= columns if data.dataset_name is not None else {k: v for k, v in columns.items() if k in args.given}
 
     images = load_images(data, training)
+    if recipe.push_space and is_multi_label(images["train"].features["label"]):
+        raise ValueError("--push_space: the page is for one label an image, and these images have several.")
     trainer = build_trainer(images, model_args, training)  # with --push_to_hub it makes the repository
     training.push_to_hub = False  # saving would push, too, before card and results are there
     commit = None

@@ -29,6 +29,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 import hf_sgdr
+from hf_sgdr.data.labels import label_names
 
 IMAGES = Path(os.environ.get("HF_SGDR_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -116,7 +117,7 @@ def build_trainer() -> Callable[..., "hf_sgdr.SGDRTrainer"]:
 
     def build(output_dir, images, model=None, *, image_size=32, augment="side_on", max_zoom=1.1, **kwargs):
         images = hf_sgdr.load_image_folder(images) if isinstance(images, Path) else images
-        model = tiny_resnet(images["train"].features["label"].names) if model is None else model
+        model = tiny_resnet(label_names(images["train"].features["label"])) if model is None else model
         views = hf_sgdr.image_transforms(model, image_size=image_size, augment=augment, max_zoom=max_zoom)
         given, arguments = parted(kwargs)
         given = {

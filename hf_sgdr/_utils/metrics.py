@@ -91,12 +91,17 @@ def multi_label_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     return multi_label_metrics(np.exp(-np.logaddexp(0, -logits)), np.asarray(prediction.label_ids))
 
 
+def balanced_accuracy(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
+    """The mean recall of the classes that occur, as scikit-learn's `balanced_accuracy_score`."""
+    return float(np.mean([(predicted[labels == label] == label).mean() for label in np.unique(labels)]))
+
+
 def unbalanced_of_logits(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, balanced accuracy (mean recall of the classes that occur) and macro-F1 of the highest logit."""
+    """Accuracy, balanced accuracy and macro-F1 of the highest logit, a `compute_metrics` for unequal classes."""
     predicted, labels = np.asarray(prediction.predictions).argmax(axis=-1), np.asarray(prediction.label_ids)
     metrics = class_metrics(predicted, labels)
-    recalls = [float((predicted[labels == label] == label).mean()) for label in np.unique(labels)]
-    return {"accuracy": metrics["accuracy"], "balanced_accuracy": float(np.mean(recalls)), "f1": metrics["f1"]}
+    balanced = balanced_accuracy(predicted, labels)
+    return {"accuracy": metrics["accuracy"], "balanced_accuracy": balanced, "f1": metrics["f1"]}
 
 
 def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:

@@ -30,14 +30,19 @@ def distinct_names(config: PretrainedConfig) -> list[str]:
     return names
 
 
-def row_of(file: Path, answer: Sequence[Row], names: Sequence[str], top_k: int | None) -> Row:
-    """The row of an image: the answer's probabilities in the order of `names`, or of the best `top_k`, best first."""
+def row_of(
+    file: Path, answer: Sequence[Row], names: Sequence[str], top_k: int | None, threshold: float | None = None
+) -> Row:
+    """The row of an image: the answer's probabilities in the order of `names`, or of the best `top_k`, best first.
+
+    With a threshold, of a model of several labels an image, the label is a list of those that reach it.
+    """
     scores = {entry["label"]: entry["score"] for entry in answer}
     best = answer[0]["label"]
     kept = names if top_k is None else list(scores)[:top_k]
     return {
         "file": str(file),
-        "label": best,
+        "label": best if threshold is None else [name for name, score in scores.items() if score >= threshold],
         "probability": scores[best],
         "probabilities": {name: scores[name] for name in kept},
     }
@@ -85,7 +90,7 @@ def _csv_writer(file: TextIO, names: Sequence[str], top_k: int | None) -> Writer
     def write(row: Row) -> None:
         scores = row["probabilities"]
         cells = scores.values() if top_k is None else [cell for pair in scores.items() for cell in pair]
-        cells = [row["file"], row["label"], row["probability"], *cells]
+        cells = [row["file"], _shown(row["label"]), row["probability"], *cells]
         table.writerow([cell if isinstance(cell, float) else csv_cell(cell) for cell in cells])
 
     return write
@@ -114,6 +119,13 @@ def _json_writer(file: TextIO, names: Sequence[str], top_k: int | None) -> Write
 _WRITERS = {".csv": _csv_writer, ".json": _json_writer, ".jsonl": _jsonl_writer}
 
 
+def _shown(label: str | list[str]) -> str:
+    """A label, or several in one cell."""
+    return label if isinstance(label, str) else "; ".join(label)
+
+
 def _line(row: Row, top_k: int | None) -> str:
+    if isinstance(row["label"], list):
+        return "\t".join([printable(row["file"]), printable(_shown(row["label"]) or "none")])
     scores = row["probabilities"] if top_k is not None else {row["label"]: row["probability"]}
     return "\t".join([printable(row["file"]), *(f"{printable(name)}\t{score:.4f}" for name, score in scores.items())])

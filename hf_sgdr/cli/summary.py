@@ -12,6 +12,7 @@ from hf_sgdr.demo import ORIGIN
 from hf_sgdr.hub.card_facts import hub_id, local_origin
 from hf_sgdr.hub.recipe_file import RECIPE_FILE
 from hf_sgdr.inference.evaluation import Evaluation
+from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
@@ -46,7 +47,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     print(f"\n{printable(evaluation.model)} on {len(result.labels)} images: {printable(evaluation.images)}")
     print(evaluation.seen_before())
     for name, value in evaluation.metrics.items():
-        print(f"{name:<10}{value:8.4f}")
+        print(f"{name:<18}{value:8.4f}")
     reports = [report for report in result.per_class() if report.images or report.precision is not None]
     if len(reports) <= MOST_CLASSES:
         width = max(5, *(len(printable(report.name)) for report in reports))
@@ -54,8 +55,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         for report in reports:
             metrics = "".join(_metric(value, 9) for value in (report.precision, report.recall, report.f1))
             print(f"{printable(report.name):<{width}}{report.images:>8}  {metrics}")
-    mistakes = result.most_confused()
-    if mistakes:
+    if isinstance(result, ClassifierInterpretation) and (mistakes := result.most_confused()):
         print("\nmost confused: " + "; ".join(f"{printable(t)} as {printable(p)}: {n}" for t, p, n in mistakes[:5]))
 
 

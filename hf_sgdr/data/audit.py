@@ -64,6 +64,15 @@ def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
     return [i for i, reason in enumerate(outcomes) if reason is None]
 
 
+def unreadable_files(files: Sequence[str]) -> dict[str, str]:
+    """Why files cannot be read, for those that cannot."""
+    try:
+        readable(files, files, "raise")
+    except UnreadableImagesError as error:
+        return error.reasons
+    return {}
+
+
 def check_on_error(on_error: Any) -> None:
     """Raise a ValueError unless it is one of the three."""
     if on_error not in ("raise", "skip", None):

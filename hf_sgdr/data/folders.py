@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.files import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.text import few, printable
-from hf_sgdr.data.audit import OnError, UnreadableImagesError, check_on_error, readable
+from hf_sgdr.data.audit import OnError, check_on_error, readable, unreadable_files
 from hf_sgdr.data.labels import UNLABELLED
 from hf_sgdr.data.splits import LAYOUT, VALIDATION_NAMES, check_fraction, split_off, stratified_split
 from hf_sgdr.data.tables import labelled_splits, rows_of_metadata
@@ -201,11 +201,7 @@ def labelled_files(folders: Sequence[Path], names: Sequence[str]) -> tuple[Datas
             "model calls it, or take it out."
         )
     files = [file for file, _ in rows]
-    unreadable: dict[str, str] = {}
-    try:
-        readable(files, files, "raise")
-    except UnreadableImagesError as error:
-        unreadable = error.reasons
+    unreadable = unreadable_files(files)
     rows = [(file, name) for file, name in rows if file not in unreadable]
     if not rows:
         raise ValueError(f"{where}: no image in class folders that can be read. {LAYOUT}")

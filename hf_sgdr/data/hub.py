@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_datase
 from hf_sgdr._utils.text import few
 from hf_sgdr.data.audit import OnError, check_on_error, readable
 from hf_sgdr.data.images import undecoded
-from hf_sgdr.data.labels import as_labels, encode_labels, label_names
+from hf_sgdr.data.labels import as_labels, encode_labels, label_names, label_values
 from hf_sgdr.data.splits import VALIDATION_NAMES, check_fraction, split_off
 
 
@@ -91,10 +91,10 @@ def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: s
 def _encoded(dataset: Dataset, known: Any, where: str) -> Dataset:
     """The same rows, labels as ids of the known classes; of these rows' own where none are known."""
     feature = dataset.features["label"]
-    if names := label_names(feature):
+    if label_names(feature):
         if known is None or known == feature:
             return dataset
-        labels: list[Any] = [_named(label, names) for label in dataset["label"][:]]
+        labels = label_values(dataset)
     else:
         labels = [as_labels(label) for label in dataset["label"][:]]
         if known is None and all(label is None for label in labels):
@@ -102,9 +102,3 @@ def _encoded(dataset: Dataset, known: Any, where: str) -> Dataset:
     titles = [f"image {number}" for number in range(len(labels))]
     ids, feature = encode_labels(labels, titles, known, where, may_lack=True)
     return dataset.remove_columns("label").add_column("label", ids, feature=feature)
-
-
-def _named(label: Any, names: list[str]) -> Any:
-    if isinstance(label, list):
-        return [names[one] for one in label]
-    return None if label is None or label < 0 else names[label]

@@ -55,6 +55,18 @@ def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
     return values
 
 
+def label_values(dataset: datasets.Dataset, label_column: str = "label") -> list[Any]:
+    """The name of each row's label, None for an unknown one; or the names of its labels."""
+    names = label_names(dataset.features[label_column]) or []
+    return [_named(label, names) for label in column_values(dataset, label_column)]
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    if isinstance(label, list):
+        return [names[one] for one in label]
+    return None if label is None or label < 0 else names[label]
+
+
 def class_counts(dataset: Any, label_column: str, num_classes: int) -> NDArray[np.int64]:
     """How many rows of a `datasets.Dataset` are of each class, (classes,); rows without a label do not count."""
     labels = column_values(dataset, label_column)

@@ -1,17 +1,20 @@
 """How good a saved model is on the files of class folders."""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from hf_sgdr._utils.metrics import class_metrics
-from hf_sgdr.data.labels import class_names
+from hf_sgdr._utils.metrics import balanced_accuracy, class_metrics
+from hf_sgdr.data.labels import MULTI_LABEL, class_names
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ImagePrediction
+from hf_sgdr.inference.multi_label import LabelPrediction, MultiLabelInterpretation
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline
 
 
@@ -24,7 +27,7 @@ class Evaluation:
         images (`str`): which, in words.
         folder (`Path`): images are called by their path below it.
         tta (`int`): augmented views beside the plain image.
-        result ([`ClassifierInterpretation`]): the predictions.
+        result ([`ClassifierInterpretation`] or [`MultiLabelInterpretation`]): the predictions.
         unreadable (`dict[str, str]`): the reason for each image that was left out.
         in_training (`int`, *optional*): how many of the images the model was trained on; None where it is not known.
     """
@@ -33,15 +36,24 @@ class Evaluation:
     images: str
     folder: Path
     tta: int
-    result: ClassifierInterpretation
+    result: ClassifierInterpretation | MultiLabelInterpretation
     unreadable: dict[str, str]
     in_training: int | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy, loss, and mean precision, recall and f1."""
+        """Accuracy, loss, balanced accuracy, mean precision, recall and f1; of several labels loss, map and f1."""
+        if isinstance(self.result, MultiLabelInterpretation):
+            return self.result.metrics
         metrics = class_metrics(self.result.predicted, self.result.labels)
-        return {"accuracy": metrics.pop("accuracy"), "loss": self.result.loss, **metrics}
+        balanced = balanced_accuracy(self.result.predicted, self.result.labels)
+        first = {"accuracy": metrics.pop("accuracy"), "loss": self.result.loss, "balanced_accuracy": balanced}
+        return {**first, **metrics}
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether images have several labels."""
+        return isinstance(self.result, MultiLabelInterpretation)
 
     def seen_before(self) -> str:
         """A sentence about how many of the images the model was trained on."""
@@ -54,18 +66,21 @@ class Evaluation:
             "on: the metrics are better than those of new images."
         )
 
-    def described(self, predictions: Sequence[ImagePrediction]) -> str:
+    def described(self, predictions: Sequence[ImagePrediction | LabelPrediction]) -> str:
         """The files of images, each with what was predicted for it."""
-        files = [Path(prediction.file or "").relative_to(self.folder).as_posix() for prediction in predictions]
-        each = zip(files, predictions, strict=True)
-        return "; ".join(f"{file}, {x.predicted} {x.probability:.1%}" for file, x in each) or "none"
+        files = [os.path.relpath(prediction.file or "", self.folder) for prediction in predictions]
+        names = [x.label if isinstance(x, LabelPrediction) else x.predicted for x in predictions]
+        each = zip(files, names, predictions, strict=True)
+        return "; ".join(f"{file}, {name} {x.probability:.1%}" for file, name, x in each) or "none"
 
     def to_json(self) -> str:
         """All metrics, schema 1.
 
-        Keys: model, photos, of, in_training, tta, metrics, classes, confusion_matrix, unreadable.
+        Keys: model, photos, of, in_training, tta, metrics, classes, confusion_matrix (null with several labels an
+        image), unreadable.
         """
-        classes = map(asdict, self.result.per_class())
+        classes = [dict(vars(report)) for report in self.result.per_class()]
+        matrix = self.result.confusion_matrix().tolist() if isinstance(self.result, ClassifierInterpretation) else None
         content = {
             "schema": 1,
             "model": self.model,
@@ -75,28 +90,35 @@ class Evaluation:
             "tta": self.tta,
             "metrics": self.metrics,
             "classes": [{"photos": report.pop("images"), **report} for report in classes],
-            "confusion_matrix": self.result.confusion_matrix().tolist(),
+            "confusion_matrix": matrix,
             "unreadable": self.unreadable,
         }
         return json.dumps(content) + "\n"
 
 
 def evaluate_files(
-    pipe: TTAImageClassificationPipeline, files: Sequence[str], classes: Sequence[str]
-) -> ClassifierInterpretation:
+    pipe: TTAImageClassificationPipeline, files: Sequence[str], classes: Sequence[Any]
+) -> ClassifierInterpretation | MultiLabelInterpretation:
     """What a pipeline makes of files whose class is known.
 
     Args:
         pipe ([`TTAImageClassificationPipeline`]): whose model has these classes.
-        files (sequence of `str`), classes (sequence of `str`): images, and the class of each by its name.
+        files (sequence of `str`): images.
+        classes (sequence of `str`, or of lists of them): the class of each by its name, or its labels.
     """
     names = class_names(pipe.model.config)
     ids = {name: i for i, name in enumerate(names)}
+    is_multi_label = pipe.model.config.problem_type == MULTI_LABEL
     # as a data set, which is answered while it is read
     images: Subset[str] = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
-    answers = pipe(images, top_k=len(names), function_to_apply="softmax")
+    answers = pipe(images, top_k=len(names), function_to_apply="sigmoid" if is_multi_label else "softmax")
     probabilities = np.zeros((len(files), len(names)))
     for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files))):
         for entry in answer:
             probabilities[row, ids[entry["label"]]] = entry["score"]
-    return ClassifierInterpretation(probabilities, [ids[name] for name in classes], names, files)
+    if not is_multi_label:
+        return ClassifierInterpretation(probabilities, [ids[name] for name in classes], names, files)
+    labels = np.zeros(probabilities.shape, dtype=bool)
+    for row, several in enumerate(classes):
+        labels[row, [ids[name] for name in several]] = True
+    return MultiLabelInterpretation(probabilities, labels, names, files)

@@ -106,6 +106,8 @@ class ClassifierInterpretation:
         names: Sequence[str],
         images: Sequence[Any] | None = None,
     ) -> None:
+        if np.ndim(labels) == 2:
+            raise ValueError("Each image has several labels: MultiLabelInterpretation is for them.")
         self.probabilities = _checked_probabilities(probabilities)
         self.names = list(names)
         count, classes = self.probabilities.shape
@@ -312,8 +314,6 @@ def _checked_probabilities(given: ArrayLike) -> NDArray[np.floating[Any]]:
 
 def _checked_labels(given: ArrayLike, count: int, names: list[str]) -> NDArray[np.int64]:
     labels = np.asarray(given)
-    if labels.shape == (count, len(names)):
-        raise ValueError("Each image has several labels: MultiLabelInterpretation is for them.")
     if labels.shape != (count,):
         raise ValueError(f"labels of shape {labels.shape} for {count} rows of probabilities: give one a row.")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(names):

@@ -105,6 +105,8 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
             12 megapixels are read eight times as fast and scores move by up to .007, by .0005 for images of 440 x 374.
         return_exceptions (`bool`, *optional*, defaults to False): give an [`UnreadableImageError`] in the place of the
             answer for an image that cannot be read, instead of raising it; also of a call.
+        threshold (`float`, *optional*): give only labels with at least this score, maybe none; for models of several
+            labels an image, whose scores are each label's own. Also of a call.
         **kwargs: of [`~transformers.ImageClassificationPipeline`]: `top_k`, `function_to_apply`, `timeout`.
             `num_workers` has no effect: images are read by threads, one a processor.
 
@@ -163,6 +165,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         beta: float | None = None,
         return_exceptions: bool | None = None,
         top_k: int | None = None,
+        threshold: float | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if top_k is not None:
@@ -174,6 +177,10 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         if beta is not None:
             check_beta(beta)
             answering["beta"] = beta
+        if threshold is not None:
+            if not 0.0 <= threshold <= 1.0:
+                raise ValueError(f"threshold={threshold!r}: must be a score from 0 to 1.")
+            answering["threshold"] = threshold
         if return_exceptions is not None:
             reading["return_exceptions"] = return_exceptions
         return reading, forward, answering
@@ -260,6 +267,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         function_to_apply: ClassificationFunction | None = None,
         top_k: int = 5,
         beta: float | None = None,
+        threshold: float = 0.0,
     ) -> list[dict[str, Any]]:
         """The best `top_k` labels of one image, from its logits (1, views, classes): the mean of the views' scores."""
         logits = model_outputs["logits"][0].float()
@@ -267,9 +275,8 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         score = mean_of_views(scores, beta)
         best = score.argsort(descending=True, stable=True)[:top_k]
         names: Any = self.model.config.id2label
-        return [
-            {"label": names[i], "score": value} for i, value in zip(best.tolist(), score[best].tolist(), strict=True)
-        ]
+        scored = zip(best.tolist(), score[best].tolist(), strict=True)
+        return [{"label": names[i], "score": value} for i, value in scored if value >= threshold]
 
     def _default_function(self) -> ClassificationFunction:
         """As in the stock pipeline: by the kind of problem that the configuration names, and the number of labels."""

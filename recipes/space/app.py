@@ -25,7 +25,7 @@ from PIL import Image
 from hf_sgdr._utils.text import html_text, markdown_text, printable
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.data.images import UnreadableImageError, read_image
-from hf_sgdr.data.labels import class_names
+from hf_sgdr.data.labels import MULTI_LABEL, class_names
 from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 
 HERE = Path(__file__).parent
@@ -77,6 +77,8 @@ def model_of_card(path: Path) -> str | None:
 def page(model: str) -> gr.Blocks:
     """The page for one model."""
     classifier = pipeline(model)
+    if classifier.model.config.problem_type == MULTI_LABEL:
+        raise ValueError(f"{model} gives an image several labels; this page is for one. recipes/predict.py shows them.")
     classes = class_names(classifier.model.config)
     name = printable(Path(model).resolve().name if Path(model).is_dir() else model)
 

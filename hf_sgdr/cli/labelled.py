@@ -1,0 +1,95 @@
+"""The images of an evaluation: which files, of which classes, by class folders or by a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_sgdr._utils.text import few, printable
+from hf_sgdr.data.audit import unreadable_files
+from hf_sgdr.data.folders import folders_of_split, labelled_files, rows_of_split
+from hf_sgdr.data.hashes import content_hashes
+from hf_sgdr.data.images import undecoded
+from hf_sgdr.data.labels import label_values
+from hf_sgdr.data.tables import load_image_table
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Images whose class is known.
+
+    Args:
+        files (`list[str]`): those that can be read.
+        classes (`list`): the name of each one's class, or the names of its labels.
+        title (`str`): which they are, in words.
+        folder (`Path`): they are called by their path below it.
+        unreadable (`dict[str, str]`): why others cannot be read.
+    """
+
+    files: list[str]
+    classes: list[Any]
+    title: str
+    folder: Path
+    unreadable: dict[str, str]
+
+
+def files_of_folder(
+    root: str, names: Sequence[str], split: str | None, fraction: float, seed: int, seen: set[str] | None
+) -> LabelledFiles:
+    """The files of class folders.
+
+    Args:
+        root (`str`): the folder.
+        names (sequence of `str`): the classes that there may be.
+        split (`str` or None): train, validation, test or all; by default validation, and all of a folder without train/
+            of which no image was seen.
+        fraction (`float`), seed (`int`): of the share that training split off.
+        seen (`set[str]` or None): hashes of the images that the model was trained on.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such folder or split, no image, or a class of another name.
+    """
+    place = Path(root)
+    folders, is_share = folders_of_split(place, split)
+    folder = folders[0] if len(folders) == 1 else place
+    rows, unreadable = labelled_files(folders, names)
+    if is_share and split is None and seen is not None and not seen.intersection(content_hashes(rows["file"])):
+        is_share, split = False, "all"
+    title = f"all of {place.resolve().name}" if split == "all" else f"{place.resolve().name}/{folder.name}"
+    if is_share:
+        split = split or "validation"
+        rows = rows.select(rows_of_split(rows, split, fraction, seed))
+        title = f"the {split} share of {place.resolve().name} (validation is {fraction:g} of each class, seed {seed})"
+    return LabelledFiles(list(rows["file"]), list(rows["class"]), title, folder, unreadable)
+
+
+def files_of_table(
+    path: str, names: Sequence[str], split: str | None, fraction: float, seed: int, **options: Any
+) -> LabelledFiles:
+    """The files of a table.
+
+    Args:
+        path (`str`): the table.
+        names, split, fraction, seed: as in [`files_of_folder`].
+        **options: of [`~hf_sgdr.data.tables.load_image_table`].
+
+    Raises:
+        FileNotFoundError, ValueError: see there; or if there is no such split, or a class of another name.
+    """
+    where, split = printable(path), split or "validation"
+    splits = load_image_table(path, validation_fraction=fraction, seed=seed, on_error=None, **options)
+    if split != "all" and split not in splits:
+        raise ValueError(f"{where} is divided into {few(list(splits))}; it has no {split}.")
+    parts = list(splits.values()) if split == "all" else [splits[split]]
+    files = [row["path"] for part in parts for row in undecoded(part)["image"][:]]
+    classes = [value for part in parts for value in label_values(part)]
+    if None in classes:
+        raise ValueError(f"{where}, {split}: {classes.count(None)} images have no label to compare with.")
+    given = {name for value in classes for name in ([value] if isinstance(value, str) else value)}
+    if unknown := sorted(given - set(names)):
+        raise ValueError(f"{where}: {few(unknown)} not among the model's classes, which are {few(names)}.")
+    unreadable = unreadable_files(files)
+    rows = [row for row in zip(files, classes, strict=True) if row[0] not in unreadable]
+    folder = Path(options.get("image_dir") or Path(path).parent).absolute()
+    title = f"{split} of {Path(path).name}"
+    return LabelledFiles([file for file, _ in rows], [value for _, value in rows], title, folder, unreadable)
