@@ -6,7 +6,6 @@ quarter of the bytes.
 
 import hashlib
 import itertools
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,11 +14,15 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from hf_sgdr.data.hashes import image_hashes
-from hf_sgdr.data.images import read_image, readers, undecoded
-from hf_sgdr.data.labels import column_values, is_multi_label, label_names
+from hf_sgdr.data.images import has_own_transform, read_image, readers, undecoded
+from hf_sgdr.data.labels import LabelEncoder, column_values, label_names
 
 if TYPE_CHECKING:  # transforms know models, whose import takes longer than whoever reads images alone would wait
     from hf_sgdr.data.transforms import ImageTransform
+
+
+# What plain labels may be.
+PLAIN_LABELS = ("int", "uint", "bool", "null", "string", "large_string")
 
 
 class DecodedImages(Protocol):
@@ -42,6 +45,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are; rows without the
             label column, or with an unknown label (None or -1), give no "labels".
         seed (`int`, *optional*, defaults to 0): for the augmentation.
+        names (sequence of `str`, *optional*): of the classes, by which labels that are text are numbered, and integers
+            where the names are integers other than 0, 1, 2 and so on.
         cache ([`ImageCache`], *optional*): what is kept of the same images, so that none is decoded.
 
     Raises:
@@ -56,14 +61,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image_column: str = "image",
         label_column: str = "label",
         seed: int = 0,
+        names: Sequence[str] | None = None,
         cache: DecodedImages | None = None,
     ) -> None:
         require_images("dataset", dataset, image_column, label_column)
         self.rows = undecoded(dataset, image_column)
         self.transform = transform
         self.image_column, self.label_column = image_column, label_column
-        feature = (getattr(self.rows, "features", None) or {}).get(label_column)
-        self.num_labels = len(label_names(feature) or []) if is_multi_label(feature) else None
+        self._encode = LabelEncoder.of(self.rows, label_column, names)
         self.seed = seed
         self.cache = cache
         # In shared memory, so that persistent workers see a new epoch too.
@@ -83,7 +88,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             pixels = self.transform.of_kept(self.cache[index], seed)
         else:
             pixels = self.transform.pixels(row[self.image_column], seed)
-        label = self._target(row.get(self.label_column))
+        label = self._encode(row.get(self.label_column))
         return {"pixel_values": pixels} if label is None else {"pixel_values": pixels, "labels": label}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -96,11 +101,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
             return [self[index] for index in indices]
         return list(readers().map(self.__getitem__, indices))
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has several labels."""
+        return self._encode.is_multi_label
+
     def require_equal_labelling(self) -> None:
         """Raise a ValueError if some images of a `datasets.Dataset` have a label and some have none."""
         if not isinstance(self.rows, datasets.Dataset) or self.label_column not in self.rows.column_names:
             return
-        unknown = sum(target is None for target in self._targets())
+        unknown = sum(label is None for label in self.targets())
         if 0 < unknown < len(self):
             raise ValueError(
                 f"{unknown} of {len(self)} images have no label. Give each a label or leave those images out; to "
@@ -111,29 +121,24 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Every image's class id, or its row of 0 and 1 where images have several labels.
 
         Raises:
-            ValueError: if there is no column of labels, or an image has none.
+            ValueError: if there is no column of labels, an image has none, or one is of no class.
         """
         if isinstance(self.rows, datasets.Dataset) and self.label_column not in self.rows.column_names:
             raise ValueError(
                 f"No label column {self.label_column!r}: the dataset has {self.rows.column_names}. "
                 "Name it with label_column_name."
             )
-        labels = self._targets()
+        labels = self.targets()
         unknown = sum(label is None for label in labels)
         if unknown:
             raise ValueError(f"{unknown} of {len(self)} images have no label: training and evaluation need them all.")
-        return labels if self.num_labels is None else [label.tolist() for label in labels]
+        return [label.tolist() for label in labels] if self.is_multi_label else labels
 
-    def _targets(self) -> list[Any]:
+    def targets(self) -> list[Any]:
+        """Every image's class id, or its labels as float32 (classes,); None where none is known."""
         if isinstance(self.rows, datasets.Dataset):
-            return list(map(self._target, column_values(self.rows, self.label_column)))
-        return [self._target(self.rows[index].get(self.label_column)) for index in range(len(self))]
-
-    def _target(self, label: Any) -> Any:
-        """A label as a class id, or several as float32 (classes,); None for an unknown one."""
-        if self.num_labels is None or label is None:
-            return _class_id(label)
-        return torch.zeros(self.num_labels).index_fill_(0, torch.tensor(label, dtype=torch.int64), 1.0)
+            return list(map(self._encode, column_values(self.rows, self.label_column)))
+        return [self._encode(self.rows[index].get(self.label_column)) for index in range(len(self))]
 
     def content_hash(self) -> str:
         """SHA-256 over every image's content, in order; labels do not count. See [`image_hash`]."""
@@ -191,8 +196,7 @@ def require_images(name: str, dataset: Any, image_column: str = "image", label_c
         image_column, label_column (`str`, *optional*, default to "image" and "label"): where they are.
 
     Raises:
-        ValueError: if it holds several splits or no row, has a transform that would not be applied, or labels that are
-            no class ids.
+        ValueError: if it holds several splits or no row, or labels that are neither class ids nor names.
     """
     if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
         splits = list(dataset)
@@ -200,34 +204,12 @@ def require_images(name: str, dataset: Any, image_column: str = "image", label_c
         raise ValueError(f"{name} is a {type(dataset).__name__} of the splits {splits}: give one of them{example}.")
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"{name} is empty: it must have at least one image.")
-    if not isinstance(dataset, datasets.Dataset) or image_column not in dataset.column_names:
+    if not isinstance(dataset, datasets.Dataset) or has_own_transform(dataset):
         return
-    if dataset.format["type"] == "custom":
-        raise ValueError(
-            f"{name} has a transform (with_transform or set_transform), which would not be applied: images are read "
-            "from their files and transformed by train_transform and eval_transform. Give dataset.with_format(None), "
-            "or write what it does into the dataset with dataset.map()."
-        )
+    if image_column not in dataset.column_names:
+        return
     feature = dataset.features.get(label_column)
     if feature is None or label_names(feature) is not None:
         pass
-    elif isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        raise ValueError(
-            f"{name}: the labels in {label_column!r} are strings; they must be class ids, numbered alike in all splits "
-            f"as the model counts them: give dataset.cast_column({label_column!r}, datasets.ClassLabel(names=names))."
-        )
-    elif not (isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "bool", "null"))):
-        raise ValueError(f"{name}: the labels in {label_column!r} are {feature}; they must be class ids (integers).")
-
-
-def _class_id(label: Any) -> int | None:
-    """A label as a class id; None for an unknown one, which is None or negative."""
-    if label is None:
-        return None
-    try:
-        id_ = operator.index(label)  # also of NumPy and of a tensor
-    except TypeError as error:
-        raise ValueError(
-            f"The label {label!r} is a {type(label).__name__}; it must be a class id (integer)."
-        ) from error
-    return id_ if id_ >= 0 else None
+    elif not (isinstance(feature, datasets.Value) and feature.dtype.startswith(PLAIN_LABELS)):
+        raise ValueError(f"{name}: the labels in {label_column!r} are {feature}; they must be class ids or names.")

@@ -223,8 +223,32 @@ def _readers_of(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(usable_threads(), thread_name_prefix="image-reader")
 
 
+class RowsAsGiven(Sequence[Any]):
+    """Rows of a `datasets.Dataset` with a transform of its user's, as that gives them, one by one.
+
+    Args:
+        dataset (`datasets.Dataset`): the user's.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._dataset[int(index)]
+
+
+def has_own_transform(dataset: Any) -> bool:
+    """Whether rows go through a transform that their user set (`with_transform`, `set_transform`)."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+
+
 def undecoded(dataset: Any, image_column: str = "image") -> Any:
     """The same rows with the image column left encoded, as bytes or a path; other sequences stay as they are."""
+    if has_own_transform(dataset):
+        return RowsAsGiven(dataset)
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     if image_column not in dataset.column_names:

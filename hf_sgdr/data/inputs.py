@@ -1,16 +1,20 @@
 """`ImageInputs`: which pixels a model sees of a data set's images, in training, in evaluation and in stored views."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from hf_sgdr.data.cache import ImageCaches
 from hf_sgdr.data.dataset import ImageDataset, require_images, rows_of
-from hf_sgdr.data.labels import ClassNames
+from hf_sgdr.data.hashes import image_hash
+from hf_sgdr.data.images import has_own_transform, undecoded
+from hf_sgdr.data.labels import UNLABELLED, ClassNames
 from hf_sgdr.data.transforms import ImageTransform
 
 
@@ -22,6 +26,7 @@ class ImageInputs:
         evaluation ([`ImageTransform`]): for evaluation, and what is saved with the model.
         columns (`tuple[str, str]`): of the images and of the labels.
         seed (`int`): of the augmentation.
+        names (sequence of `str`, *optional*): of the classes, by which labels that are text are numbered.
         caches ([`ImageCaches`], *optional*): keeps decoded images on disk.
 
     Raises:
@@ -35,13 +40,15 @@ class ImageInputs:
         *,
         columns: tuple[str, str],
         seed: int,
+        names: Sequence[str] | None = None,
         caches: ImageCaches | None = None,
     ) -> None:
         self.eval_transform = evaluation
         self._train_transform = _checked("train_transform", train) if train is not None else None
         self.image_column, self.label_column = columns
-        self.seed = seed
+        self.seed, self.names = seed, names
         self.caches = caches
+        self._labels: list[tuple[Any, list[Any]]] = []  # of the rows that were asked for last
 
     @property
     def train_transform(self) -> ImageTransform:
@@ -64,8 +71,51 @@ class ImageInputs:
     # ---- Data sets ----
 
     def are_in(self, rows: Any) -> bool:
-        """Whether these rows hold images that are to be read, rather than a model's inputs."""
-        return isinstance(rows, datasets.Dataset) and self.image_column in rows.column_names
+        """Whether these rows hold images that are to be read, rather than a model's inputs.
+
+        Of a torch data set, a list, and rows with a transform of their user's, the first one tells.
+        """
+        if isinstance(rows, datasets.Dataset) and not has_own_transform(rows):
+            return self.image_column in rows.column_names
+        is_indexed = hasattr(rows, "__getitem__") and hasattr(rows, "__len__") and not isinstance(rows, dict)
+        if isinstance(rows, ImageDataset) or not is_indexed or not len(rows):
+            return False
+        first = rows[0]
+        return isinstance(first, Mapping) and self.image_column in first
+
+    def sources(self, rows: Any) -> Sequence[Any] | None:
+        """The images of rows, still encoded where they are files; None where there are none."""
+        if not self.are_in(rows):
+            return None
+        rows = undecoded(rows, self.image_column)
+        if isinstance(rows, datasets.Dataset):
+            return rows[self.image_column]
+        return [rows[index][self.image_column] for index in range(len(rows))]
+
+    def labels(self, rows: Any) -> list[Any]:
+        """Every image's class id, or its row of 0 and 1; read once where rows are asked for one by one.
+
+        Raises:
+            ValueError: if an image has no label, or one of no class.
+        """
+        known = next((labels for of, labels in self._labels if of is rows), None)
+        if known is None:
+            known = self._dataset(rows, self.eval_transform).labels()
+            self._labels = [(rows, known), *self._labels[:3]]
+        return known
+
+    def known_labels(self, rows: Any) -> NDArray[Any] | None:
+        """The labels of rows with images, class ids (images,), -1 for none, or 0 and 1 (images, classes); else None."""
+        rows = rows_of(rows)
+        if rows is None or not self.are_in(rows):
+            return None
+        if isinstance(rows, datasets.Dataset) and self.label_column not in rows.column_names:
+            return None
+        images = self._dataset(rows, self.eval_transform)
+        targets = images.targets()
+        if images.is_multi_label:
+            return np.stack([target.numpy() for target in targets if target is not None])
+        return np.asarray([UNLABELLED if target is None else target for target in targets])
 
     def check(self, name: str, rows: Any, classes: ClassNames) -> None:
         """Look at a data set before work begins; what is none of `datasets` passes.
@@ -81,7 +131,8 @@ class ImageInputs:
         """
         rows = rows_of(rows)
         require_images(name, rows, self.image_column, self.label_column)
-        classes.check(name, rows, self.label_column)
+        if not has_own_transform(rows):
+            classes.check(name, rows, self.label_column)
 
     def training(self, rows: Any, draw: int) -> ImageDataset:
         """Training images.
@@ -103,7 +154,12 @@ class ImageInputs:
         return images if name is None else self._kept(images, rows, name)
 
     def view(self, rows: Any, number: int) -> ImageDataset:
-        """A view of training images, to be stored: 0 is the plain one, those from 1 on are augmented."""
+        """A view of training images, to be stored: 0 is the plain one, those from 1 on are augmented.
+
+        Raises:
+            ValueError: if the rows hold no images, or another one each time.
+        """
+        self._require_steady(rows)
         if number == 0:
             return self._dataset(rows, self.eval_transform.fast())
         return self._dataset(rows, self.train_transform, "view", number - 1)
@@ -119,7 +175,7 @@ class ImageInputs:
     def content_hash(self, rows: Any) -> str:
         """SHA-256 of a data set's images and labels, in order."""
         images = self._dataset(rows, self.eval_transform)
-        return hashlib.sha256(f"{images.content_hash()} {images.labels()}".encode()).hexdigest()
+        return hashlib.sha256(f"{images.content_hash()} {self.labels(rows)}".encode()).hexdigest()
 
     # ---- What is saved with the model ----
 
@@ -143,6 +199,20 @@ class ImageInputs:
 
     # ---- Helpers ----
 
+    def _require_steady(self, rows: Any) -> None:
+        rows = undecoded(rows_of(rows), self.image_column) if self.are_in(rows_of(rows)) else rows_of(rows)
+        first = None if isinstance(rows, datasets.Dataset) and not has_own_transform(rows) else rows[0]
+        if isinstance(first, Mapping) and self.image_column not in first:
+            raise ValueError(
+                f"Precomputing needs images, and these rows have {', '.join(map(str, first))}: give rows with a column "
+                f"{self.image_column!r}, and transforms to the trainer."
+            )
+        if first is not None and image_hash(first[self.image_column]) != image_hash(rows[0][self.image_column]):
+            raise ValueError(
+                "Precomputing needs the same image each time, and the rows' own transform draws at random: give "
+                "train_transform= to the trainer instead, and precompute_views for augmentation."
+            )
+
     def _dataset(self, rows: Any, transform: ImageTransform, use: str = "", number: int = 0) -> ImageDataset:
         words = [self.seed, *((sum(use.encode()), number) if use else ())]
         return ImageDataset(
@@ -151,6 +221,7 @@ class ImageInputs:
             image_column=self.image_column,
             label_column=self.label_column,
             seed=int(np.random.SeedSequence(words).generate_state(1)[0]),
+            names=self.names,
         )
 
     def _kept(self, images: ImageDataset, rows: Any, name: str) -> ImageDataset:

@@ -1,13 +1,14 @@
 """Labels are class ids: those of a data set must mean what they mean to the model."""
 
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from transformers import PreTrainedConfig
 
 from hf_sgdr._utils.text import few, printable
@@ -67,12 +68,73 @@ def _named(label: Any, names: Sequence[str]) -> Any:
     return None if label is None or label < 0 else names[label]
 
 
-def class_counts(dataset: Any, label_column: str, num_classes: int) -> NDArray[np.int64]:
-    """How many rows of a `datasets.Dataset` are of each class, (classes,); rows without a label do not count."""
-    labels = column_values(dataset, label_column)
-    ids = list(itertools.chain.from_iterable(labels)) if is_multi_label(dataset.features[label_column]) else labels
-    known = [label for label in ids if label is not None and label >= 0]
-    return np.bincount(np.asarray(known, dtype=np.int64), minlength=num_classes)
+class LabelEncoder:
+    """A label as training takes it: a class id, or float32 (classes,) of 0 and 1 where images have several; or None.
+
+    Args:
+        num_labels (`int` or None): how many classes there are, where images have several labels.
+        names (sequence of `str`, *optional*): of the classes.
+        by_name (`bool`, *optional*, defaults to False): whether integers, too, are names and no class ids.
+    """
+
+    def __init__(self, num_labels: int | None, names: Sequence[str] | None = None, by_name: bool = False) -> None:
+        self.num_labels = num_labels
+        self._ids = None if names is None else {name: number for number, name in enumerate(names)}
+        self.by_name = by_name
+
+    @classmethod
+    def of(cls, rows: Any, label_column: str, names: Sequence[str] | None) -> "LabelEncoder":
+        """For rows of any kind.
+
+        Args:
+            rows (`datasets.Dataset`, or any sequence of dicts): of others than the first, the first row tells.
+            label_column (`str`): where labels are.
+            names (sequence of `str`, *optional*): the model's classes.
+        """
+        feature = (getattr(rows, "features", None) or {}).get(label_column)
+        known = label_names(feature)
+        if isinstance(rows, datasets.Dataset):
+            several = is_multi_label(feature)
+        else:
+            several = isinstance(rows[0].get(label_column), list | tuple | set) if len(rows) else False
+        names = known if known is not None else names
+        are_numbers = names is not None and all(name.lstrip("-").isdigit() for name in names)
+        by_name = known is None and are_numbers and list(names or ()) != [str(i) for i in range(len(names or ()))]
+        return cls(len(names or ()) if several else None, names, by_name)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has several labels."""
+        return self.num_labels is not None
+
+    def __call__(self, label: Any) -> Any:
+        """The target of a label; None for an unknown one, which is None or negative.
+
+        Raises:
+            ValueError: if it is of no class.
+        """
+        if self.num_labels is None or label is None:
+            return self._id(label)
+        ids = [self._id(one) for one in label]
+        if not all(id_ is not None and id_ < self.num_labels for id_ in ids):
+            raise ValueError(f"The labels {label!r}: must be of the {self.num_labels} classes.")
+        return torch.zeros(self.num_labels).index_fill_(0, torch.tensor(ids, dtype=torch.int64), 1.0)
+
+    def _id(self, label: Any) -> int | None:
+        if label is None:
+            return None
+        if isinstance(label, str) or self.by_name:
+            if self._ids is None or str(label) not in self._ids:
+                known = "the model names no classes" if self._ids is None else f"the classes are {few(list(self._ids))}"
+                raise ValueError(f"The label {printable(repr(label))} is of no class: {known}.")
+            return self._ids[str(label)]
+        try:
+            id_ = operator.index(label)  # also of NumPy and of a tensor
+        except TypeError as error:
+            raise ValueError(
+                f"The label {label!r} is a {type(label).__name__}; it must be a class id (integer) or a name."
+            ) from error
+        return id_ if id_ >= 0 else None
 
 
 def as_labels(value: Any, delimiter: str | None = None) -> Any:
@@ -181,7 +243,16 @@ class ClassNames:
         if (names := label_names(feature)) is not None:
             if names != self.names and (self.are_given or len(names) != count):
                 raise ValueError(self._difference(what, names))
-        elif isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint")) and len(dataset):
+        elif not isinstance(feature, datasets.Value) or not len(dataset):
+            return
+        elif feature.dtype in ("string", "large_string") or LabelEncoder.of(dataset, label_column, self.names).by_name:
+            values = {str(value) for value in column_values(dataset, label_column) if value is not None}
+            if unknown := sorted(values - set(self.names)):
+                raise ValueError(
+                    f"{what} has labels that are none of {self.owner}'s classes: {few(unknown)}; these are "
+                    f"{few(self.names)}. Give create_image_classifier the names, or mend the labels."
+                )
+        elif feature.dtype.startswith(("int", "uint")):
             highest = int(np.max(dataset.with_format("numpy")[label_column][:]))
             if highest >= count:
                 raise ValueError(

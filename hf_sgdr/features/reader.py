@@ -163,16 +163,16 @@ class PrecomputedFeatures:
     def training(self, rows: Any, boundary: Boundary | None = None) -> FeatureDataset:
         """The features of the plain training images, and those of the augmented views, if any."""
         views = [self.images.view(rows, number) for number in range(1 + self.args.precompute_views)]
-        return self._dataset(views, "train", self.args.feature_dtype, boundary)
+        return self._dataset(rows, views, "train", self.args.feature_dtype, boundary)
 
     # ---- Helpers ----
 
     def _evaluation(self, rows: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
-        return self._dataset([self.images.evaluation(rows)], name, dtype)
+        return self._dataset(rows, [self.images.evaluation(rows)], name, dtype)
 
     def _dataset(
-        self, views: Sequence[ImageDataset], name: str, dtype: str, boundary: Boundary | None = None
+        self, rows: Any, views: Sequence[ImageDataset], name: str, dtype: str, boundary: Boundary | None = None
     ) -> FeatureDataset:
         """The features of one or more views of the same images, the plain one first, with their labels."""
         count = len(views) - 1
@@ -186,7 +186,7 @@ class PrecomputedFeatures:
                 f"Features of the plain images and of {count} augmented views take {megabytes:.1f} MB; training takes "
                 "them in turn, epoch by epoch."
             )
-        return FeatureDataset(features, torch.as_tensor(views[0].labels()))
+        return FeatureDataset(features, torch.as_tensor(self.images.labels(rows)))
 
     def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
         on_cpu = self.accelerator.device.type == "cpu"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, Trainer
 
-from hf_sgdr.data.dataset import ImageDataset
+from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.images import undecoded
 from hf_sgdr.data.labels import MULTI_LABEL, class_names, label_names
 from hf_sgdr.optim.schedule import require_whole
@@ -19,8 +19,7 @@ from hf_sgdr.optim.schedule import require_whole
 class ImagePredictor(Protocol):
     """A Trainer that reads images itself and draws views of them, as [`SGDRTrainer`] does."""
 
-    args: Any
-    eval_transform: Any
+    images: Any
 
     def log_predictions(self, dataset: Any = None) -> NDArray[np.float32]:
         """Log-probabilities (images, classes)."""
@@ -45,7 +44,7 @@ def labelled_predictions(
     images, dataset_names = _images_and_names(trainer, dataset)
     names = _names_of_classes(trainer.model, dataset_names)
     if isinstance(trainer, ImagePredictor) and images is not None:
-        labels = np.asarray(_labels_of_images(trainer, dataset))  # a missing one shows before anything is predicted
+        labels = np.asarray(trainer.images.labels(rows_of(dataset)))  # a missing one shows before anything is predicted
         if tta:
             probabilities = trainer.tta(tta, dataset=dataset)
         else:  # in double precision a loss of 100 is still one: in single its probability is 0
@@ -66,27 +65,19 @@ def labelled_predictions(
 
 def _images_and_names(trainer: Trainer, dataset: Any) -> tuple[Sequence[Any] | None, list[str] | None]:
     """The data set's images, still encoded, and its class names; None for what it does not hold."""
-    rows = dataset.rows if isinstance(dataset, ImageDataset) else dataset
+    rows = rows_of(dataset)
+    if isinstance(trainer, ImagePredictor):
+        feature = (getattr(rows, "features", None) or {}).get(trainer.images.label_column)
+        return trainer.images.sources(rows), label_names(feature)
     if not isinstance(rows, datasets.Dataset):
         return None, None
     image, label = _first_column(rows, datasets.Image), _first_column(rows, datasets.ClassLabel)
-    if isinstance(trainer, ImagePredictor):
-        args: Any = trainer.args
-        image, label = args.image_column_name, args.label_column_name
-    images = undecoded(rows, image)[image] if image is not None and image in rows.column_names else None
-    feature = rows.features.get(label)
-    return images, label_names(feature)
+    images = undecoded(rows.with_format(None), image)[image] if image is not None else None
+    return images, label_names(rows.features.get(label))
 
 
 def _first_column(rows: datasets.Dataset, kind: type) -> str | None:
     return next((name for name, feature in rows.features.items() if isinstance(feature, kind)), None)
-
-
-def _labels_of_images(trainer: ImagePredictor, dataset: Any) -> list[Any]:
-    if isinstance(dataset, ImageDataset):
-        return dataset.labels()
-    image, label = trainer.args.image_column_name, trainer.args.label_column_name
-    return ImageDataset(dataset, trainer.eval_transform, image_column=image, label_column=label).labels()
 
 
 def _names_of_classes(model: Any, dataset_names: list[str] | None) -> list[str] | None:

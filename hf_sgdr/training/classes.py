@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,7 +11,8 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.labels import MULTI_LABEL, class_counts, class_names, is_multi_label
+from hf_sgdr.data.inputs import ImageInputs
+from hf_sgdr.data.labels import MULTI_LABEL, class_names
 from hf_sgdr.optim.balance import BalancedLoss, class_weights
 
 logger = logging.get_logger(__name__)
@@ -38,28 +38,36 @@ class TrainingClasses:
     is_multi_label: bool
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, rows: Any, label_column: str) -> "TrainingClasses":
+    def of(cls, config: PreTrainedConfig, images: ImageInputs, rows: Any) -> "TrainingClasses":
         """Those of a model and its training images; the model's kind of problem is noted in its configuration.
 
         Args:
             config (`PreTrainedConfig`): of the model.
-            rows (`datasets.Dataset` or anything else): the training images.
-            label_column (`str`): their column of labels.
+            images ([`ImageInputs`]): how rows are read.
+            rows (`datasets.Dataset` or anything else): the training images; others cannot be counted.
 
         Raises:
             ValueError: if the images have several labels and the model is made for one, or the other way round.
         """
         names, is_multi = class_names(config), config.problem_type == MULTI_LABEL
-        is_known = isinstance(rows, datasets.Dataset) and label_column in rows.column_names and len(rows) > 0
-        if is_known and is_multi_label(rows.features[label_column]) != is_multi:
+        labels = images.known_labels(rows)
+        if labels is None or not len(labels):
+            return cls(names, None, 0, is_multi)
+        if (labels.ndim == 2) != is_multi:
             if is_multi or config.problem_type is not None:
                 raise ValueError(
                     f"The training images have {'one label' if is_multi else 'several labels'} each, and the model is "
                     f"made for {config.problem_type}: give create_image_classifier the right problem_type."
                 )
             config.problem_type, is_multi = MULTI_LABEL, True
-        counts = class_counts(rows, label_column, len(names)) if is_known else None
-        return cls(names, counts, len(rows) if is_known else 0, is_multi)
+        if is_multi:
+            return cls(names, labels.sum(axis=0).astype(np.int64), len(labels), True)
+        return cls(names, np.bincount(labels[labels >= 0], minlength=len(names)), len(labels), False)
+
+    @property
+    def training_counts(self) -> tuple[int, ...]:
+        """Training images of each class; zeros where they cannot be counted."""
+        return tuple(self.counts.tolist()) if self.counts is not None else (0,) * len(self.names)
 
     @property
     def ratio(self) -> float:

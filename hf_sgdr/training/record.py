@@ -11,8 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
-from hf_sgdr.data.dataset import rows_of
-from hf_sgdr.data.labels import MULTI_LABEL, class_counts
+from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.hub.card import save_plot, write_model_card
 from hf_sgdr.hub.card_facts import CardFacts
 from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
@@ -47,7 +46,7 @@ def run_record(trainer: Any, interpretation: Interpretation | None = None) -> Ru
         changed=changed,
         train_transform=trainer.train_transform,
         eval_transform=trainer.eval_transform,
-        training_counts=_counts(trainer) if interpretation is not None else (),
+        training_counts=trainer.classes.training_counts if interpretation is not None else (),
         interpretation=interpretation,
         device=args.device,
     )
@@ -119,12 +118,6 @@ def _plot_own_fits(trainer: Any) -> None:
             save_plot(range_tests[name].plot(chosen=fit["learning_rates"][-1]), range_test)
         if fit is fits[-1]:
             save_plot(trainer.plot_lr(), rates)
-
-
-def _counts(trainer: Any) -> tuple[int, ...]:
-    """Training images of each class."""
-    args, num_classes = trainer.args, trainer.model.config.num_labels
-    return tuple(class_counts(rows_of(trainer.train_dataset), args.label_column_name, num_classes).tolist())
 
 
 def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, ...]]:

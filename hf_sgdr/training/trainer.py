@@ -45,9 +45,9 @@ from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
 from hf_sgdr.data.cache import ImageCaches
-from hf_sgdr.data.dataset import ImageViews, rows_of
+from hf_sgdr.data.dataset import ImageViews
 from hf_sgdr.data.inputs import ImageInputs
-from hf_sgdr.data.labels import ClassNames
+from hf_sgdr.data.labels import ClassNames, class_names
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
 from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
@@ -79,8 +79,11 @@ class SGDRTrainer(Trainer):
     Args:
         model (`PreTrainedModel`): an image classifier; [`create_image_classifier`] makes one.
         args ([`SGDRTrainingArguments`], *optional*): by default those of `SGDRTrainingArguments("hf_sgdr_out")`.
-        train_dataset, eval_dataset (`datasets.Dataset`, *optional*): images and labels; [`load_image_folder`] reads
-            them. Validation is what evaluation, `log_predictions` and `tta` take by default.
+        train_dataset, eval_dataset (`datasets.Dataset`, torch `Dataset` or sequence of dicts, *optional*): rows with
+            an image, whatever [`~hf_sgdr.data.images.read_image`] takes, and a label: a class id, a name of the
+            model's, or several; [`load_image_folder`] reads them. A transform of your own (`with_transform`) is
+            applied first; where it gives no images but a model's inputs, they are taken as they are. Validation is
+            what evaluation, `log_predictions` and `tta` take by default.
         train_transform, eval_transform ([`ImageTransform`], *optional*): from [`image_transforms`]; by default the
             model's evaluation transform for both.
         layer_groups ([`LayerGroups`], *optional*): by default `args.n_groups` groups of the model.
@@ -127,11 +130,12 @@ class SGDRTrainer(Trainer):
             eval_transform if eval_transform is not None else image_transforms(model)[1],
             columns=(args.image_column_name, args.label_column_name),
             seed=args.data_seed if args.data_seed is not None else args.seed,
+            names=class_names(model.config),
         )
         classes = ClassNames.of(model.config, train_dataset, args.label_column_name)
         for name, rows in _named(train_dataset, eval_dataset).items():
             self.images.check(name, rows, classes)
-        self.classes = TrainingClasses.of(model.config, rows_of(train_dataset), args.label_column_name)
+        self.classes = TrainingClasses.of(model.config, self.images, train_dataset)
         kwargs.setdefault("compute_metrics", self.classes.compute_metrics(args.best_by))
         if args.class_weights is not None:
             if kwargs.get("compute_loss_func") is not None:
