@@ -36,6 +36,9 @@ class DataArguments:
         default=None, help=r"Of --data_dir: the class is the first group of this, in a file's name: '^(.+)_\d+'."
     )
     dataset_name: str | None = HfArg(default=None, help="A labelled image data set of the Hub, instead.")
+    streaming: bool = HfArg(
+        default=False, help="Of --dataset_name: read the training images as a stream, for precomputed stages."
+    )
     train_split_name: str = HfArg(default="train", help="Of --dataset_name.")
     validation_split_name: str | None = HfArg(default=None, help="Of --dataset_name.")
     validation_fraction: float = HfArg(
@@ -57,6 +60,8 @@ class DataArguments:
             if getattr(self, name) is not None and source is None:
                 needed = "labels_file" if name == "split_column_name" else "data_dir"
                 raise ValueError(f"--{name} needs --{needed}.")
+        if self.streaming and self.dataset_name is None:
+            raise ValueError("--streaming needs --dataset_name.")
         if self.label_pattern is not None and self.labels_file is not None:
             raise ValueError("--label_pattern and --labels_file: labels come from one of the two.")
         if self.label_delimiter is not None and self.labels_file is None and self.data_dir is None:

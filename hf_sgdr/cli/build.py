@@ -14,6 +14,7 @@ from hf_sgdr.data.folders import load_image_folder
 from hf_sgdr.data.hub import load_image_dataset
 from hf_sgdr.data.labels import MULTI_LABEL, is_multi_label, label_names
 from hf_sgdr.data.splits import stratified_sample
+from hf_sgdr.data.stream import is_stream
 from hf_sgdr.data.tables import load_image_table
 from hf_sgdr.data.transforms import image_transforms
 from hf_sgdr.models.classifiers import create_image_classifier
@@ -49,13 +50,16 @@ def load_images(data: DataArguments, training: SGDRTrainingArguments) -> Dataset
             image_column_name=training.image_column_name,
             train_split_name=data.train_split_name,
             validation_split_name=data.validation_split_name,
+            streaming=data.streaming,
             **split,
         )
     else:
         raise ValueError("No images: give --data_dir FOLDER, --labels_file TABLE or --dataset_name NAME.")
     training.image_column_name, training.label_column_name = "image", "label"
     for name, count in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if count is not None and count < len(images[name]):
+        if count is not None and is_stream(images[name]):
+            images[name] = images[name].take(count)
+        elif count is not None and count < len(images[name]):
             images[name] = stratified_sample(images[name], count, training.seed)
     return images
 

@@ -9,6 +9,7 @@ from hf_sgdr.data.audit import OnError, check_on_error, readable
 from hf_sgdr.data.images import undecoded
 from hf_sgdr.data.labels import as_labels, encode_labels, label_names, label_values
 from hf_sgdr.data.splits import VALIDATION_NAMES, check_fraction, split_off
+from hf_sgdr.data.stream import check_stream
 
 
 def load_image_dataset(
@@ -21,6 +22,7 @@ def load_image_dataset(
     validation_fraction: float = 0.2,
     seed: int = 42,
     on_error: OnError = "raise",
+    streaming: bool = False,
 ) -> DatasetDict:
     """Read a labelled image data set of the Hub, or a local folder that `datasets.load_dataset` reads.
 
@@ -37,6 +39,8 @@ def load_image_dataset(
         validation_fraction (`float`, *optional*, defaults to 0.2): that share.
         seed (`int`, *optional*, defaults to 42): for that split.
         on_error (`"raise"`, `"skip"` or None, *optional*, defaults to `"raise"`): as in [`load_image_folder`].
+        streaming (`bool`, *optional*, defaults to False): leave the training split a `datasets.IterableDataset`, which
+            must know its classes; its images are looked at when they are read. Validation is loaded whole.
 
     Raises:
         UnreadableImagesError: a `ValueError`, if images cannot be read; see `on_error`.
@@ -45,7 +49,7 @@ def load_image_dataset(
     """
     check_fraction(validation_fraction)
     check_on_error(on_error)
-    loaded = load_dataset(name)
+    loaded: Any = load_dataset(name, streaming=streaming)
     if validation_split_name is None:
         validation_split_name = next((split for split in (*VALIDATION_NAMES, "test") if split in loaded), None)
     splits = {"train": train_split_name, "validation": validation_split_name}
@@ -57,7 +61,12 @@ def load_image_dataset(
             raise ValueError(
                 f"{name} has no split {given!r}: it has {few(sorted(loaded))}. Name it with {split}_split_name."
             )
-        rows = _two_columns(loaded[given], name, image_column_name, label_column_name)
+        if streaming and split == "train":
+            result[split] = _two_columns(loaded[given], name, image_column_name, label_column_name)
+            check_stream(f"{name}, split {given!r},", result[split], "image", "label")
+            continue
+        found = load_dataset(name, split=given) if streaming else loaded[given]
+        rows = _two_columns(found, name, image_column_name, label_column_name)
         known = result["train"].features["label"] if split != "train" else None
         rows = _encoded(rows, known, f"{name}, split {given!r}")
         titles = [f"{given} image {number}" for number in range(len(rows))]
@@ -65,12 +74,14 @@ def load_image_dataset(
         if not keep:
             raise ValueError(f"{name}, split {given!r}: no image that can be read; it must have at least one.")
         result[split] = rows if len(keep) == len(rows) else rows.select(keep)
+    if "validation" not in result and streaming:
+        raise ValueError(f"{name} has no validation split, and none can be split off a stream: leave streaming out.")
     if "validation" not in result:
         result["train"], result["validation"] = split_off(result["train"], validation_fraction, seed, name)
     return result
 
 
-def _two_columns(dataset: Dataset, name: str, image_column: str, label_column: str) -> Dataset:
+def _two_columns(dataset: Any, name: str, image_column: str, label_column: str) -> Any:
     for column, argument in ((image_column, "image_column_name"), (label_column, "label_column_name")):
         if column not in dataset.column_names:
             raise ValueError(

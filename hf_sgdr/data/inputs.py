@@ -15,6 +15,7 @@ from hf_sgdr.data.dataset import ImageDataset, require_images, rows_of
 from hf_sgdr.data.hashes import image_hash
 from hf_sgdr.data.images import has_own_transform, undecoded
 from hf_sgdr.data.labels import UNLABELLED, ClassNames
+from hf_sgdr.data.stream import MATERIALISE, check_stream, is_stream, stream_identity
 from hf_sgdr.data.transforms import ImageTransform
 
 
@@ -131,6 +132,10 @@ class ImageInputs:
         """
         rows = rows_of(rows)
         require_images(name, rows, self.image_column, self.label_column)
+        if is_stream(rows):
+            if name != "train_dataset":
+                raise ValueError(f"{name} is a stream, and evaluation needs rows with a length: {MATERIALISE}")
+            check_stream(name, rows, self.image_column, self.label_column)
         if not has_own_transform(rows):
             classes.check(name, rows, self.label_column)
 
@@ -173,7 +178,9 @@ class ImageInputs:
         return {**batch, "pixel_values": values.contiguous(memory_format=torch.channels_last)}
 
     def content_hash(self, rows: Any) -> str:
-        """SHA-256 of a data set's images and labels, in order."""
+        """SHA-256 of a data set's images and labels, in order; of a stream, of what it says of itself."""
+        if is_stream(rows):
+            return stream_identity(rows)
         images = self._dataset(rows, self.eval_transform)
         return hashlib.sha256(f"{images.content_hash()} {self.labels(rows)}".encode()).hexdigest()
 

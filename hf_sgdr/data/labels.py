@@ -237,7 +237,8 @@ class ClassNames:
         Raises:
             ValueError: if its class names are others or in another order, or a label is no class of the model.
         """
-        if not isinstance(dataset, datasets.Dataset) or label_column not in dataset.column_names:
+        features = getattr(dataset, "features", None) or {}
+        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset) or label_column not in features:
             return
         feature, count = dataset.features[label_column], len(self.names)
         if (names := label_names(feature)) is not None:

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -15,9 +17,10 @@ from hf_sgdr._utils.system import available_memory
 from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.inputs import ImageInputs
+from hf_sgdr.data.stream import is_stream, stream_chunks
 from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import FeatureDataset, HeadClassifier, Rows
-from hf_sgdr.features.store import FeatureStore, stacked
+from hf_sgdr.features.store import FeatureStore, module_hash, stacked
 from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.solve import HeadSolution, solve_head
@@ -81,6 +84,7 @@ class PrecomputedFeatures:
         self.model, self.groups, self.images, self.args, self.accelerator = model, groups, images, args, accelerator
         self.are_used = False
         self._read: dict[str, Rows] = {}
+        self._streams: dict[str, tuple[Any, FeatureDataset]] = {}  # the last one that was read
         self._boundaries: dict[tuple[LayerGroups, int, int], Boundary] = {}
 
     @property
@@ -162,10 +166,45 @@ class PrecomputedFeatures:
 
     def training(self, rows: Any, boundary: Boundary | None = None) -> FeatureDataset:
         """The features of the plain training images, and those of the augmented views, if any."""
+        if is_stream(rows):
+            return self._streamed(rows, boundary or self.boundary())
         views = [self.images.view(rows, number) for number in range(1 + self.args.precompute_views)]
         return self._dataset(rows, views, "train", self.args.feature_dtype, boundary)
 
     # ---- Helpers ----
+
+    def _streamed(self, stream: Any, boundary: Boundary) -> FeatureDataset:
+        """The features of a stream, which is read once; each chunk of it is a store of its own.
+
+        Every process reads its part, and afterwards all know what all have stored.
+        """
+        count = 1 + self.args.precompute_views
+        transforms = (self.images.eval_transform.to_dict(), self.images.train_transform.to_dict(), count)
+        body = module_hash(self.model, leave_out=boundary.names_after())
+        key = f"{id(stream)} {boundary.name} {body} {transforms}"
+        if key in self._streams:
+            return self._streams[key][1]
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        columns = (self.images.image_column, self.images.label_column)
+        own: list[tuple[list[Any], list[tuple[dict[str, Any], int]]]] = []
+        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
+        with tqdm(desc="Features (stream)", unit="image", disable=not is_shown) as bar:
+            for chunk, rows in enumerate(stream_chunks(stream, *columns, rank=rank, world_size=world_size)):
+                numbers = [number and number + chunk * (count - 1) for number in range(count)]  # views of their own
+                views = [self.images.view(rows, number) for number in numbers]
+                stores = [self._stored(view, self.args.feature_dtype, boundary) for view in views]
+                own.append((self.images.labels(rows), [(store.manifest["depends_on"], store.rows) for store in stores]))
+                bar.update(len(rows))
+        every = gather_object(own) if world_size > 1 else own
+        parts = [[FeatureStore(*stores[view]) for _, stores in every] for view in range(count)]
+        size = sum(store.open().nbytes for view in parts for store in view)
+        budget = self.args.feature_memory_gb
+        is_small = size <= (available_memory() / 2 if budget is None else budget * 1e9)
+        views_of_all = [stacked([store.read() if is_small else store.open() for store in view]) for view in parts]
+        labels = torch.as_tensor([label for labels, _ in every for label in labels])
+        dataset = FeatureDataset(views_of_all, labels)
+        self._streams = {key: (stream, dataset)}  # with the stream, so that its id stays its own
+        return dataset
 
     def _evaluation(self, rows: Any, name: str) -> FeatureDataset:
         dtype = "bfloat16" if self.args.feature_dtype == "bfloat16" else "float32"
@@ -188,20 +227,29 @@ class PrecomputedFeatures:
             )
         return FeatureDataset(features, torch.as_tensor(self.images.labels(rows)))
 
-    def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
+    def _stored(self, images: ImageDataset, wanted_dtype: str, boundary: Boundary, **options: Any) -> FeatureStore:
+        """The store of images, once this process has written its part."""
         on_cpu = self.accelerator.device.type == "cpu"
-        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
-        store = extract_features(
+        return extract_features(
             self.model,
-            boundary or self.boundary(),
+            boundary,
             images,
             dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
             batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
+            max_gb=self.args.cache_disk_gb,
+            **options,
+        )
+
+    def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
+        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
+        store = self._stored(
+            images,
+            wanted_dtype,
+            boundary or self.boundary(),
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             progress=f"Features ({name})" if is_shown else None,
-            max_gb=self.args.cache_disk_gb,
         )
         self.accelerator.wait_for_everyone()
         if store.key not in self._read:

@@ -1,7 +1,7 @@
 """`TrainingClasses`: how the classes of the training images are made up, and what follows for metrics and the loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.text import printable
 from hf_sgdr.data.inputs import ImageInputs
-from hf_sgdr.data.labels import MULTI_LABEL, class_names
+from hf_sgdr.data.labels import MULTI_LABEL, class_names, is_multi_label
+from hf_sgdr.data.stream import is_stream
 from hf_sgdr.optim.balance import BalancedLoss, class_weights
 
 logger = logging.get_logger(__name__)
@@ -50,6 +51,8 @@ class TrainingClasses:
             ValueError: if the images have several labels and the model is made for one, or the other way round.
         """
         names, is_multi = class_names(config), config.problem_type == MULTI_LABEL
+        if is_stream(rows) and is_multi_label((rows.features or {}).get(images.label_column)) and not is_multi:
+            config.problem_type, is_multi = MULTI_LABEL, True
         labels = images.known_labels(rows)
         if labels is None or not len(labels):
             return cls(names, None, 0, is_multi)
@@ -63,6 +66,12 @@ class TrainingClasses:
         if is_multi:
             return cls(names, labels.sum(axis=0).astype(np.int64), len(labels), True)
         return cls(names, np.bincount(labels[labels >= 0], minlength=len(names)), len(labels), False)
+
+    def counted(self, labels: torch.Tensor) -> "TrainingClasses":
+        """The same with the counts of labels, class ids (images,), or 0 and 1 (images, classes)."""
+        ids = labels.numpy()
+        counts = ids.sum(axis=0).astype(np.int64) if ids.ndim == 2 else np.bincount(ids, minlength=len(self.names))
+        return replace(self, counts=counts, images=len(ids))
 
     @property
     def training_counts(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback, average_with_start
 from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
+from hf_sgdr.data.stream import MATERIALISE, is_stream
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, SOLVED_HEAD, FitRecord, RunResults, Stage
@@ -106,7 +107,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
         run=run_key(progress.depends_on),
         solved=progress.solved,
     )
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not is_stream(trainer.train_dataset):
         write_image_hashes(rows_of(trainer.train_dataset), trainer.args.image_column_name, progress.folder)
     trainer.history.run = tuple(stages), results
     return results
@@ -277,6 +278,9 @@ def _check_stages(trainer: SGDRTrainer, stages: Sequence[Stage]) -> None:
             f"label_names={trainer.label_names}: images come with `labels`, without which an evaluation has no "
             "eval_loss to choose the best weights by: leave label_names out."
         )
+    if is_stream(trainer.train_dataset) and not all(stage.precompute for stage in stages):
+        stage = next(stage for stage in stages if not stage.precompute)
+        raise ValueError(f"Stage {stage.name!r} trains on the images of a stream: {MATERIALISE}")
     for number, stage in enumerate(stages):
         if stage.lr is None and not stage.solve and number and all(before.solve for before in stages[:number]):
             raise ValueError(f"Stage {stage.name!r}: no stage before it has a rate: give it lr, a number or 'auto'.")

@@ -48,6 +48,7 @@ from hf_sgdr.data.cache import ImageCaches
 from hf_sgdr.data.dataset import ImageViews
 from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.data.labels import ClassNames, class_names
+from hf_sgdr.data.stream import MATERIALISE, is_stream
 from hf_sgdr.data.transforms import ImageTransform, image_transforms
 from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
@@ -83,7 +84,8 @@ class SGDRTrainer(Trainer):
             an image, whatever [`~hf_sgdr.data.images.read_image`] takes, and a label: a class id, a name of the
             model's, or several; [`load_image_folder`] reads them. A transform of your own (`with_transform`) is
             applied first; where it gives no images but a model's inputs, they are taken as they are. Validation is
-            what evaluation, `log_predictions` and `tta` take by default.
+            what evaluation, `log_predictions` and `tta` take by default. A stream (`datasets.IterableDataset`) is
+            trained on by precomputed features alone.
         train_transform, eval_transform ([`ImageTransform`], *optional*): from [`image_transforms`]; by default the
             model's evaluation transform for both.
         layer_groups ([`LayerGroups`], *optional*): by default `args.n_groups` groups of the model.
@@ -149,7 +151,9 @@ class SGDRTrainer(Trainer):
             use_all_processors()
         if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1:
             nn.Module.to(model, memory_format=torch.channels_last)
-        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        of_trainer = None if is_stream(train_dataset) else train_dataset  # which would ask a stream for max_steps
+        super().__init__(model, args, train_dataset=of_trainer, eval_dataset=eval_dataset, **kwargs)
+        self.train_dataset = train_dataset
         if args.cache_images:
             self.images.caches = ImageCaches(args, self.accelerator)
         self.features = PrecomputedFeatures(model, layer_groups, self.images, args, self.accelerator)
@@ -489,6 +493,10 @@ class SGDRTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images, or features, in batches; augmentations are those of this fit."""
         rows = self.train_dataset
+        if is_stream(rows):
+            raise ValueError(
+                f"train_dataset is a stream, whose images cannot be trained on epoch by epoch: {MATERIALISE}"
+            )
         if self.images.are_in(rows):
             self._check_images("train_dataset", rows)
             rows = self.images.training(rows, self.num_fits)
@@ -766,6 +774,8 @@ class SGDRTrainer(Trainer):
         for name, rows in _named(self.train_dataset, self.eval_dataset).items():
             self._check_images(name, rows)
         session = self.features.session(self.train_dataset, self.eval_dataset)
+        if is_stream(self.train_dataset):
+            self.classes = self.classes.counted(session.train_dataset.labels)
         args = copy.copy(self.args)
         args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
         args.dataloader_prefetch_factor = None
