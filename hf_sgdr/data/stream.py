@@ -11,8 +11,8 @@ from hf_sgdr.data.images import CHUNK
 from hf_sgdr.data.labels import is_multi_label, label_names
 
 MATERIALISE = (
-    "only precomputed features can be: give every stage precompute=True (recipes/train.py: --stages precomputed "
-    "augmented), or materialise the stream, with load_dataset(name) without streaming, or Dataset.from_list(list(stream))."
+    "only precomputed features can be: give every stage precompute=True (recipes/train.py: configs/fast.yaml, or "
+    "--stages precomputed augmented), or materialise the stream: no --streaming, or Dataset.from_list(list(stream))."
 )
 
 
@@ -34,7 +34,7 @@ def check_stream(name: str, stream: Any, image_column: str, label_column: str) -
 def stream_chunks(
     stream: Any, image_column: str, label_column: str, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[list[dict[str, Any]]]:
-    """This process's part of a stream, in lists of rows with encoded images and the names of their labels.
+    """Lists of rows, with encoded images and the names of their labels: this process's part of a stream.
 
     Args:
         stream (`datasets.IterableDataset`): see [`check_stream`].
@@ -56,8 +56,8 @@ def stream_chunks(
         except Exception as error:  # whatever a connection or a reader raises
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"The stream broke off after {count} images ({reason}). The features of {count - len(rows)} of them are "
-                "stored; the same command goes on from there."
+                f"The stream broke off after {count} images ({reason}). The features of {count - len(rows)} of them "
+                "are stored; the same command goes on from there."
             ) from error
         if row is None or len(rows) == CHUNK:
             if rows:

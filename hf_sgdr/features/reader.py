@@ -186,7 +186,7 @@ class PrecomputedFeatures:
             return self._streams[key][1]
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         columns = (self.images.image_column, self.images.label_column)
-        own: list[tuple[list[Any], list[tuple[dict[str, Any], int]]]] = []
+        own: list[tuple[list[Any], list[tuple[Any, int]]]] = []
         is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         with tqdm(desc="Features (stream)", unit="image", disable=not is_shown) as bar:
             for chunk, rows in enumerate(stream_chunks(stream, *columns, rank=rank, world_size=world_size)):

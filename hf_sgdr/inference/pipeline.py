@@ -267,7 +267,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         function_to_apply: ClassificationFunction | None = None,
         top_k: int = 5,
         beta: float | None = None,
-        threshold: float = 0.0,
+        threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """The best `top_k` labels of one image, from its logits (1, views, classes): the mean of the views' scores."""
         logits = model_outputs["logits"][0].float()
@@ -276,7 +276,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         best = score.argsort(descending=True, stable=True)[:top_k]
         names: Any = self.model.config.id2label
         scored = zip(best.tolist(), score[best].tolist(), strict=True)
-        return [{"label": names[i], "score": value} for i, value in scored if value >= threshold]
+        return [{"label": names[i], "score": value} for i, value in scored if threshold is None or value >= threshold]
 
     def _default_function(self) -> ClassificationFunction:
         """As in the stock pipeline: by the kind of problem that the configuration names, and the number of labels."""
