@@ -13,7 +13,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -118,6 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/auth-check(?P<write>/write)?", "check"),
         ("GET", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/refs", "refs"),
         ("GET", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+        ("POST", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
         ("POST", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
         ("POST", r"api/(?P<kind>\w+)s/(?P<name>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "branch"),
@@ -264,14 +265,25 @@ class Handler(BaseHTTPRequestHandler):
             "converts": [],
         })  # fmt: skip
 
-    def tree(self, kind: str, name: str, revision: str, folder: str | None) -> None:
+    def entries(self, kind: str, name: str, revision: str) -> dict[str, dict]:
+        """Files and the folders above them, by path."""
         repo = self.repo(kind, name)
         files = repo.commits[self.commit_of(repo, revision)]
-        self.send([
-            {"type": "file", "path": path, "size": len(body), "oid": blob_id(body)}
-            for path, body in sorted(files.items())
-            if not folder or path.startswith(f"{folder}/")
-        ])  # fmt: skip
+        folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
+        found = [{"type": "directory", "path": path, "size": 0, "oid": blob_id(path.encode())} for path in folders]
+        found += [
+            {"type": "file", "path": path, "size": len(body), "oid": blob_id(body)} for path, body in files.items()
+        ]
+        return {entry["path"]: entry for entry in sorted(found, key=lambda entry: entry["path"])}
+
+    def tree(self, kind: str, name: str, revision: str, folder: str | None) -> None:
+        entries, start = self.entries(kind, name, revision), f"{folder}/" if folder else ""
+        depth = 99 if self.query.get("recursive") == "True" else start.count("/")
+        self.send([e for path, e in entries.items() if path.startswith(start) and path.count("/") <= depth])
+
+    def paths_info(self, kind: str, name: str, revision: str) -> None:
+        entries, asked = self.entries(kind, name, revision), json.loads(self.body)["paths"]
+        self.send([entries[path] for path in asked if path in entries])
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
         repo = self.repo(kind, name, to_write=True)
