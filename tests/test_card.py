@@ -22,7 +22,7 @@ from hf_sgdr import (
     run_stages,
 )
 from hf_sgdr.hub.card import metric, names, views, wilson_interval, write_model_card
-from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, put_model_id
+from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, put_model_id, stated_license
 from hf_sgdr.hub.record import RunRecord
 from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.record import run_record
@@ -102,10 +102,22 @@ def test_base_model_and_datasets_are_ids_of_the_hub_where_they_are_true(run, tmp
     assert card.data.base_model == "timm/resnet34.a1_in1k"
     assert card.data.datasets == ["user/pets"]
     assert "https://huggingface.co/timm/resnet34.a1_in1k" in card.text
+    assert card.text.endswith("from which it started, holds too: apache\\-2\\.0.")  # as timm states it
     assert {result.dataset_type for result in card.data.eval_results} == {"user/pets"}
     (tmp_path / "timm" / "resnet34.a1_in1k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert ModelCard.load(write_card(trainer, tmp_path)).data.base_model is None
+
+
+def test_the_licence_of_the_base_model_is_the_one_that_the_hub_states(hub):
+    hub.add("ann/pets", {"README.md": b"---\nlicense: cc-by-4.0\n---\n"})
+    hub.add("ann/none", {"README.md": b"# no metadata"})
+    assert stated_license("ann/pets") == "cc-by-4.0"
+    assert [stated_license(name) for name in ("ann/none", "ann/nowhere")] == [None, None]
+    assert stated_license("timm/swin_tiny_patch4_window7_224.ms_in1k") == "mit"
+    assert "/api/models/ann/pets" in "".join(f"/{path}" for path in hub.asked)
+    hub.fail("GET", "/ann/pets", "drop")
+    assert stated_license("ann/pets") is None
 
 
 def test_a_model_that_goes_on_from_itself_is_not_its_own_base(run, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
-from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id
+from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id, stated_license
 from hf_sgdr.hub.environment import environment
 from hf_sgdr.hub.record import Interpretation, RunRecord
 from hf_sgdr.inference.multi_label import MultiLabelInterpretation
@@ -95,6 +95,7 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
             metadata=_metadata(record, seen, facts, title, base_model).to_yaml(),
             title=title,
             base_model=base_model,
+            base_license=stated_license(base_model) if base_model else None,
             origin=origin,
             several=several,
             metric_names=METRICS,
