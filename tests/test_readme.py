@@ -9,20 +9,50 @@ from hf_sgdr import Stage, create_image_classifier
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str) -> list:
+    """Code of README and docs, each with the page's name and its number there."""
+    found = []
+    for page in PAGES:
+        code = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [pytest.param(block, id=f"{page.stem}-{number}") for number, block in enumerate(code)]
+    return found
 
 
 def test_there_are_code_blocks_to_run():
-    assert len(blocks("python")) >= 6
+    assert {block.id for block in blocks("python")} >= {"README-5", "data-7"}
     assert len(blocks("yaml")) >= 1
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=range(len(blocks("python"))))
-def test_every_python_block_of_readme_runs(block, tmp_path, monkeypatch, make_image_folder, capsys):
-    make_image_folder(tmp_path / "dogscats", {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}})
+def write_tables(folder, make_image_folder) -> None:
+    """Images in one folder, `all`, with two tables and, in a folder of its own, the ecosystem's metadata."""
+    make_image_folder(folder / "all", {"": {"": 12}})
+    (folder / "with_metadata").mkdir()
+    tables = {
+        "labels.csv": ["file_name,kind,part"],
+        "tags.csv": ["image,tags"],
+        "with_metadata/metadata.csv": ["file_name,label"],
+    }
+    for i, file in enumerate(sorted((folder / "all").glob("*.jpg"))):
+        kind, part = ("beach", "forest")[i % 2], "valid" if i > 7 else "train"
+        name = f"{kind}_{i}.jpg"
+        file.rename(folder / "all" / name)
+        rows = (f"{name},{kind},{part}", f"all/{name},{kind}{' sunny' if i % 3 else ''}", f"{name},{kind}")
+        for lines, row in zip(tables.values(), rows, strict=True):
+            lines.append(row)
+    for table, lines in tables.items():
+        (folder / table).write_text("\n".join(lines))
+    for file in (folder / "all").iterdir():
+        (folder / "with_metadata" / file.name).symlink_to(file)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_every_python_block_of_readme_and_docs_runs(block, tmp_path, monkeypatch, make_image_folder, capsys):
+    for name in ("dogscats", "photos"):
+        make_image_folder(tmp_path / name, {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}})
+    write_tables(tmp_path, make_image_folder)
     # A folder of this name wins over the model id of the Hub, so the block's own words are run.
     model = create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False)
     model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 32, 32]}
