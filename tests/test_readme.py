@@ -13,16 +13,18 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str) -> list:
-    """Code of README and docs, each with the page's name and its number there."""
+    """The code of each page of README and docs that has any: blocks of a page go on from one another."""
     found = []
     for page in PAGES:
-        code = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-        found += [pytest.param(block, id=f"{page.stem}-{number}") for number, block in enumerate(code)]
+        text = page.read_text(encoding="utf-8")
+        if code := re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
+            found.append(pytest.param("\n".join(code), id=page.relative_to(PROJECT).stem))
     return found
 
 
 def test_there_are_code_blocks_to_run():
-    assert {block.id for block in blocks("python")} >= {"README-5", "data-7"}
+    names = {block.id for block in blocks("python")}
+    assert names >= {"README", "lesson", "plug-ins", "from-trainer", "images-and-labels", "predict"}
     assert len(blocks("yaml")) >= 1
 
 
@@ -48,8 +50,8 @@ def write_tables(folder, make_image_folder) -> None:
         (folder / "with_metadata" / file.name).symlink_to(file)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_every_python_block_of_readme_and_docs_runs(block, tmp_path, monkeypatch, make_image_folder, capsys):
+@pytest.mark.parametrize("page", blocks("python"))
+def test_the_python_of_every_page_runs(page, tmp_path, monkeypatch, make_image_folder, capsys):
     for name in ("dogscats", "photos"):
         make_image_folder(tmp_path / name, {"train": {"cats": 9, "dogs": 9}, "valid": {"cats": 3, "dogs": 3}})
     write_tables(tmp_path, make_image_folder)
@@ -59,7 +61,7 @@ def test_every_python_block_of_readme_and_docs_runs(block, tmp_path, monkeypatch
     model.save_pretrained(tmp_path / "timm" / "resnet34.a1_in1k")
     monkeypatch.chdir(tmp_path)
     # Pictures of 224 px, which the lesson names, would take the test's time and show nothing more.
-    exec(compile(block.replace("image_size=224", "image_size=32"), "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(page.replace("image_size=224", "image_size=32"), "page", "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))

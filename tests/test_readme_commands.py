@@ -1,4 +1,4 @@
-"""README's commands, as they stand there, on made-up images, a tiny model of the named id and a Hub of the tests."""
+"""The commands of README and docs, as they stand there, on made-up images, a tiny model and a Hub of the tests."""
 
 import os
 import re
@@ -13,12 +13,18 @@ from hf_sgdr import create_image_classifier, load_image_folder
 
 pytestmark = pytest.mark.commands
 PROJECT = Path(__file__).parents[1]
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-# Blocks without a language are commands; `text` marks what needs more than one machine.
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line for language, block in BLOCKS if not language for line in block.replace("\\\n", " ").strip().splitlines()
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"), key=str)]
+# Blocks without a language are commands; `text` marks what needs more than one machine, or changes it.
+BLOCKS = [
+    found
+    for page in PAGES
+    for found in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 ]
+COMMANDS = list(
+    dict.fromkeys(
+        line for language, block in BLOCKS if not language for line in block.replace("\\\n", " ").strip().splitlines()
+    )
+)
 # .ci/run runs these in a new environment.
 INSTALLATION = [command for command in COMMANDS if "pip install" in command]
 
