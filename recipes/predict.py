@@ -1,7 +1,7 @@
 """Labels and probabilities for images, by a model that a recipe saved or anyone pushed.
 
-    python recipes/predict.py --model out images/ cat.jpg --output predictions.csv predictions.json
-    python recipes/predict.py --model user/name images/ --tta 4 --top_k 3 --output predictions.jsonl
+    hf-sgdr predict --model out images/ cat.jpg --output predictions.csv predictions.json
+    hf-sgdr predict --model user/name images/ --tta 4 --top_k 3 --output predictions.jsonl
 
 Rows are written as they come, so a run that is stopped leaves those it has done. What cannot be read is named on stderr
 and left out; the exit code is then 1.
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
                 for write in writers:
                     write(row)
         except KeyboardInterrupt:
-            print("predict.py: interrupted; the rows so far are written.", file=sys.stderr)
+            print("Interrupted; the rows so far are written.", file=sys.stderr)
             return INTERRUPTED
     return 1 if unreadable else 0
 

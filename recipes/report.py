@@ -1,8 +1,8 @@
 """How good a saved or pushed model is on a folder of images: metrics on the terminal, and a report if you want one.
 
-    python recipes/report.py --model out --data_dir dogscats --output report.html
-    python recipes/report.py --model out --labels_file labels.csv --label_delimiter ";" --output report.html
-    python recipes/report.py --model user/name --data_dir photos --split all --tta 4 --output report.md metrics.json
+    hf-sgdr report --model out --data_dir dogscats --output report.html
+    hf-sgdr report --model out --labels_file labels.csv --label_delimiter ";" --output report.html
+    hf-sgdr report --model user/name --data_dir photos --split all --tta 4 --output report.md metrics.json
 
 A folder is a class, by its name. Of a folder without train/ that the model was trained on, the images that its training
 held out are taken, by the split of the saved run; of any other, all. Images that the model was trained on are counted

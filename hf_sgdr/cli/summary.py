@@ -10,7 +10,7 @@ from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.arguments import DataArguments, ModelArguments, RecipeArguments
 from hf_sgdr.demo import ORIGIN
 from hf_sgdr.hub.card_facts import hub_id, local_origin
-from hf_sgdr.hub.recipe_file import RECIPE_FILE
+from hf_sgdr.hub.recipe_file import RECIPE_FILE, train_command
 from hf_sgdr.inference.evaluation import Evaluation
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.recipe import RunResults
@@ -59,7 +59,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print("\nmost confused: " + "; ".join(f"{printable(t)} as {printable(p)}: {n}" for t, p, n in mistakes[:5]))
 
 
-def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool) -> dict[str, Any]:
+def stated_facts(
+    data: DataArguments, model: ModelArguments, recipe: RecipeArguments, is_demo: bool, processes: int = 1
+) -> dict[str, Any]:
     """What the arguments say for [`~hf_sgdr.hub.card.write_model_card`]."""
     facts: dict[str, Any] = {"tta_views": recipe.n_aug, "license": recipe.license, "with_images": recipe.card_photos}
     images = data.dataset_name or data.labels_file or data.data_dir or ""
@@ -67,12 +69,11 @@ def stated_facts(data: DataArguments, model: ModelArguments, recipe: RecipeArgum
     facts |= {"dataset": dataset, "images_name": dataset or Path(images).resolve().name}
     if is_demo:
         license = recipe.license or "apache-2.0"  # that of the weights and of this package
-        command = "accelerate launch recipes/train.py"
-        return {**facts, "license": license, "command": command, "origin": ORIGIN, "with_images": True}
-    command = f"accelerate launch recipes/train.py {RECIPE_FILE}"
+        return {**facts, "license": license, "command": "hf-sgdr demo", "origin": ORIGIN, "with_images": True}
+    command = f"{train_command(processes)} {RECIPE_FILE}"
     for flag, is_needed in {
+        "IMAGES": dataset is None,
         "--labels_file TABLE": data.labels_file is not None,
-        "--data_dir IMAGES": dataset is None,
         "--weights_file WEIGHTS": model.weights_file is not None,
         "--model MODEL": Path(model.model_name_or_path).is_dir(),
     }.items():

@@ -86,7 +86,7 @@ class SGDRTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Follows from the cycles; must agree."}
     )
     max_steps: int = field(
-        default=-1, metadata={"help": "End each fit after this many optimizer steps, to try a run; -1: not."}
+        default=-1, metadata={"help": "End each fit after so many optimizer steps, to try a run; -1: not."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
@@ -195,7 +195,7 @@ class SGDRTrainingArguments(TrainingArguments):
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f"hub_strategy={str(self.hub_strategy)!r} would push checkpoints, optimizer states and a pickle of the "
-                'arguments: only "end" is taken. recipes/push.py pushes snapshots as branches.'
+                'arguments: only "end" is taken. `hf-sgdr push` pushes snapshots as branches.'
             )
         super().__post_init__()
         if is_default and self.micro_batch_size is None and self.device.type == "cpu":
