@@ -16,6 +16,7 @@ from hf_sgdr.cli.arguments import GROUPS, DataArguments, ModelArguments
 from hf_sgdr.cli.build import build_trainer, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.optim.range_test import SuggestionMethod
 from hf_sgdr.optim.schedule import checked_steps
 from hf_sgdr.training.arguments import SGDRTrainingArguments
@@ -34,6 +35,7 @@ class RangeTestArguments:
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     kinds = (DataArguments, ModelArguments, RangeTestArguments, SGDRTrainingArguments)
     data, model_args, test, training = parse(kinds, argv, __doc__, groups=GROUPS)
     trainer = build_trainer(load_images(data, training), model_args, training)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.main import INTERRUPTED, run_cli
 from hf_sgdr.cli.parser import OneLineParser
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.rows import check_outputs, distinct_names, row_of, row_writers
 from hf_sgdr.data.folders import image_files
 from hf_sgdr.data.images import UnreadableImageError
@@ -27,6 +28,7 @@ from hf_sgdr.optim.schedule import require_whole
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     args = parser().parse_args(argv)
     if args.top_k is not None:
         require_whole("--top_k", args.top_k, at_least=1)
@@ -59,7 +61,7 @@ def predict(pipe: TTAImageClassificationPipeline, files: Sequence[Path]) -> Iter
     # as a data set, which is answered while it is read; a list is answered at its end
     images = Subset(files, range(len(files)))
     answers = pipe(images, top_k=pipe.model.config.num_labels, return_exceptions=True)
-    with tqdm(total=len(files), desc="Predicting", unit="image") as bar:
+    with tqdm(total=len(files), desc="Predicting", unit="image", disable=None) as bar:
         for file, answer in zip(files, answers, strict=True):
             yield file, answer
             bar.update()

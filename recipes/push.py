@@ -14,12 +14,14 @@ from pathlib import Path
 
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import OneLineParser
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.recipes import recipes_folder
 from hf_sgdr.hub.push import push_folder, push_snapshots, pushed_files
 from hf_sgdr.hub.space import push_space
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     args = parser().parse_args(argv)
     if args.space_examples and not args.push_space:
         raise ValueError("--space_examples are for the page: give --push_space, too.")

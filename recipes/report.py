@@ -25,6 +25,7 @@ from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.labelled import files_of_folder, files_of_table
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.summary import print_evaluation
 from hf_sgdr.data.hashes import content_hashes, read_image_hashes
 from hf_sgdr.data.labels import class_names
@@ -83,6 +84,7 @@ class ReportArguments:
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     (args,) = parse([ReportArguments], argv, __doc__)
     # evaluation is in float32, whatever precision the weights are saved in
     pipe = pipeline(args.model, tta=args.tta, batch_size=args.batch_size, dtype=torch.float32)

@@ -17,6 +17,7 @@ from hf_sgdr.cli.arguments import DECIDED_BY_STAGES, GROUPS, TRAINING
 from hf_sgdr.cli.build import build_trainer, chosen_stages, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.recipes import recipes_folder
 from hf_sgdr.cli.summary import print_summary, stated_facts
 from hf_sgdr.data.labels import is_multi_label
@@ -29,6 +30,7 @@ from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     demo = recipes_folder() / "configs" / "demo.yaml"
     args = parse(TRAINING, argv, __doc__, demo=demo, refused=DECIDED_BY_STAGES, groups=GROUPS)
     data, model_args, recipe, training = args

@@ -174,7 +174,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(trained, here, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
     done = here("predict.py", "--model", root / "out", good, tmp_path / "bad.jpg", good, expect=1)
     assert "bad.jpg: cannot be read as a picture" in done.err
-    assert "image/s" in done.err  # the progress bar
+    assert "\r" not in done.err  # which is no terminal here
     assert [line.split("\t")[0] for line in done.out.splitlines()] == [str(good)] * 2
 
 
@@ -589,12 +589,22 @@ def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, h
     results = json.loads((root / "out" / "results.json").read_text())
     stage, epoch = results["best"]["stage"], results["best"]["epoch"]
     assert f"lowest valid loss: {stage}" + (f", epoch {epoch:g}" if epoch else "") in done.stdout
-    (line,) = [line for line in done.stdout.splitlines() if "Try it:" in line]
-    recipe, *args = shlex.split(line.split("Try it: python ")[1])
-    assert Path(recipe) == RECIPES / "predict.py"
-    assert args[-1] == "IMAGE.jpg"
-    assert here("predict.py", *args[:-1], next((root / "images").rglob("*.jpg"))).out.count("\t") == 2
+    (_,) = [line for line in done.stdout.splitlines() if line.startswith(stage.split()[0]) and line.endswith("*")]
+    assert f"{results['best']['eval_loss']:.4f}" in done.stdout
+    predict, report, push = (shlex.split(line, comments=True) for line in done.stdout.splitlines()[-3:])
+    assert predict == ["hf-sgdr", "predict", "--model", "out", "IMAGES"]
+    assert here("predict.py", *predict[2:-1], next((root / "images").rglob("*.jpg"))).out.count("\t") == 2
+    assert report[:3] == ["hf-sgdr", "report", "--model"]
+    assert "images: valid" in here("report.py", *(word.replace("FOLDER", "images") for word in report[2:])).out
+    assert push == ["hf-sgdr", "push", "out", "user/name", "--push_space"]
     assert "Augmentation has no effect" not in done.stderr
+
+
+def test_a_log_has_lines_and_no_bars(trained):
+    _, done = trained
+    assert "\r" not in done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert not [line for line in done.stderr.splitlines() if "%|" in line or "it/s" in line or not line.strip()]
 
 
 def test_a_short_trial_is_called_one(capsys):

@@ -141,7 +141,7 @@ class LRRangeTest:
         stop_reason, best = "finished", math.inf
         hidden = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
         model.zero_grad()
-        for step, lr in enumerate(tqdm(tested, desc="Range test", disable=hidden, leave=False)):
+        for step, lr in enumerate(tqdm(tested, desc="Range test", disable=hidden or None, leave=False)):
             for group, ratio in zip(groups, ratios, strict=True):
                 group["lr"] = lr * ratio
             loss = _step_loss(trainer, model, batches)
