@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers.utils import is_in_notebook, logging
+from transformers.utils import logging
+from transformers.utils.import_utils import is_in_notebook
 
 logger = logging.get_logger(__name__)
 

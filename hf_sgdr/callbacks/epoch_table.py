@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.utils import is_in_notebook
+from transformers.utils.import_utils import is_in_notebook
 from typing_extensions import override
 
 from hf_sgdr._utils.text import html_text

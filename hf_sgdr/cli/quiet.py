@@ -1,7 +1,7 @@
 """What a run does not show."""
 
 import datasets
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, not in __all__
 from transformers.utils import logging
 
 from hf_sgdr._utils.system import shows_bars
