@@ -8,8 +8,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from hf_sgdr.optim.range_test import LRRangeTest
-from hf_sgdr.optim.schedule import require_whole, total_epochs
+from hf_sgdr._utils.text import nearest
+from hf_sgdr.optim.schedule import checked_steps, require_whole, total_epochs
 
 RESULTS_SCHEMA = 2
 # What the solved head is called beside a recipe's stages. No stage can have that name.
@@ -103,8 +103,8 @@ class Stage:
             total_epochs(self.cycle_len, self.cycle_mult, self.num_cycles)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
-        test = LRRangeTest(self.range_test_start, self.range_test_end, self.range_test_steps)  # checks its own numbers
-        object.__setattr__(self, "range_test_steps", test.num_steps)
+        steps = checked_steps(self.range_test_start, self.range_test_end, self.range_test_steps)
+        object.__setattr__(self, "range_test_steps", steps)
         if not 1.0 <= self.lr_spread < math.inf:
             raise ValueError(f"{self.name}: lr_spread={self.lr_spread!r}: give a factor of at least 1.")
         if self.precompute and self.freeze_to == 0:
@@ -159,7 +159,7 @@ class Stage:
         allowed = [item.name for item in fields(cls)]
         unknown = sorted(set(map(str, values)) - set(allowed))
         if unknown or "name" not in values:
-            problem = f"unknown {', '.join(map(repr, unknown))}" if unknown else "no name"
+            problem = f"unknown {', '.join(map(repr, unknown))}{nearest(unknown[0], allowed)}" if unknown else "no name"
             raise ValueError(f"Stage {values.get('name', '')!r}: {problem}; a stage has {', '.join(allowed)}.")
         as_numbers = ("lr", "lr_spread", "range_test_start", "range_test_end")
         return cls(**{name: _as_number(value) if name in as_numbers else value for name, value in values.items()})

@@ -1,6 +1,6 @@
 """The learning rate range test alone: suggestions on the terminal, the curve as a picture and as JSON.
 
-accelerate launch recipes/find_lr.py --data_dir dogscats --model timm/resnet34.a1_in1k --precompute
+hf-sgdr find-lr dogscats --model timm/resnet34.a1_in1k --precompute
 """
 
 import json
@@ -12,11 +12,13 @@ from typing import get_args
 
 from transformers.hf_argparser import HfArg
 
-from hf_sgdr.cli.arguments import DataArguments, ModelArguments
+from hf_sgdr.cli.arguments import GROUPS, DataArguments, ModelArguments
 from hf_sgdr.cli.build import build_trainer, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
-from hf_sgdr.optim.range_test import LRRangeTest, SuggestionMethod
+from hf_sgdr.cli.quiet import hide_bars
+from hf_sgdr.optim.range_test import SuggestionMethod
+from hf_sgdr.optim.schedule import checked_steps
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 
@@ -29,12 +31,13 @@ class RangeTestArguments:
     num_steps: int = HfArg(default=100, help="Optimizer steps.")
 
     def __post_init__(self) -> None:
-        LRRangeTest(self.start_lr, self.end_lr, self.num_steps)  # checks its own numbers, before any work
+        checked_steps(self.start_lr, self.end_lr, self.num_steps)  # before any work
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     kinds = (DataArguments, ModelArguments, RangeTestArguments, SGDRTrainingArguments)
-    data, model_args, test, training = parse(kinds, argv, __doc__)
+    data, model_args, test, training = parse(kinds, argv, __doc__, groups=GROUPS)
     trainer = build_trainer(load_images(data, training), model_args, training)
     result = trainer.lr_find(test.start_lr, test.end_lr, test.num_steps)
     if not trainer.is_world_process_zero():

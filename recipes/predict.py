@@ -1,7 +1,7 @@
 """Labels and probabilities for images, by a model that a recipe saved or anyone pushed.
 
-    python recipes/predict.py --model out images/ cat.jpg --output predictions.csv predictions.json
-    python recipes/predict.py --model user/name images/ --tta 4 --top_k 3 --output predictions.jsonl
+    hf-sgdr predict --model out images/ cat.jpg --output predictions.csv predictions.json
+    hf-sgdr predict --model user/name images/ --tta 4 --top_k 3 --output predictions.jsonl
 
 Rows are written as they come, so a run that is stopped leaves those it has done. What cannot be read is named on stderr
 and left out; the exit code is then 1.
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.main import INTERRUPTED, run_cli
 from hf_sgdr.cli.parser import OneLineParser
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.rows import check_outputs, distinct_names, row_of, row_writers
 from hf_sgdr.data.folders import image_files
 from hf_sgdr.data.images import UnreadableImageError
@@ -27,6 +28,7 @@ from hf_sgdr.optim.schedule import require_whole
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     args = parser().parse_args(argv)
     if args.top_k is not None:
         require_whole("--top_k", args.top_k, at_least=1)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
                 for write in writers:
                     write(row)
         except KeyboardInterrupt:
-            print("predict.py: interrupted; the rows so far are written.", file=sys.stderr)
+            print("Interrupted; the rows so far are written.", file=sys.stderr)
             return INTERRUPTED
     return 1 if unreadable else 0
 
@@ -59,7 +61,7 @@ def predict(pipe: TTAImageClassificationPipeline, files: Sequence[Path]) -> Iter
     # as a data set, which is answered while it is read; a list is answered at its end
     images = Subset(files, range(len(files)))
     answers = pipe(images, top_k=pipe.model.config.num_labels, return_exceptions=True)
-    with tqdm(total=len(files), desc="Predicting", unit="image") as bar:
+    with tqdm(total=len(files), desc="Predicting", unit="image", disable=None) as bar:
         for file, answer in zip(files, answers, strict=True):
             yield file, answer
             bar.update()

@@ -1,9 +1,9 @@
 """Push what a recipe or `trainer.save_model()` left in a folder: for the first time, or again.
 
-    python recipes/push.py out user/name
-    python recipes/push.py out user/name --hub_private_repo --tag v1
-    python recipes/push.py out user/name --best 2       # and the two best snapshots, each as a branch
-    python recipes/push.py out user/name --push_space   # and a page for the model, a Gradio Space (recipes/space)
+    hf-sgdr push out user/name
+    hf-sgdr push out user/name --hub_private_repo --tag v1
+    hf-sgdr push out user/name --best 2       # and the two best snapshots, each as a branch
+    hf-sgdr push out user/name --push_space   # and a page for the model, a Gradio Space
 
 Pushing the same again changes nothing.
 """
@@ -14,11 +14,14 @@ from pathlib import Path
 
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import OneLineParser
+from hf_sgdr.cli.quiet import hide_bars
+from hf_sgdr.cli.recipes import recipes_folder
 from hf_sgdr.hub.push import push_folder, push_snapshots, pushed_files
 from hf_sgdr.hub.space import push_space
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     args = parser().parse_args(argv)
     if args.space_examples and not args.push_space:
         raise ValueError("--space_examples are for the page: give --push_space, too.")
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     for branch in branches:
         print(f"Snapshot: from_pretrained({model_id!r}, revision={branch!r})")
     if args.push_space:
-        page = push_space(model_id, Path(__file__).parent / "space", examples=args.space_examples)
+        page = push_space(model_id, recipes_folder() / "space", examples=args.space_examples)
         print(f"The page: {page.repo_url}")
     return 0
 

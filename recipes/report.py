@@ -1,8 +1,8 @@
 """How good a saved or pushed model is on a folder of images: metrics on the terminal, and a report if you want one.
 
-    python recipes/report.py --model out --data_dir dogscats --output report.html
-    python recipes/report.py --model out --labels_file labels.csv --label_delimiter ";" --output report.html
-    python recipes/report.py --model user/name --data_dir photos --split all --tta 4 --output report.md metrics.json
+    hf-sgdr report --model out --data_dir dogscats --output report.html
+    hf-sgdr report --model out --labels_file labels.csv --label_delimiter ";" --output report.html
+    hf-sgdr report --model user/name --data_dir photos --split all --tta 4 --output report.md metrics.json
 
 A folder is a class, by its name. Of a folder without train/ that the model was trained on, the images that its training
 held out are taken, by the split of the saved run; of any other, all. Images that the model was trained on are counted
@@ -25,6 +25,7 @@ from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.labelled import files_of_folder, files_of_table
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.summary import print_evaluation
 from hf_sgdr.data.hashes import content_hashes, read_image_hashes
 from hf_sgdr.data.labels import class_names
@@ -83,6 +84,7 @@ class ReportArguments:
 
 
 def main(argv: Sequence[str]) -> int:
+    hide_bars()
     (args,) = parse([ReportArguments], argv, __doc__)
     # evaluation is in float32, whatever precision the weights are saved in
     pipe = pipeline(args.model, tta=args.tta, batch_size=args.batch_size, dtype=torch.float32)

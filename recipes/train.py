@@ -1,10 +1,11 @@
 """The whole lesson on a folder of images: find rates, train the head on features, augment, unfreeze, anneal.
 
-    accelerate launch recipes/train.py                                  # the embedded demo, offline
-    accelerate launch recipes/train.py --data_dir dogscats --model timm/resnet34.a1_in1k
-    accelerate launch recipes/train.py recipes/configs/lesson.yaml --data_dir dogscats --output_dir out
+    hf-sgdr train dogscats --model timm/resnet34.a1_in1k
+    hf-sgdr train lesson.yaml dogscats --output_dir out
+    accelerate launch -m hf_sgdr.recipes.train dogscats     # several processes
+    hf-sgdr demo                                            # the embedded demo, offline, as without images
 
-Copy it and change it: everything it does is here or in one call of hf_sgdr.
+Copy it and change it (hf-sgdr copy-recipe train): everything it does is here or in one call of hf_sgdr.
 """
 
 import sys
@@ -12,26 +13,26 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hf_sgdr.cli.arguments import DECIDED_BY_STAGES, DataArguments, ModelArguments, RecipeArguments
+from hf_sgdr.cli.arguments import DECIDED_BY_STAGES, GROUPS, TRAINING
 from hf_sgdr.cli.build import build_trainer, chosen_stages, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
+from hf_sgdr.cli.quiet import hide_bars
+from hf_sgdr.cli.recipes import recipes_folder
 from hf_sgdr.cli.summary import print_summary, stated_facts
 from hf_sgdr.data.labels import is_multi_label
 from hf_sgdr.demo import demo_image_folder, demo_weights_file
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.space import push_space
-from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.record import interpret, run_record
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
-HERE = Path(__file__).parent
-KINDS = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)
-
 
 def main(argv: Sequence[str]) -> int:
-    args = parse(KINDS, argv, __doc__, demo=HERE / "configs" / "demo.yaml", refused=DECIDED_BY_STAGES)
+    hide_bars()
+    demo = recipes_folder() / "configs" / "demo.yaml"
+    args = parse(TRAINING, argv, __doc__, demo=demo, refused=DECIDED_BY_STAGES, groups=GROUPS)
     data, model_args, recipe, training = args
     stages = chosen_stages(recipe.stages, training.learning_rate if "learning_rate" in args.given else None)
     push, is_main, output_dir = training.push_to_hub, training.process_index == 0, Path(training.output_dir)
@@ -41,9 +42,8 @@ def main(argv: Sequence[str]) -> int:
         training.hub_model_id = require_login(training.hub_model_id or output_dir.absolute().name)
     if args.is_demo:
         if is_main:
-            print(
-                "This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0. Yours: --data_dir FOLDER."
-            )
+            print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0.")
+            print("Images of your own: hf-sgdr train FOLDER")
         data.data_dir = str(demo_image_folder())
         model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     settings = {"n_aug": recipe.n_aug}  # for recipe.yaml, beside the data's, the model's and the trainer's
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         if recipe.n_aug and trainer.train_transform.is_random:
             results.tta = interpret(trainer, tta=recipe.n_aug).metrics
         trainer.save_model()
-        trainer.create_model_card(**stated_facts(data, model_args, recipe, args.is_demo))
+        trainer.create_model_card(**stated_facts(data, model_args, recipe, args.is_demo, training.world_size))
         if is_main:
             write_recipe(run_record(trainer), model=asdict(model_args), data=asdict(data), more=settings)
             save_results(results, output_dir / "results.json")  # from here on the run is finished
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     if commit is not None:  # on the main process, which pushed
         print(f"Pushed to {commit.repo_url} (commit {commit.oid[:8]}).")
         if recipe.push_space:
-            print(f"The page: {push_space(commit.repo_url.repo_id, HERE / 'space').repo_url}")
+            print(f"The page: {push_space(commit.repo_url.repo_id, recipes_folder() / 'space').repo_url}")
     trainer.end()
     return 0
 

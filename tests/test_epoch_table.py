@@ -1,5 +1,9 @@
+import re
+
 import pytest
 from helpers import losses
+
+from hf_sgdr.callbacks import epoch_table
 
 
 def test_the_epoch_table_has_a_line_an_epoch(make_trainer, capsys):
@@ -32,3 +36,44 @@ def test_the_epoch_table_shows_metrics_called_loss_and_the_losses_of_several_set
     trainer = make_trainer(precompute=True, compute_metrics=lambda predicted: {"log_loss": 0.25})
     trainer.fit(1e-2, 1)
     assert capsys.readouterr().out.splitlines()[1].split()[2:4] == [f"{losses(trainer, 'eval_loss')[0]:.4f}", "0.2500"]
+
+
+def test_a_star_marks_the_lowest_loss_so_far_also_of_earlier_fits(make_trainer, capsys):
+    trainer = make_trainer(precompute=True)
+    capsys.readouterr()
+    lines, history = [], []
+    for rate in (1e-2, 1e-2, 10.0):
+        trainer.fit(rate, 2)
+        lines += [line for line in capsys.readouterr().out.splitlines() if line.split()[0] in "12"]
+        history += losses(trainer)
+    assert [line.endswith(" *") for line in lines] == [
+        loss < min(history[:number], default=float("inf")) for number, loss in enumerate(history)
+    ]
+    epoch_table.print_row(trainer, "worse", {"eval_loss": 9.0}, 0.5)
+    assert not capsys.readouterr().out.rstrip().endswith("*")
+    assert lines[0].endswith(" *")
+
+
+def test_in_a_notebook_the_table_is_html_in_one_place(make_trainer, monkeypatch, capsys):
+    ipython = pytest.importorskip("IPython.display")
+    shown = []
+
+    class Handle:
+        def update(self, html):
+            shown[-1] = html.data
+
+    def display(html, display_id):
+        shown.append(html.data)
+        return Handle()
+
+    monkeypatch.setattr(epoch_table, "is_in_notebook", lambda: True)
+    monkeypatch.setattr(ipython, "display", display)
+    trainer = make_trainer(precompute=True)
+    capsys.readouterr()
+    trainer.fit(1e-2, 2)
+    epoch_table.print_row(trainer, "<average>", {"eval_loss": 1e-9, "eval_accuracy": 1.0}, 0.5)
+    trainer.fit(1e-2, 1)
+    assert capsys.readouterr().out == ""
+    assert [re.findall(r"<tr><td>(?:<b>)?(.*?)<", html) for html in shown] == [["1", "2", "&lt;average&gt;"], ["1"]]
+    assert "<td><b>0.0000</b></td>" in shown[0]  # the average's loss
+    assert "<b>" not in shown[1]

@@ -259,7 +259,7 @@ def test_a_break_leaves_the_old_revision_and_the_command_that_pushes_again(hub, 
     assert "\n" not in line
     assert "Pushing to ann/cats failed 5 times, at last with: " in line
     args = shlex.split(line.split("to push it again: ")[1])
-    assert args == ["python", "recipes/push.py", str(out), "ann/cats", "--tag", "v1"]
+    assert args == ["hf-sgdr", "push", str(out), "ann/cats", "--tag", "v1"]
 
 
 def test_nothing_listens_there(hub, out, waits):
@@ -307,7 +307,7 @@ def test_what_will_not_pass_is_not_tried_again(hub, api, out, waits, status, adv
     with pytest.raises(HubError, match=advice) as caught:
         push_folder(out, "ann/cats", api=api)
     assert waits == []
-    assert "python recipes/push.py" in str(caught.value)
+    assert "hf-sgdr push" in str(caught.value)
 
 
 def test_a_card_that_the_hub_refuses_is_said_with_its_reason(hub, api, out):
@@ -322,11 +322,9 @@ def test_a_mistake_in_the_program_is_not_tried_again(waits):
     assert waits == []
 
 
-def test_the_command_is_that_of_the_recipe_beside_the_running_one(monkeypatch, tmp_path):
-    (tmp_path / "push.py").touch()
-    monkeypatch.setattr("sys.argv", [str(tmp_path / "train.py")])
+def test_the_command_says_the_flags_that_were_given():
     assert push_command("o'ut", "ann/cats", hub_private_repo=True, best=None) == (
-        f"python {tmp_path}/push.py 'o'\"'\"'ut' ann/cats --hub_private_repo"
+        "hf-sgdr push 'o'\"'\"'ut' ann/cats --hub_private_repo"
     )
 
 

@@ -80,11 +80,12 @@ def test_every_cell_runs_and_the_figures_show(executed):
 def test_the_epoch_table_shows(executed):
     for number, epochs in ((4, 2), (5, 2), (8, 3)):
         html = html_of(code_cells(executed)[number - 1])
-        assert re.findall(r"<th>(.*?)</th>", html) == ["Epoch", "Training Loss", "Validation Loss", "Accuracy"]
-        cells = re.findall(r"<td>(.*?)</td>", html)
-        assert cells[::4] == [str(epoch + 1) for epoch in range(epochs)]
-        assert all(0 < float(loss) < 2 for loss in cells[1::4] + cells[2::4])
-        assert float(cells[-1]) > 0.85
+        columns = re.findall(r"<th>(.*?)</th>", html)
+        assert columns == ["epoch", "train loss", "valid loss", "accuracy", "lr (head)", "time"]
+        cells = re.findall(r"<td>(?:<b>)?(.*?)(?:</b>)?</td>", html)
+        assert cells[::6] == [str(epoch + 1) for epoch in range(epochs)]
+        assert all(0 < float(loss) < 2 for loss in cells[1::6] + cells[2::6])
+        assert float(cells[-3]) > 0.85
 
 
 def test_what_is_committed_is_what_it_gives(executed, committed):

@@ -156,7 +156,7 @@ def test_train_writes_a_card_that_claims_only_what_is_true(trained):
     assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "unknown")
     assert card.data.model_name == "test_resnet on images"
     assert "It started from a model in a local folder" in card.text.replace("\\", "")
-    assert "accelerate launch recipes/train.py recipe.yaml --data_dir IMAGES --model MODEL\n" in card.text
+    assert "hf-sgdr train recipe.yaml IMAGES --model MODEL\n" in card.text
     assert str(root) not in card.content
 
 
@@ -174,7 +174,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(trained, here, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
     done = here("predict.py", "--model", root / "out", good, tmp_path / "bad.jpg", good, expect=1)
     assert "bad.jpg: cannot be read as a picture" in done.err
-    assert "image/s" in done.err  # the progress bar
+    assert "\r" not in done.err  # which is no terminal here
     assert [line.split("\t")[0] for line in done.out.splitlines()] == [str(good)] * 2
 
 
@@ -228,7 +228,7 @@ def test_predict_leaves_the_rows_done_so_far_whenever_it_is_stopped(trained, tmp
     args = [str(root / "images" / "valid"), "--model", str(root / "out"), "--output", *outputs, "--device", "cpu"]
     assert recipe["main"](args) == 130
     assert seen == [[number] * 3 for number in range(1, 6)]
-    assert "interrupted; the rows so far are written" in capsys.readouterr().err
+    assert "Interrupted; the rows so far are written" in capsys.readouterr().err
 
 
 def test_predict_writes_text_from_outside_so_that_it_is_only_text(trained, tmp_path, capsys):
@@ -323,9 +323,11 @@ def test_find_lr_prints_suggestions_and_leaves_the_curve(trained, here):
         ("train.py", ["--data_dir", "images", "--num-train-epochs=5"], "--num_train_epochs: the stages say how long"),
         ("train.py", ["--data-dir", "nowhere"], "train.py: error: nowhere: no such folder."),
         ("train.py", ["--data-dir=nowhere"], "train.py: error: nowhere: no such folder."),
-        ("train.py", ["--data", "images"], "unrecognized arguments: --data images"),
-        ("train.py", ["--data_dri", "images"], "--data_dri images; did you mean --data_dir?"),
-        ("train.py", ["images"], "unrecognized arguments: images."),
+        ("train.py", ["--data", "images"], "unrecognized arguments: --data ("),
+        ("train.py", ["--data_dri", "images"], "unrecognized arguments: --data_dri (did you mean --data_dir?)"),
+        ("train.py", ["images", "more"], "unrecognized arguments: more"),
+        ("train.py", ["images", "--data-dir", "more"], "images and --data_dir: give the folder once"),
+        ("train.py", ["images", "--stages", "augmentd"], "--stages augmentd (did you mean augmented?): give lesson"),
         ("train.py", ["--data_dir", "images", "--n_aug", "-3"], "n_aug=-3"),
         ("train.py", ["--data_dir", "images", "--max_train_samples", "0"], "max_train_samples=0"),
         ("train.py", ["--data_dir", "images", "--max-eval-samples", "-1"], "max_eval_samples=-1"),
@@ -493,7 +495,7 @@ def test_null_in_a_yaml_file_is_none(tmp_path):
         ("augment: no", "c.yaml: augment: false is no value of it (unquoted, YAML reads yes, no, on and off as true"),
         ("image_size: yes", "c.yaml: image_size: true is no value of it"),
         ("image_size: 32.5", "invalid int value: '32.5'"),
-        ("image_sise: 32", "unrecognized arguments: --image_sise=32; did you mean --image_size?"),
+        ("image_sise: 32", "c.yaml: image_sise: no such argument (did you mean image_size?)."),
         ("- 1", "c.yaml: give `argument: value` lines, not a list."),
         ("a: [", "c.yaml: not valid YAML"),
     ],
@@ -587,12 +589,22 @@ def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, h
     results = json.loads((root / "out" / "results.json").read_text())
     stage, epoch = results["best"]["stage"], results["best"]["epoch"]
     assert f"lowest valid loss: {stage}" + (f", epoch {epoch:g}" if epoch else "") in done.stdout
-    (line,) = [line for line in done.stdout.splitlines() if "Try it:" in line]
-    recipe, *args = shlex.split(line.split("Try it: python ")[1])
-    assert Path(recipe) == RECIPES / "predict.py"
-    assert args[-1] == "IMAGE.jpg"
-    assert here("predict.py", *args[:-1], next((root / "images").rglob("*.jpg"))).out.count("\t") == 2
+    (_,) = [line for line in done.stdout.splitlines() if line.startswith(stage.split()[0]) and line.endswith("*")]
+    assert f"{results['best']['eval_loss']:.4f}" in done.stdout
+    predict, report, push = (shlex.split(line, comments=True) for line in done.stdout.splitlines()[-3:])
+    assert predict == ["hf-sgdr", "predict", "--model", "out", "IMAGES"]
+    assert here("predict.py", *predict[2:-1], next((root / "images").rglob("*.jpg"))).out.count("\t") == 2
+    assert report[:3] == ["hf-sgdr", "report", "--model"]
+    assert "out on 8 images: images/valid" in here("report.py", *(word.replace("FOLDER", "images") for word in report[2:])).out
+    assert push == ["hf-sgdr", "push", "out", "user/name", "--push_space"]
     assert "Augmentation has no effect" not in done.stderr
+
+
+def test_a_log_has_lines_and_no_bars(trained):
+    _, done = trained
+    assert "\r" not in done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert not [line for line in done.stderr.splitlines() if "%|" in line or "it/s" in line or not line.strip()]
 
 
 def test_a_short_trial_is_called_one(capsys):

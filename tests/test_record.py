@@ -208,7 +208,7 @@ def test_a_broken_push_of_snapshots_says_how_to_go_on(hub, api, with_snapshots, 
     hub.fail("POST", "/commit/cycle-002", 403)
     with pytest.raises(HubError) as caught:
         push_snapshots(tmp_path / "out", "ann/cats", best=3, api=api)
-    assert str(caught.value).endswith(f"python recipes/push.py {tmp_path}/out ann/cats --snapshots --best 3")
+    assert str(caught.value).endswith(f"hf-sgdr push {tmp_path}/out ann/cats --snapshots --best 3")
     assert "cycle-002: 403" in str(caught.value)
     (tmp_path / "out" / "_runs" / "snapshots" / "cycle-001.safetensors").unlink()
     assert list(push_snapshots(tmp_path / "out", "ann/cats", api=api)) == ["cycle-002", "cycle-003"]

@@ -147,6 +147,7 @@ def test_a_found_rate_is_at_most_that_of_the_stage_before(trainer, monkeypatch, 
             "a: precompute with freeze_to=0 has nothing frozen; give freeze_to=-1.",
         ),
         ({"name": "a", "epochs": 3}, "Stage 'a': unknown 'epochs'; a stage has name, lr"),
+        ({"name": "a", "cycle": 3}, "Stage 'a': unknown 'cycle' (did you mean cycles?); a stage has name, lr"),
         ({"lr": 1e-2}, "Stage '': no name; a stage has name, lr"),
     ],
 )

@@ -1,11 +1,19 @@
-"""Files and folders, as several rooms know them: what tells a file from another, and where runs lie."""
+"""Files and folders, as several rooms know them: what tells a file from another, and where runs and stores lie."""
 
 import os
+from pathlib import Path
+
+from huggingface_hub import constants
 
 # Below an output folder: what a run keeps for itself, and what an unfinished one left.
 RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"
 
 FileIdentity = tuple[str, int, int]  # absolute path, size in bytes, time of modification in nanoseconds
+
+
+def cache_folder() -> Path:
+    """Where stores and measurements live: `HF_SGDR_CACHE`, by default `hf_sgdr` below `HF_HOME`."""
+    return Path(os.environ.get("HF_SGDR_CACHE") or Path(constants.HF_HOME, "hf_sgdr"))
 
 
 def file_identity(path: str | os.PathLike[str]) -> FileIdentity:

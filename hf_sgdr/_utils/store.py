@@ -20,14 +20,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from huggingface_hub import constants
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file, save_model
 from torch import nn
 from transformers.utils import logging
 
-from hf_sgdr._utils.files import FileIdentity, file_identity
+from hf_sgdr._utils.files import FileIdentity, cache_folder, file_identity
 
 logger = logging.get_logger(__name__)
 
@@ -38,11 +37,6 @@ MOST_SHARDS = 256
 _AN_HOUR = 3600.0
 # Shards that this process wrote or checked, by `file_identity`.
 _VERIFIED: set[FileIdentity] = set()
-
-
-def cache_folder() -> Path:
-    """Where stores and measurements live: `HF_SGDR_CACHE`, by default `hf_sgdr` below `HF_HOME`."""
-    return Path(os.environ.get("HF_SGDR_CACHE") or Path(constants.HF_HOME, "hf_sgdr"))
 
 
 class ShardStore:

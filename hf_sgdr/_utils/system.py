@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 from transformers.utils import logging
+from transformers.utils.import_utils import is_in_notebook
 
 logger = logging.get_logger(__name__)
 
@@ -56,6 +57,11 @@ def use_all_processors() -> None:
         logger.warning(
             f"Computing with {threads} threads a process instead of {before}; {_VARIABLE}=n sets another number."
         )
+
+
+def shows_bars() -> bool:
+    """Whether progress bars can be seen: standard error is a terminal, or this is a notebook."""
+    return sys.stderr.isatty() or is_in_notebook()
 
 
 def available_memory() -> int:

@@ -4,10 +4,11 @@ A class is named by a folder, and a folder may be called anything: a terminal's 
 formula, a piece of HTML. JSON and YAML are written by their libraries and need none of this.
 """
 
+import difflib
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Bidirectional controls, which show text in another order than it is read in.
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
@@ -55,6 +56,12 @@ def few(names: Sequence[str], most: int = 8) -> str:
     """The first names of a list, quoted, and how many there are beside them."""
     shown = ", ".join(repr(printable(name)) for name in names[:most]) or "nothing"
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)` with the known name that is spelled most like one that is not; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _is_control(character: str) -> bool:

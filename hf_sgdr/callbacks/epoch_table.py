@@ -1,5 +1,6 @@
 """The table that grows by a line an epoch: epoch, train loss, validation loss, metrics, head's rate, seconds."""
 
+import math
 import time
 from typing import Any
 
@@ -13,8 +14,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.utils.import_utils import is_in_notebook
 from typing_extensions import override
 
+from hf_sgdr._utils.text import html_text
 from hf_sgdr.callbacks.best_weights import best_evaluation
 
 # What transformers says of an evaluation beside its loss and metrics.
@@ -25,7 +29,8 @@ class EpochTable(TrainerCallback):
     """Prints the lesson's table during training, in the place of transformers' dictionaries.
 
     The rate is the head's highest of the epoch: at the end of a cycle it is always nearly zero. With several evaluation
-    sets a line has the loss and the metrics of each. The last line says which epoch was best.
+    sets a line has the loss and the metrics of each. A star marks the lowest validation loss of all lines so far, those
+    of earlier fits too, and the last line says which epoch was best.
     """
 
     def __init__(self) -> None:
@@ -36,6 +41,7 @@ class EpochTable(TrainerCallback):
         self._has_header = False
         self._metrics: dict[str, float] = {}  # of the evaluations that are to go into the next line
         self._seconds = 0.0
+        self._lowest = math.inf
 
     @override
     def on_train_begin(
@@ -89,7 +95,7 @@ class EpochTable(TrainerCallback):
         self._finish_line(state)
         best = best_evaluation(state.log_history)
         if self._has_header and best is not None:
-            tqdm.write(f"best: epoch {best['epoch']:g}, valid loss {best['eval_loss']:.4f}")
+            self.write_best(f"best: epoch {best['epoch']:g}, valid loss {best['eval_loss']:.4f}")
 
     def _finish_line(self, state: TrainerState) -> None:
         """Nothing tells a callback that the last of several sets is done: the next step or epoch does."""
@@ -115,11 +121,47 @@ class EpochTable(TrainerCallback):
             if name.startswith("eval_") and name != "eval_loss" and not name.endswith(_NOT_METRICS)
         }
         columns |= {"lr (head)": rate, "time": f"{seconds:.1f} s"}
+        is_best = metrics.get("eval_loss", math.inf) < self._lowest
+        self._lowest = min(self._lowest, metrics.get("eval_loss", math.inf))
+        self.write_line(columns, is_best, is_first=not self._has_header)
+        self._has_header = True
+
+    def write_line(self, columns: dict[str, str], is_best: bool, is_first: bool) -> None:
+        """Print a line's cells by their columns' names, below the names if it is the first line."""
         widths = [max(len(name), 10) for name in columns]
-        if not self._has_header:
+        if is_first:
             tqdm.write("  ".join(name.rjust(width) for name, width in zip(columns, widths, strict=True)))
-            self._has_header = True
-        tqdm.write("  ".join(value.rjust(width) for value, width in zip(columns.values(), widths, strict=True)))
+        line = "  ".join(value.rjust(width) for value, width in zip(columns.values(), widths, strict=True))
+        tqdm.write(f"{line} *" if is_best else line)
+
+    def write_best(self, line: str) -> None:
+        """Print the last line."""
+        tqdm.write(line)
+
+
+class NotebookEpochTable(EpochTable):
+    """The same table as HTML in a notebook; the lines that the star would mark are bold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[str] = []
+        self._display: Any = None
+
+    @override
+    def write_line(self, columns: dict[str, str], is_best: bool, is_first: bool) -> None:
+        """Show the table anew in its place."""
+        from IPython.display import HTML, display  # nothing but a notebook needs IPython
+
+        if is_first:
+            self._rows, self._display = [], display(HTML(""), display_id=True)
+        cells = "".join(f"<td>{'<b>' * is_best}{html_text(cell)}{'</b>' * is_best}</td>" for cell in columns.values())
+        self._rows.append(f"<tr>{cells}</tr>")
+        head = "".join(f"<th>{html_text(name)}</th>" for name in columns)
+        self._display.update(HTML(f"<table><tr>{head}</tr>{''.join(self._rows)}</table>"))
+
+    @override
+    def write_best(self, line: str) -> None:
+        """The last bold line is the best one of all so far."""
 
 
 class QuietProgressCallback(ProgressCallback):
@@ -138,11 +180,10 @@ def print_row(trainer: Trainer, name: str, metrics: dict[str, float], seconds: f
 
 
 def show_epoch_table(trainer: Trainer) -> None:
-    """Replace transformers' printed dictionaries by the table; a notebook's own table stays."""
-    handler = trainer.callback_handler
-    for callback in list(handler.callbacks):
-        if type(callback) in (PrinterCallback, ProgressCallback):
+    """Replace transformers' printed dictionaries, and its table of a notebook, by ours."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback) in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             trainer.remove_callback(callback)
-            if isinstance(callback, ProgressCallback):
+            if not isinstance(callback, PrinterCallback):
                 trainer.add_callback(QuietProgressCallback)
-            trainer.add_callback(EpochTable())
+            trainer.add_callback(NotebookEpochTable() if is_in_notebook() else EpochTable())

@@ -8,6 +8,7 @@ from transformers import hf_argparser
 from hf_sgdr.hub.card_facts import require_license
 from hf_sgdr.optim.schedule import require_whole
 from hf_sgdr.recipe import SAID_BY_STAGES
+from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 HfArg: Any = hf_argparser.HfArg  # it says that it returns a Field, which no annotated field may be
 # What recipes/train.py does not take, with the reason; a --learning_rate takes the place of range tests.
@@ -18,6 +19,44 @@ DECIDED_BY_STAGES = {
     "(recipes/configs/lesson.yaml is one), or --max_steps for a short trial."
 }
 
+# What --help shows: our own arguments, and those of transformers that people use, in words of our own.
+GROUPS: dict[str, dict[str, str | None]] = {
+    "images": dict.fromkeys(
+        (
+            *("data_dir", "labels_file", "label_delimiter", "split_column_name", "label_pattern", "dataset_name"),
+            *("streaming", "image_column_name", "label_column_name", "train_split_name", "validation_split_name"),
+            *("validation_fraction", "on_error", "max_train_samples", "max_eval_samples"),
+        )
+    ),
+    "model": dict.fromkeys(
+        ("model_name_or_path", "weights_file", "pretrained", "image_size", "augment", "max_zoom", "n_groups")
+    ),
+    "recipe": {
+        **dict.fromkeys(("stages", "start_lr", "end_lr", "num_steps", "precompute", "freeze_to", "freeze_batch_norm")),
+        **dict.fromkeys(("learning_rate", "min_lr_ratio", "optim", "momentum")),
+        "weight_decay": "Weight decay, of all but biases and normalization.",
+        **dict.fromkeys(("per_device_train_batch_size", "class_weights", "best_by", "precompute_views", "max_steps")),
+        "seed": "Of the split, a new head, batches and augmentation.",
+    },
+    "result": {
+        "output_dir": "Folder for the model, its card, plots and results.json.",
+        **dict.fromkeys(("resume", "n_aug")),
+        "report_to": "Trackers: tensorboard, wandb, trackio and others, all or none.",
+        **dict.fromkeys(("license", "card_photos")),
+        "push_to_hub": "At the end push the model, its card and plots to the Hub.",
+        "hub_model_id": "There: user/name; by default as the output folder is called.",
+        **dict.fromkeys(("hub_private_repo", "push_space")),
+    },
+    "machine": {
+        **dict.fromkeys(("per_device_eval_batch_size", "micro_batch_size")),
+        "bf16": "Train in mixed precision with bfloat16.",
+        "use_cpu": "Leave the accelerator alone.",
+        **dict.fromkeys(("dataloader_num_workers", "feature_dtype", "feature_memory_gb")),
+        **dict.fromkeys(("cache_images", "cache_disk_gb", "keep_freed_memory")),
+        "disable_tqdm": "true: no progress bars, as where standard error is no terminal.",
+    },
+}
+
 
 @dataclass
 class DataArguments:
@@ -26,14 +65,14 @@ class DataArguments:
     data_dir: str | None = HfArg(default=None, help="Folder of images; without any data the demo runs.")
     labels_file: str | None = HfArg(
         default=None,
-        help="Table of files and labels (.csv, .tsv, .jsonl, .parquet), below --data_dir if that is given.",
+        help="Table (.csv, .tsv, .jsonl, .parquet) of files, below --data_dir, and labels.",
     )
     label_delimiter: str | None = HfArg(
         default=None, help="What parts several labels of an image in a table's cell, such as ' ' or ';'."
     )
     split_column_name: str | None = HfArg(default=None, help="Of --labels_file: says train, validation or test.")
     label_pattern: str | None = HfArg(
-        default=None, help=r"Of --data_dir: the class is the first group of this, in a file's name: '^(.+)_\d+'."
+        default=None, help=r"Of --data_dir: the first group of this in a file's name is its class: '^(.+)_\d+'."
     )
     dataset_name: str | None = HfArg(default=None, help="A labelled image data set of the Hub, instead.")
     streaming: bool = HfArg(
@@ -41,14 +80,12 @@ class DataArguments:
     )
     train_split_name: str = HfArg(default="train", help="Of --dataset_name.")
     validation_split_name: str | None = HfArg(default=None, help="Of --dataset_name.")
-    validation_fraction: float = HfArg(
-        default=0.2, help="Share of each class split off where there are no validation images."
-    )
+    validation_fraction: float = HfArg(default=0.2, help="Share of each class split off without validation images.")
     on_error: Literal["raise", "skip"] = HfArg(
-        default="raise", help="What unreadable images do: raise (name them all and stop) or skip (leave them out)."
+        default="raise", help="Unreadable images: name them all and stop, or leave them out."
     )
     max_train_samples: int | None = HfArg(
-        default=None, help="At most so many training images; each class keeps its share, and --seed decides which."
+        default=None, help="At most so many training images; each class keeps its share."
     )
     max_eval_samples: int | None = HfArg(default=None, help="At most so many validation images, likewise.")
 
@@ -103,3 +140,7 @@ class RecipeArguments:
     def __post_init__(self) -> None:
         require_whole("n_aug", self.n_aug, at_least=0)
         require_license(self.license)
+
+
+# What recipes/train.py takes.
+TRAINING = (DataArguments, ModelArguments, RecipeArguments, SGDRTrainingArguments)

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import set_seed
 
+from hf_sgdr._utils.text import nearest
 from hf_sgdr.cli.arguments import DataArguments, ModelArguments
 from hf_sgdr.cli.errors import remove_empty_dir_on_error
 from hf_sgdr.data.folders import load_image_folder
@@ -120,7 +121,8 @@ def chosen_stages(names: Sequence[str] | None, learning_rate: float | None = Non
             stages.append(Stage.from_dict(values))
         else:
             raise ValueError(
-                f"--stages {name}: give lesson, or any of {', '.join(known)}, or write stages in a YAML file."
+                f"--stages {name}{nearest(name, known)}: give lesson, or any of {', '.join(known)}, or write stages "
+                "in a YAML file."
             )
     if learning_rate is not None:
         stages = [replace(stage, lr=learning_rate) if stage.lr == "auto" else stage for stage in stages]

@@ -1,7 +1,6 @@
 """The command line's parser: flags and YAML files into dataclasses, errors in one line."""
 
 import argparse
-import difflib
 import json
 import shlex
 import sys
@@ -13,8 +12,11 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from hf_sgdr._utils.text import nearest
+
 # Where the recipes differ from transformers: --resume needs checkpoints.
 _DEFAULTS = {"output_dir": "hf_sgdr_out", "save_strategy": "epoch", "save_total_limit": 2}
+Groups = Mapping[str, Mapping[str, str | None]]
 
 
 class Arguments(tuple[Any, ...]):
@@ -36,8 +38,9 @@ def parse(
     *,
     demo: Path | None = None,
     refused: Mapping[str, str] | None = None,
+    groups: Groups | None = None,
 ) -> Arguments:
-    """Arguments from `[config.yaml] [--flag value ...]`; flags win over the file.
+    """Arguments from `[config.yaml] [folder] [--flag value ...]`; flags win over the file.
 
     Args:
         kinds (sequence of dataclasses): what to fill.
@@ -45,16 +48,22 @@ def parse(
         description (`str`): for `--help`.
         demo (`Path`, *optional*): a YAML file to begin with where the command line names neither another nor images.
         refused (mapping, *optional*): arguments that must not be given, each with the reason.
+        groups (mapping, *optional*): what `--help` shows: by title the names of arguments, each with the words for it
+            or None for its own; all arguments by default, as `--help_all` does.
 
     Raises:
         FileNotFoundError: if there is no such YAML file.
         ValueError: for an argument that is unknown or refused, or a value that does not fit, in one line.
     """
-    parser = OneLineParser(kinds, description=description)
+    refused = refused or {}
+    if groups is not None:
+        groups = {title: {k: v for k, v in names.items() if k not in refused} for title, names in groups.items()}
+    parser = OneLineParser(kinds, groups=groups, description=description)
+    parser.set_defaults(**{name: value for name, value in _DEFAULTS.items() if name in parser.types})  # for the help
     config = Path(argv[0]) if argv and argv[0].endswith((".yaml", ".yml")) else None
     values = parser.given_values(argv if config is None else argv[1:], config)
     given = {name for name, value in values.items() if value is not None}
-    for name, reason in (refused or {}).items():
+    for name, reason in refused.items():
         if name in given:
             raise ValueError(f"--{name}: {reason}")
     is_demo = demo is not None and config is None and not given & {"data_dir", "dataset_name", "labels_file"}
@@ -71,17 +80,40 @@ class OneLineParser(HfArgumentParser):
     """An argument parser whose errors are a ValueError of one line; it reads YAML files, too.
 
     Dashes and underscores in a flag's name are the same; names are not completed, so that a flag never means another
-    one than it says.
+    one than it says. A `data_dir` may also stand without its flag.
 
     Args:
         kinds (sequence of dataclasses, *optional*): whose fields are arguments.
+        groups (mapping, *optional*): see [`parse`].
         **kwargs: of [`~transformers.HfArgumentParser`].
     """
 
-    def __init__(self, kinds: Sequence[Any] = (), **kwargs: Any) -> None:
+    def __init__(self, kinds: Sequence[Any] = (), groups: Groups | None = None, **kwargs: Any) -> None:
         # before HfArgumentParser writes simpler types into the dataclasses' fields
         self.types = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+        self.groups = groups
         super().__init__(list(kinds), **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+        if "data_dir" in self.types:
+            self.add_argument("folder", nargs="?", default=argparse.SUPPRESS, metavar="FOLDER", help="as --data_dir")
+        if groups is not None:
+            self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show all arguments and exit")
+
+    def format_help(self) -> str:
+        """The help of argparse, or that of the groups alone."""
+        if self.groups is None:
+            return super().format_help()
+        formatter = self._get_formatter()
+        formatter.add_usage("%(prog)s [CONFIG.yaml] [FOLDER] [--argument VALUE ...]", [], [])
+        formatter.add_text(self.description)
+        first = {action.dest: action for action in reversed(self._actions) if action.option_strings}
+        for title, names in self.groups.items():
+            formatter.start_section(title)
+            for name in names.keys() & first.keys():
+                first[name].help = names[name] or first[name].help
+            formatter.add_arguments([first[name] for name in names if name in first])
+            formatter.end_section()
+        formatter.add_text("--help_all shows all arguments. A YAML file has the same names: `image_size: 224`.")
+        return formatter.format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, with underscores for the dashes in flags' names."""
@@ -94,12 +126,11 @@ class OneLineParser(HfArgumentParser):
         Raises:
             ValueError: for an unknown argument, with the flag that is spelled most like it.
         """
-        result, unknown = self.parse_known_args(args, namespace)
+        result, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             flag = next((name for name in unknown if name.startswith("-")), unknown[0]).split("=")[0]
             flags = [name for name in self._option_string_actions if "-" not in name[2:]]
-            near = difflib.get_close_matches(flag, flags, 1)
-            hint = f"; did you mean {near[0]}?" if near and flag.startswith("--") else "."
+            hint = nearest(flag, flags) if flag.startswith("--") else ""
             self.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
         return result
 
@@ -118,6 +149,8 @@ class OneLineParser(HfArgumentParser):
         argv: list[str] = []
         for name, value in (_yaml_values(config) if config is not None else {}).items():
             dest = name.replace("-", "_")
+            if f"--{dest}" not in self._option_string_actions:
+                raise ValueError(f"{config}: {name}: no such argument{nearest(dest, self.types)}.")
             for item in value if isinstance(value, list) else [value]:
                 self._check_type(f"{config}: {name}", dest, item)
             if value is None and dest in self.types:
@@ -128,8 +161,15 @@ class OneLineParser(HfArgumentParser):
                 argv.append(f"--{name}={_text(value)}")
         not_given = object()
         namespace = argparse.Namespace(**dict.fromkeys(self.types, not_given))
-        values = vars(self.parse_args([*argv, *flags], namespace))
-        return nulls | {name: value for name, value in values.items() if value is not not_given}
+        # words before the first flag are no more values of the file's last list
+        count = next((i for i, word in enumerate(flags) if word.startswith("-")), len(flags))
+        values = vars(self.parse_args([*flags[:count], *argv, *flags[count:]], namespace))
+        given = {name: value for name, value in values.items() if value is not not_given}
+        if "folder" in given:
+            if any(_with_underscores(word).split("=")[0] == "--data_dir" for word in flags):
+                self.error(f"{given['folder']} and --data_dir: give the folder once")
+            given["data_dir"] = given.pop("folder")
+        return nulls | given
 
     def _check_type(self, place: str, dest: str, value: Any) -> None:
         """Refuse null and booleans, which would become text, where the argument takes none."""
@@ -141,8 +181,33 @@ class OneLineParser(HfArgumentParser):
         )
 
 
+class _HelpAll(argparse.Action):
+    """Prints the help of all arguments."""
+
+    def __call__(self, parser: Any, *args: Any) -> None:
+        parser.groups = None
+        parser.print_help()
+        parser.exit()
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The lines of a recipe's docstring, and each argument's default."""
+    """The lines of a recipe's docstring; of each argument a line with its default, if that says something."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=118)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = [name for name in action.option_strings if "-" not in name[2:]]
+        value = "" if action.nargs in (0, "?") else f" {self._format_args(action, _VALUES.get(action.type, 'TEXT'))}"
+        return ", ".join(names) + value
+
+
+_VALUES: dict[Any, str] = {int: "N", float: "X"}
 
 
 def _yaml_values(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
     if on_error is None:
         return list(range(len(images)))
     checks = read_all(lambda i: _reason(images[i]), range(len(images)))
-    outcomes = list(tqdm(checks, "Checking images", len(images), unit="image", delay=1.0, leave=False))
+    outcomes = list(tqdm(checks, "Checking images", len(images), unit="image", delay=1.0, leave=False, disable=None))
     reasons = {names[i]: reason for i, reason in enumerate(outcomes) if reason is not None}
     if reasons and on_error == "raise":
         raise UnreadableImagesError(reasons, len(images))

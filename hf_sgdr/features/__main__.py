@@ -1,7 +1,7 @@
 """List and prune stores of features and of decoded images.
 
-python -m hf_sgdr.features ls
-python -m hf_sgdr.features prune --days 30
+hf-sgdr features ls
+hf-sgdr features prune --days 30
 """
 
 import argparse
@@ -9,11 +9,12 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_sgdr.features.store import cache_folder
+from hf_sgdr._utils.files import cache_folder
 
 DAY = 86_400
 
@@ -58,9 +59,11 @@ def prune(root: Path, days: float) -> list[Listed]:
     return old
 
 
-def main(argv: list[str]) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m hf_sgdr.features", description=__doc__)
+def main(argv: Sequence[str]) -> None:
+    """The command `hf-sgdr features`, or `python -m hf_sgdr.features`."""
+    parser = argparse.ArgumentParser(
+        "hf-sgdr features", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=cache_folder() / "features", help="the folder of all stores")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ls", help="list the stores, the one used last first")

@@ -111,7 +111,7 @@ def extract_features(
     features = _features_of_batches(model, boundary, loader, transform, device, dtype)
     with (
         fused_batch_norms(model, transform.spec.size),
-        tqdm(total=sum(map(len, batches)), desc=progress, unit="image", disable=progress is None) as bar,
+        tqdm(total=sum(map(len, batches)), desc=progress, unit="image", disable=progress is None or None) as bar,
     ):
         for shard in todo:
             rows: list[torch.Tensor] = []

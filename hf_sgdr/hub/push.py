@@ -8,7 +8,6 @@ import fnmatch
 import re
 import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -65,7 +64,7 @@ def pushed_files(folder: str | Path) -> list[Path]:
     if "config.json" not in here or not any(_matches(name, WEIGHTS) for name in here):
         raise FileNotFoundError(
             f"{folder}: no model to push; give a folder that holds config.json and model.safetensors (not links), as "
-            "recipes/train.py and trainer.save_model() leave it."
+            "`hf-sgdr train` and trainer.save_model() leave it."
         )
     shown = _PICTURE.findall(here["README.md"].read_text(encoding="utf-8")) if "README.md" in here else []
     files = [here[name] for name in sorted(here) if name in shown or _matches(name, (*MODEL_FILES, *RUN_FILES))]
@@ -246,9 +245,8 @@ def commit_files(
 
 
 def push_command(folder: str | Path, model_id: str, **flags: Any) -> str:
-    """The command line of `recipes/push.py` that pushes a folder."""
-    beside = Path(sys.argv[0]).with_name("push.py")
-    words = ["python", str(beside) if beside.is_file() else "recipes/push.py", str(folder), model_id]
+    """The command line that pushes a folder."""
+    words = ["hf-sgdr", "push", str(folder), model_id]
     for name, value in flags.items():
         if value is not None and value is not False:
             words += [f"--{name}", *([] if value is True else [str(value)])]

@@ -18,6 +18,13 @@ from hf_sgdr.version import __version__
 RECIPE_FILE = "recipe.yaml"
 
 
+def train_command(processes: int) -> str:
+    """The command that trains in so many processes."""
+    return (
+        "hf-sgdr train" if processes == 1 else f"accelerate launch --num_processes {processes} -m hf_sgdr.recipes.train"
+    )
+
+
 def read_recipe(model: str) -> dict[str, Any]:
     """The arguments that a saved or pushed model's `recipe.yaml` holds; none where there is no file, or no YAML in it.
 
@@ -47,7 +54,7 @@ def write_recipe(
     data: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `recipe.yaml` into a run's folder; `recipes/train.py recipe.yaml --data_dir FOLDER` runs it.
+    """Write `recipe.yaml` into a run's folder; `hf-sgdr train recipe.yaml FOLDER` runs it.
 
     Args:
         record ([`RunRecord`]): of the run; its predictions are not needed.
@@ -67,13 +74,11 @@ def write_recipe(
         **(more or {}),
         "stages": [_changed(stage) for stage in record.stages],
     }
-    if record.results.world_size > 1:
-        notes.append(f"It ran in {record.results.world_size} processes.")
-    images = "--labels_file TABLE --data_dir" if (data or {}).get("labels_file") else "--data_dir"
-    data_dir = "" if "dataset_name" in values else f" {images} FOLDER"
+    images = "FOLDER --labels_file TABLE" if (data or {}).get("labels_file") else "FOLDER"
+    data_dir = "" if "dataset_name" in values else f" {images}"
     head = [
         f"The configuration of a run, written by hf_sgdr {__version__}. The same again, on the same images:",
-        f"    accelerate launch recipes/train.py {RECIPE_FILE}{data_dir} --output_dir again",
+        f"    {train_command(record.results.world_size)} {RECIPE_FILE}{data_dir} --output_dir again",
         *notes,
     ]
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)

@@ -45,7 +45,7 @@ def make_space(folder: Path, template: Path, model_id: str, examples: Sequence[P
     card.data["title"] = f"What is in the image? {model_id.split('/')[-1]}"
     card.data["models"] = [model_id]
     card.save(folder / "README.md")
-    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", ".*", "recipes"))
     for number, example in enumerate(examples, start=1):
         image = read_image(example)
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

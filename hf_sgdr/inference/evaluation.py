@@ -113,7 +113,7 @@ def evaluate_files(
     images: Subset[str] = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
     answers = pipe(images, top_k=len(names), function_to_apply="sigmoid" if is_multi_label else "softmax")
     probabilities = np.zeros((len(files), len(names)))
-    for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files))):
+    for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files), disable=None)):
         for entry in answer:
             probabilities[row, ids[entry["label"]]] = entry["score"]
     if not is_multi_label:

@@ -20,7 +20,7 @@ from transformers import Trainer
 from hf_sgdr._utils._compat import num_items_in_batch
 from hf_sgdr._utils.plots import plot_range_test, plot_rates
 from hf_sgdr.optim.restore import torch_optimizer, trainer_restored
-from hf_sgdr.optim.schedule import require_whole
+from hf_sgdr.optim.schedule import checked_steps
 from hf_sgdr.optim.suggestions import SLACK, SUGGESTIONS, edge, smoothed_losses
 
 SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
@@ -107,9 +107,7 @@ class LRRangeTest:
     num_steps: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 < self.start_lr < self.end_lr < float("inf"):
-            raise ValueError(f"start_lr={self.start_lr!r}, end_lr={self.end_lr!r}: give 0 < start_lr < end_lr.")
-        object.__setattr__(self, "num_steps", require_whole("num_steps", self.num_steps, at_least=2))
+        object.__setattr__(self, "num_steps", checked_steps(self.start_lr, self.end_lr, self.num_steps))
 
     def learning_rates(self) -> list[float]:
         """The last group's rate at each step."""
@@ -143,7 +141,7 @@ class LRRangeTest:
         stop_reason, best = "finished", math.inf
         hidden = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
         model.zero_grad()
-        for step, lr in enumerate(tqdm(tested, desc="Range test", disable=hidden, leave=False)):
+        for step, lr in enumerate(tqdm(tested, desc="Range test", disable=hidden or None, leave=False)):
             for group, ratio in zip(groups, ratios, strict=True):
                 group["lr"] = lr * ratio
             loss = _step_loss(trainer, model, batches)

@@ -193,3 +193,14 @@ def require_whole(name: str, value: Any, *, at_least: int) -> int:
     if number is None or isinstance(value, bool) or number < at_least:
         raise ValueError(f"{name}={value!r}: must be an integer >= {at_least}.")
     return number
+
+
+def checked_steps(start_lr: float, end_lr: float, num_steps: int) -> int:
+    """The steps of a range test between two rates.
+
+    Raises:
+        ValueError: if the rates are not 0 < start_lr < end_lr, or there are fewer than two steps.
+    """
+    if not 0 < start_lr < end_lr < math.inf:
+        raise ValueError(f"start_lr={start_lr!r}, end_lr={end_lr!r}: give 0 < start_lr < end_lr.")
+    return require_whole("num_steps", num_steps, at_least=2)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainingArguments
 
-from hf_sgdr._utils.system import usable_processors
+from hf_sgdr._utils.system import shows_bars, usable_processors
 from hf_sgdr.optim.balance import checked_class_weights
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
@@ -30,7 +30,8 @@ class SGDRTrainingArguments(TrainingArguments):
 
     Defaults that differ from transformers': SGD with momentum 0.9, `learning_rate` 1e-2, batches of 64, evaluation and
     logging each epoch, no gradient clipping, no unused columns removed, `hub_strategy` "end", worker processes only
-    beside a GPU. The cycles decide the epochs; a `num_train_epochs` that disagrees is an error.
+    beside a GPU, progress bars only on a terminal or in a notebook. The cycles decide the epochs; a `num_train_epochs`
+    that disagrees is an error.
 
     Args:
         max_steps (`int`, *optional*, defaults to -1): end each fit after this many optimizer steps, to try whether all
@@ -86,7 +87,7 @@ class SGDRTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Follows from the cycles; must agree."}
     )
     max_steps: int = field(
-        default=-1, metadata={"help": "End each fit after this many optimizer steps, to try a run; -1: not."}
+        default=-1, metadata={"help": "End each fit after so many optimizer steps, to try a run; -1: not."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
@@ -195,8 +196,10 @@ class SGDRTrainingArguments(TrainingArguments):
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
                 f"hub_strategy={str(self.hub_strategy)!r} would push checkpoints, optimizer states and a pickle of the "
-                'arguments: only "end" is taken. recipes/push.py pushes snapshots as branches.'
+                'arguments: only "end" is taken. `hf-sgdr push` pushes snapshots as branches.'
             )
+        if self.disable_tqdm is None and not shows_bars():
+            self.disable_tqdm = True
         super().__post_init__()
         if is_default and self.micro_batch_size is None and self.device.type == "cpu":
             self.micro_batch_size = CPU_MICRO_BATCH

@@ -1,0 +1,1 @@
+"""The recipes: short scripts to read, copy and change. Installed they are `hf_sgdr.recipes`."""
