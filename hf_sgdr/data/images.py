@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any, TypeVar
@@ -34,7 +34,6 @@ CHUNK = 1024
 OVERSAMPLING = 2
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class UnreadableImageError(ValueError):
@@ -286,12 +285,6 @@ def one_ahead(batches: Iterable[T]) -> Iterator[T]:
 def readers() -> ThreadPoolExecutor:
     """Threads of this process that read images, one for each processor that it may use."""
     return _readers_of(os.getpid())
-
-
-def read_all(read: Callable[[T], R], images: Sequence[T]) -> Iterator[R]:
-    """What a function gives for each image, in order, by [`readers`]; in chunks, as each pending call takes memory."""
-    for start in range(0, len(images), CHUNK):
-        yield from readers().map(read, images[start : start + CHUNK])
 
 
 @functools.cache
