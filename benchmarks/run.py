@@ -1,8 +1,8 @@
 """Ratios of speed, measured in one run on one machine: medians of several repetitions.
 
-    pip install -e ".[bench]"                       # fastai and Lightning; without them their rows are left out
-    python benchmarks/run.py --data_dir dogscats [--only decoding extraction inference head training processes memory
-                             start] [--repetitions 5] [--write]
+    pip install -e ".[bench]"                       # without it the rows of others are left out
+    python benchmarks/run.py --data_dir dogscats [--only decoding readers extraction inference head training
+                             processes memory start] [--repetitions 5] [--write]
 
 Compared are like with like: the same images, network, precision and memory layout. `--write` puts the tables, the
 machine and the versions into benchmarks/RESULTS.md. `benchmarks/lesson.py` compares the whole lesson with fastai's.
@@ -17,6 +17,7 @@ from image_path import decoding, extraction
 from inference import inference
 from memory import memory
 from processes import processes
+from readers import readers
 from start import start
 from timing import as_table, write_section
 from training import training
@@ -50,6 +51,7 @@ def main() -> None:
 
 SECTIONS = {
     "decoding": ("Decoding", lambda files, data_dir, n: as_table(decoding(files, n))),
+    "readers": ("The image path", lambda files, data_dir, n: readers(files, n)),
     "extraction": ("Extraction", lambda files, data_dir, n: as_table(extraction(files, n))),
     "inference": ("Prediction", lambda files, data_dir, n: as_table(inference(files, n))),
     "head": ("Head epochs", lambda files, data_dir, n: as_table(head(n))),

@@ -18,7 +18,7 @@ SOLVED_HEAD = "solved head"
 # which machine, what its columns are called.
 NO_EFFECT_ON_RESULT = re.compile(
     r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
-    r"resume|restore|cache_disk|feature_memory|keep_freed|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column"
+    r"resume|restore|cache_disk|feature_memory|keep_freed|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column|verify"
 )
 # Arguments of training that the stages of a recipe decide.
 SAID_BY_STAGES = (

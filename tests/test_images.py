@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import datasets
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, image_transforms, load_image_folder
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.hashes import image_hash
-from hf_sgdr.data.images import read_image
+from hf_sgdr.data.images import UnreadableImageError, one_ahead, read_image, read_pixels
 
 
 def picture(height=20, width=30) -> Image.Image:
@@ -164,12 +165,51 @@ def test_a_image_is_turned_upright():
     assert read.size == (20, 30)
 
 
-@pytest.mark.parametrize(("needed", "decoded"), [(None, 800), (401, 800), (400, 400), (150, 200), (90, 100), (5, 100)])
+@pytest.mark.parametrize(("needed", "decoded"), [(None, 800), (201, 800), (200, 400), (75, 200), (45, 100), (5, 100)])
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(needed, decoded):
     content = saved(picture(800, 1200), format="JPEG")
     read = read_image(content, needed)
     assert min(read.size) == decoded
     assert read_image(saved(picture(800, 1200), format="PNG"), needed).size == (1200, 800)
+    assert torch.equal(read_pixels(content, needed), as_tensor(read))
+
+
+def as_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pixels_are_those_of_the_picture_whoever_decodes_it(tmp_path, kind, mode, turned):
+    if (kind, mode) == ("PNG", "CMYK"):
+        pytest.skip("there is no such PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    content = saved(picture(70, 90).convert(mode), format=kind, exif=exif)
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    expected = as_tensor(read_image(content))
+    for given in (content, path, str(path), {"bytes": content, "path": None}, {"bytes": None, "path": str(path)}):
+        assert torch.equal(read_pixels(given), expected)
+
+
+def outcome(read, path):
+    try:
+        return read(path).tolist()
+    except UnreadableImageError as error:
+        return str(error)
+
+
+JPEG = saved(picture(70, 90), format="JPEG")
+
+
+@pytest.mark.parametrize("given", [b"", JPEG[:3], JPEG[:200], JPEG[:-90], JPEG[:300] + bytes(60) + JPEG[360:]])
+def test_what_cannot_be_read_has_one_reason_whoever_decodes_it(tmp_path, given):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(given)
+    outcomes = [outcome(read, path) for read in (lambda path: as_tensor(read_image(path)), read_pixels)]
+    assert outcomes[0] == outcomes[1]
 
 
 def test_all_that_can_hold_a_picture_is_read(tmp_path):
@@ -429,3 +469,26 @@ def test_a_file_and_its_bytes_have_one_hash_and_pixels_their_own(tmp_path):
     assert image_hash(path) == image_hash(path.read_bytes()) == image_hash({"path": str(path), "bytes": None})
     assert image_hash(picture()) == image_hash(np.asarray(picture()))
     assert image_hash(picture(30, 20)) != image_hash(picture(20, 30))
+
+
+def test_the_next_batch_is_made_while_one_is_worked_on():
+    made, worked_on = [], threading.Event()
+
+    def batches():
+        for number in range(3):
+            made.append(number)
+            if number == 1:
+                worked_on.set()
+            yield number
+
+    for number in one_ahead(batches()):
+        if number == 0:
+            assert worked_on.wait(10)  # made before this one is done
+    assert made == [0, 1, 2]
+    with pytest.raises(ValueError, match="somebody's own"):
+        list(one_ahead(broken()))
+
+
+def broken():
+    yield 0
+    raise ValueError("somebody's own")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_sgdr import create_image_classifier
+from hf_sgdr.cli.main import run_cli
 
 pytestmark = pytest.mark.kills
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -32,18 +33,19 @@ def recipe(folder: str, output_dir: str, args: list[str]) -> None:
     sys.path.insert(0, str(RECIPES))
     import train
 
+    os.setpgid(0, 0)
     os.chdir(folder)
     os.environ["HF_SGDR_CACHE"] = f"{output_dir}-cache"
     torch.set_num_threads(1)
     with open(f"{output_dir}.log", "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.argv[0] = "train.py"
-    os._exit(train.main([
+    sys.argv = ["train.py", *map(str, [
         "--data_dir", "images", "--model", "body", "--image_size", "32", "--output_dir", output_dir, "--n_aug", "1",
         "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "steps", "--save_steps", "3", "--stages", *STAGES, *args,
-    ]))  # fmt: skip
+    ])]  # fmt: skip
+    os._exit(run_cli(train.main))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,39 @@ def test_killed_at_random_moments_a_recipe_ends_as_if_it_were_not(context, folde
         ]
         runs += 1
     assert kills >= 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_at_the_next_step_and_names_what_goes_on(context, folder, uninterrupted, workers):
+    name, word = f"terminated-{workers}", ["--dataloader_num_workers", str(workers), "--save_strategy", "no"]
+    child = start(context, folder, name, *word)
+    stage = folder / name / "_runs" / "whole"
+    wait_for(lambda: (folder / name / "_runs" / "progress.json").exists() and "whole" in rates_of(folder / name))
+    time.sleep(0.2)
+    os.killpg(child.pid, signal.SIGTERM)  # as a scheduler does: the data loader's workers get it, too
+    child.join(60)
+    assert child.exitcode == 143, (folder / f"{name}.log").read_text()[-3000:]
+    assert len(list(stage.glob("checkpoint-*/sgdr_state.json"))) == 1
+    last = (folder / f"{name}.log").read_text().splitlines()[-1]
+    assert last.startswith("train.py: terminated; to go on: python train.py --data_dir images")
+    assert last.endswith("--resume")
+    child = start(context, folder, name, *word, "--resume", "true")
+    child.join()
+    assert child.exitcode == 0, (folder / f"{name}.log").read_text()[-3000:]
+    results, weights, config = end_of(folder / name)
+    assert (results | {"run": None}, config) == (uninterrupted[0][0] | {"run": None}, uninterrupted[0][2])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in uninterrupted[0][1].items())
+
+
+def rates_of(output_dir):
+    return json.loads((output_dir / "_runs" / "progress.json").read_text())["rates"]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_finished_run_is_left_as_it_is(context, folder, uninterrupted):

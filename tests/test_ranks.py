@@ -146,3 +146,46 @@ def test_a_rank_that_dies_ends_the_run_and_it_can_be_gone_on_with(folder, tmp_pa
         for stage in result["stages"]:
             del stage["seconds"]
     assert results[0]["best"] == pytest.approx(results[1]["best"])
+
+
+LONGER = [word.replace('"cycles": 3', '"cycles": 5') for word in WORDS]
+
+
+def terminate_in_training(run, folder):
+    progress, deadline = folder / "progress.json", time.monotonic() + 200
+    while not (progress.exists() and "whole" in json.loads(progress.read_text())["rates"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.killpg(run.pid, signal.SIGTERM)
+
+
+def test_sigterm_to_the_launcher_saves_a_checkpoint_in_all_ranks(folder, tmp_path):
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
+    output_dir = tmp_path / "out"
+    args = [RECIPE, "--data_dir", folder, "--model", tmp_path / "body", "--output_dir", output_dir, *LONGER]
+    args += ["--save_strategy", "no", "--resume", "true"]
+    environment = {**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    run = launched(2, *args, env=environment, start_new_session=True)
+    terminate_in_training(run, output_dir / "_runs")
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert output.count("train.py: terminated; to go on: accelerate launch ") == 1
+    assert len(list((output_dir / "_runs" / "whole").glob("checkpoint-*/sgdr_state.json"))) == 1
+    assert len(list((output_dir / "_runs" / "whole").glob("checkpoint-*/rng_state_*.pth"))) == 2
+    resumed = launched(2, *args, env=environment)
+    output, _ = resumed.communicate(timeout=280)
+    assert resumed.returncode == 0, output[-3000:]
+    assert (output_dir / "results.json").exists()
+
+
+def test_sigterm_to_the_group_of_a_launcher_of_one_process_saves_a_checkpoint(folder, tmp_path):
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
+    output_dir = tmp_path / "out"
+    words = ["-m", "accelerate.commands.launch", RECIPE, "--data_dir", folder, "--model", tmp_path / "body"]
+    words += ["--output_dir", output_dir, *LONGER, "--save_strategy", "no"]
+    run = launched(1, *words, env={**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache")}, start_new_session=True)
+    terminate_in_training(run, output_dir / "_runs")
+    output, _ = run.communicate(timeout=60)  # until the script, too, has closed it
+    assert output.count("train.py: terminated; to go on: accelerate launch ") == 1
+    assert len(list((output_dir / "_runs" / "whole").glob("checkpoint-*/sgdr_state.json"))) == 1

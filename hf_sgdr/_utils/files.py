@@ -1,9 +1,19 @@
+<<<<<<< HEAD
 """Files and folders, as several rooms know them: what tells a file from another, and where runs and stores lie."""
+=======
+"""Files and folders, as several rooms know them: what tells a file from another, where runs lie, and full disks."""
+>>>>>>> issue13
 
+import errno
 import os
+<<<<<<< HEAD
 from pathlib import Path
 
 from huggingface_hub import constants
+=======
+from collections.abc import Iterator
+from contextlib import contextmanager
+>>>>>>> issue13
 
 # Below an output folder: what a run keeps for itself, and what an unfinished one left.
 RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"
@@ -25,3 +35,34 @@ def file_identity(path: str | os.PathLike[str]) -> FileIdentity:
     status, name = os.stat(path), os.fspath(path)
     # abspath takes longer than the stat; most paths are absolute
     return name if name.startswith("/") else os.path.abspath(name), status.st_size, status.st_mtime_ns
+
+
+_CANNOT_WRITE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+
+
+def disk_failure(error: BaseException) -> str | None:
+    """Why a disk took no more of a file, in the system's words; None for an error of another kind."""
+    if isinstance(error, OSError):
+        return _CANNOT_WRITE.get(error.errno or 0)  # ours, which say more, have no number
+    text = str(error)
+    if "inline_container.cc" in text and "PytorchStreamReader" not in text:  # torch.save keeps the reason to itself
+        return "the disk took no more of a file"
+    reasons = (reason for number, reason in _CANNOT_WRITE.items() if f"(os error {number})" in text)  # safetensors
+    return next(reasons, None)
+
+
+@contextmanager
+def clear_disk_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, an error of a full or read-only disk is an OSError in one line that names the folder and the mend.
+
+    Args:
+        folder (`str` or `os.PathLike`): an output folder.
+    """
+    try:
+        yield
+    except Exception as error:  # the libraries that write have errors of their own
+        reason = disk_failure(error)
+        if reason is None:
+            raise
+        path = getattr(error, "filename", None) or os.fspath(folder)
+        raise OSError(f"{path} cannot be written ({reason}): make room, and resume; what was saved stays.") from error

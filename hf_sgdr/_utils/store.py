@@ -195,17 +195,23 @@ def mapped(file: FileIdentity) -> NDArray[np.uint8]:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def replace_weights(path: Path, model: nn.Module, metadata: dict[str, str] | None = None) -> None:
     """Save a model's weights as safetensors, whole or not at all, with the rights of an ordinary file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    save_model(model, str(temporary), metadata=metadata)
-    apply_umask(temporary)
-    temporary.replace(path)
+    try:
+        save_model(model, str(temporary), metadata=metadata)
+        apply_umask(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

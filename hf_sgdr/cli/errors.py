@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hf_sgdr._utils.files import disk_failure
 from hf_sgdr._utils.text import printable
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
@@ -15,7 +16,9 @@ def error_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # an error of a worker process carries that process's traceback; its last line says what is wrong
     message = lines[-1].split(": ", 1)[-1] if lines[0].startswith("Caught ") else " ".join(lines)
-    if not isinstance(error, USER_ERRORS):
+    if disk_failure(error):  # in the words of the system or a library alone
+        message += ": make room, or write elsewhere, and run the command again; what was saved stays"
+    elif not isinstance(error, USER_ERRORS):
         message += f" ({type(error).__name__}; HF_SGDR_DEBUG=1 shows where it came from)"
     return printable(message)
 

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The command `hf-sgdr`, and how a recipe starts and ends: exit codes, user errors in one line, Ctrl-C, closed pipes.
+=======
+"""How a recipe starts and ends: exit codes, user errors in one line, Ctrl-C, SIGTERM and closed pipes."""
+>>>>>>> issue13
 
 Nothing here takes long to import: a command imports what it needs.
 """
@@ -14,7 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+<<<<<<< HEAD
 from hf_sgdr._utils.text import nearest, printable
+=======
+from hf_sgdr._utils.termination import TERMINATED, Terminated, catch_sigterm
+from hf_sgdr._utils.text import printable
+>>>>>>> issue13
 from hf_sgdr.cli.errors import error_line
 from hf_sgdr.cli.recipes import FILES, copy_recipe, recipes_folder
 from hf_sgdr.version import __version__
@@ -48,7 +57,8 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> int:
     """Run a recipe on the words of the command line.
 
     User errors are reported in one line, with exit code 2 (`HF_SGDR_DEBUG=1` shows the traceback); Ctrl-C in one line,
-    with exit code 130. A closed stdout, as with `| head`, ends it silently with exit code 141, that of SIGPIPE.
+    with exit code 130, SIGTERM likewise with 143, training after it saved a checkpoint. A closed stdout, as with
+    `| head`, ends it silently with exit code 141, that of SIGPIPE.
 
     Args:
         main (callable): takes the command line without the program's name, returns the exit code, or None for 0.
@@ -56,14 +66,25 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> int:
     Returns:
         `int`: the exit code.
     """
+<<<<<<< HEAD
+=======
+    program = Path(sys.argv[0]).name
+    catch_sigterm()
+>>>>>>> issue13
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be told from an error
         return status
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as end:
+        word, status = ("terminated", TERMINATED) if isinstance(end, Terminated) else ("interrupted", INTERRUPTED)
         if os.environ.get("RANK", "0") == "0":  # one line, not one a process
+<<<<<<< HEAD
             print(f"\n{_program()}: interrupted{_resume_hint()}", file=sys.stderr)
         return INTERRUPTED
+=======
+            print(f"\n{program}: {word}{_resume_hint(program)}", file=sys.stderr)
+        return status
+>>>>>>> issue13
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _silence_closed_pipes():
             return PIPE_CLOSED

@@ -1,13 +1,16 @@
 """The audit of images: which of them cannot be read is found before anything is trained on the others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import PIL
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_sgdr._utils.file_index import file_index
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.images import UnreadableImageError, read_all, read_image
+from hf_sgdr.data.hashes import identity_of
+from hf_sgdr.data.images import CHUNK, UnreadableImageError, read_image, readers
 
 logger = logging.get_logger(__name__)
 
@@ -52,8 +55,12 @@ def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
     check_on_error(on_error)
     if on_error is None:
         return list(range(len(images)))
+<<<<<<< HEAD
     checks = read_all(lambda i: _reason(images[i]), range(len(images)))
     outcomes = list(tqdm(checks, "Checking images", len(images), unit="image", delay=1.0, leave=False, disable=None))
+=======
+    outcomes = list(tqdm(_reasons(images), "Checking images", len(images), unit="image", delay=1.0, leave=False))
+>>>>>>> issue13
     reasons = {names[i]: reason for i, reason in enumerate(outcomes) if reason is not None}
     if reasons and on_error == "raise":
         raise UnreadableImagesError(reasons, len(images))
@@ -77,6 +84,18 @@ def check_on_error(on_error: Any) -> None:
     """Raise a ValueError unless it is one of the three."""
     if on_error not in ("raise", "skip", None):
         raise ValueError(f"on_error={on_error!r}: give 'raise', 'skip' or None.")
+
+
+def _reasons(images: Sequence[Any]) -> Iterator[str | None]:
+    """Why each cannot be read; a file that could be is decoded again only when it or Pillow has changed."""
+    index, kind = file_index(), f"read by Pillow {PIL.__version__}"
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK]
+        files = list(map(identity_of, chunk))
+        unknown = [i for i, known in enumerate(index.get(kind, files)) if known is None]
+        found = dict(zip(unknown, readers().map(lambda i: _reason(chunk[i]), unknown), strict=True))  # noqa: B023
+        index.put(kind, [(file, b"") for i in unknown if found[i] is None and (file := files[i]) is not None])
+        yield from map(found.get, range(len(chunk)))
 
 
 def _reason(image: Any) -> str | None:

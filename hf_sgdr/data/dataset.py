@@ -13,6 +13,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from hf_sgdr._utils.termination import leave_sigterm_to_main_process
 from hf_sgdr.data.hashes import image_hashes
 from hf_sgdr.data.images import has_own_transform, read_image, readers, undecoded
 from hf_sgdr.data.labels import LabelEncoder, column_values, label_names
@@ -97,7 +98,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         Where the processor also computes, that beats worker processes: decoding and resizing release the interpreter's
         lock, no batch is copied between processes, and no fork makes the parent's memory copy-on-write.
         """
-        if get_worker_info() is not None or len(indices) < 2:
+        if get_worker_info() is not None:
+            leave_sigterm_to_main_process()
+            return [self[index] for index in indices]
+        if len(indices) < 2:
             return [self[index] for index in indices]
         return list(readers().map(self.__getitem__, indices))
 

@@ -5,7 +5,7 @@ An evaluation says by the latter how many of its images the model has seen befor
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_sgdr._utils.file_index import file_index
 from hf_sgdr._utils.files import FileIdentity, file_identity
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.data.images import (
     CHUNK,
     UnreadableImageError,
     failure_reason,
+    file_of,
     read_image,
     readers,
     require_regular,
@@ -32,8 +34,6 @@ IMAGE_HASHES = "training-images.txt"
 def image_hash(image: Any) -> bytes:
     """SHA-256 of an image's content: of the file's bytes where there is a file, of the pixels otherwise.
 
-    A process reads a file once; it is read again when its size or its time of modification has changed.
-
     Raises:
         UnreadableImageError: a `ValueError`, if it cannot be read.
     """
@@ -44,30 +44,29 @@ def image_hash(image: Any) -> bytes:
     if isinstance(image, str | os.PathLike):
         try:
             require_regular(image)
-            identity = file_identity(image)
-            if identity not in _hash_of_file:
-                with open(image, "rb") as file:
-                    _hash_of_file[identity] = hashlib.file_digest(file, "sha256").digest()
-            return _hash_of_file[identity]
+            with open(image, "rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
             raise UnreadableImageError(os.fspath(image), failure_reason(error, image)) from error
     pixels = np.asarray(read_image(image))
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
-# What was hashed by this process; a changed file has another identity, so nothing here can be out of date.
-_hash_of_file: dict[FileIdentity, bytes] = {}
-
-
-def _known_hash(path: str | None) -> bytes | None:
+def identity_of(image: Any) -> FileIdentity | None:
+    """[`file_identity`] of an image that is all in a file; None of others, and where there is no file."""
+    if isinstance(image, Mapping) and image.get("bytes") is not None:
+        return None
+    path = file_of(image)
     try:
-        return _hash_of_file.get(file_identity(path)) if path else None
+        return file_identity(path) if path else None
     except OSError:  # whoever reads it says why
         return None
 
 
 def image_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
     """[`image_hash`] of every image of a data set, in order.
+
+    A file is read once; it is read again when its size or its time of modification has changed.
 
     Args:
         rows (`datasets.Dataset`, or any sequence of dicts): with the images still encoded; see [`undecoded`].
@@ -78,14 +77,21 @@ def image_hashes(rows: Any, image_column: str) -> Iterator[bytes]:
     """
     for start in range(0, len(rows), CHUNK):
         indices = range(start, min(start + CHUNK, len(rows)))
-        known = dict(zip(indices, map(_known_hash, _paths(rows, image_column, indices)), strict=True))
-        unknown = [index for index, digest in known.items() if digest is None]
-        new = readers().map(lambda index: image_hash(rows[index][image_column]), unknown)
-        yield from (next(new) if digest is None else digest for digest in known.values())
+        yield from _hashes(_files(rows, image_column, indices), lambda i: rows[indices[i]][image_column])  # noqa: B023
 
 
-def _paths(rows: Any, image_column: str, indices: range) -> list[str | None]:
-    """The files of some images, None for what is none; read by columns, as row by row takes ten times as long."""
+def _hashes(images: Sequence[Any], image: Callable[[int], Any]) -> list[bytes]:
+    """Of some images, or their files: those of unchanged files as they are known, the others are asked for and read."""
+    index, files = file_index(), list(map(identity_of, images))
+    known = index.get("sha256", files)
+    unknown = [i for i, digest in enumerate(known) if digest is None]
+    new = dict(zip(unknown, readers().map(lambda i: image_hash(image(i)), unknown), strict=True))
+    index.put("sha256", [(file, digest) for i, digest in new.items() if (file := files[i]) is not None])
+    return [new[i] if digest is None else digest for i, digest in enumerate(known)]
+
+
+def _files(rows: Any, image_column: str, indices: range) -> list[Any]:
+    """The files of some images, or something else; read by columns, as row by row takes ten times as long."""
     if isinstance(rows, datasets.Dataset):
         images = rows.select_columns(image_column).with_format("arrow")
         column = images[indices.start : indices.stop][image_column]
@@ -94,6 +100,8 @@ def _paths(rows: Any, image_column: str, indices: range) -> list[str | None]:
             column = pc.if_else(pc.is_valid(both.field("bytes")), None, both.field("path"))
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             return list(column.to_pylist())
+    if isinstance(rows, list):
+        return [row[image_column] for row in rows[indices.start : indices.stop]]
     return [None] * len(indices)
 
 
@@ -111,4 +119,6 @@ def read_image_hashes(folder: Path) -> set[str] | None:
 
 def content_hashes(images: Iterable[Any]) -> list[str]:
     """The SHA-256 of every image: of the file's bytes where there is a file, of the pixels otherwise."""
-    return [digest.hex() for digest in readers().map(image_hash, images)]
+    every = list(images)
+    chunks = (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
+    return [digest.hex() for chunk in chunks for digest in _hashes(chunk, chunk.__getitem__)]

@@ -1,10 +1,14 @@
-"""Reading any picture as 8-bit RGB, and the threads that read several at a time."""
+"""Reading any picture as 8-bit RGB, and the threads that read several at a time.
+
+JPEGs whose pixels need not be a Pillow image are decoded by simplejpeg: the same pixels, as both are libjpeg-turbo's,
+but without the way into Pillow's memory and out again.
+"""
 
 import functools
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any, TypeVar
@@ -12,6 +16,7 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 import PIL
+import simplejpeg
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -21,12 +26,14 @@ from hf_sgdr._utils.system import usable_threads
 from hf_sgdr._utils.text import printable
 
 # To be raised when `read_image` or a transform makes other pixels of a file: what was stored before counts no more.
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 # How many images are read, or looked up, at once.
 CHUNK = 1024
+# A JPEG that is decoded at a part of its size keeps so many times the pixels that are needed. Measured with
+# tf_efficientnet_lite0: the cosine of features with those of the whole picture is .9998 so, .996 with once the pixels.
+OVERSAMPLING = 2
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class UnreadableImageError(ValueError):
@@ -64,7 +71,7 @@ def read_image(image: Any, shorter_side: int | None = None) -> Image.Image:
             numpy array (height, width[, channels]) of uint8, one (height, width) of uint16 or float, or a uint8 tensor
             (3, height, width).
         shorter_side (`int`, *optional*): a JPEG may be decoded at a half, a quarter or an eighth of its size, as long
-            as its shorter side keeps this many pixels.
+            as its shorter side keeps twice this many pixels.
 
     Raises:
         UnreadableImageError: a `ValueError`, if it cannot be read; the message names the file and the reason.
@@ -86,6 +93,65 @@ def read_image(image: Any, shorter_side: int | None = None) -> Image.Image:
         raise UnreadableImageError(name, failure_reason(error, source)) from error
 
 
+def read_pixels(image: Any, shorter_side: int | None = None) -> torch.Tensor:
+    """The pixels of [`read_image`], uint8 (3, height, width); of a JPEG in about half the time.
+
+    Args:
+        image: what [`read_image`] takes; a tensor is given back.
+        shorter_side (`int`, *optional*): see there.
+
+    Raises:
+        UnreadableImageError, TypeError: see there.
+    """
+    if isinstance(image, torch.Tensor):
+        return image
+    content = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+    if isinstance(content, str | os.PathLike):
+        content = _jpeg_content(content)
+    pixels = _jpeg_pixels(content, shorter_side) if isinstance(content, bytes) else None
+    if pixels is None:
+        pixels = np.array(read_image(image, shorter_side))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+_JPEG = b"\xff\xd8\xff"
+
+
+def _jpeg_content(path: str | os.PathLike[str]) -> bytes | None:
+    try:
+        require_regular(path)
+        with open(path, "rb") as file:
+            start = file.read(len(_JPEG))
+            return start + file.read() if start == _JPEG else None
+    except OSError:  # whoever reads it next says why
+        return None
+
+
+def _jpeg_pixels(content: bytes, shorter_side: int | None) -> NDArray[np.uint8] | None:
+    """The pixels (height, width, 3) of a JPEG; None of what Pillow is to decode, turn, or refuse with its reason."""
+    if not content.startswith(_JPEG) or _is_turned(content):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+        if colors != "YCbCr" or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        scale = 1
+        if shorter_side is not None:
+            scale = next((s for s in (8, 4, 2) if min(height, width) >= s * OVERSAMPLING * shorter_side), 1)
+        return simplejpeg.decode_jpeg(content, min_height=-(-height // scale), min_width=-(-width // scale))
+    except ValueError:
+        return None
+
+
+def _is_turned(content: bytes) -> bool:
+    if b"Exif\0\0" not in content and b"tiff:Orientation" not in content:
+        return False
+    try:
+        return Image.open(BytesIO(content), formats=("JPEG",)).getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # hostile files bring a decoder to errors of any kind
+        return True
+
+
 def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
     image: Image.Image
     if isinstance(source, Image.Image):
@@ -98,7 +164,7 @@ def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
         require_regular(source)
         image = Image.open(source, formats=_formats())
     if shorter_side is not None and image.format == "JPEG":
-        scale = shorter_side / min(image.size)
+        scale = OVERSAMPLING * shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
     depth = _depth(image)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
@@ -206,15 +272,19 @@ def pixel_versions() -> dict[str, Any]:
     return {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "pixels": PIXELS_VERSION}
 
 
+def one_ahead(batches: Iterable[T]) -> Iterator[T]:
+    """The same batches, each made by a thread while the one before it is worked on."""
+    iterator = iter(batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="one-ahead") as thread:
+        waiting = thread.submit(next, iterator, None)
+        while (batch := waiting.result()) is not None:
+            waiting = thread.submit(next, iterator, None)
+            yield batch
+
+
 def readers() -> ThreadPoolExecutor:
     """Threads of this process that read images, one for each processor that it may use."""
     return _readers_of(os.getpid())
-
-
-def read_all(read: Callable[[T], R], images: Sequence[T]) -> Iterator[R]:
-    """What a function gives for each image, in order, by [`readers`]; in chunks, as each pending call takes memory."""
-    for start in range(0, len(images), CHUNK):
-        yield from readers().map(read, images[start : start + CHUNK])
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from hf_sgdr._utils.scoped import modes_restored
 from hf_sgdr.data.image_spec import ImageSpec
-from hf_sgdr.data.images import read_image
+from hf_sgdr.data.images import read_image, read_pixels
 from hf_sgdr.models.patches import blank_images, take_square_images
 
 Augment = Literal["basic", "side_on", "top_down"]
@@ -72,9 +72,11 @@ class ImageTransform:
     def pixels(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """The picture before normalising, uint8 (3, size, size); the same seed gives the same view."""
         if self.is_random:
-            image = read_image(image, self._highest_zoom)
-            return self._random_view(_to_tensor(image), np.random.default_rng(seed))
-        return self._centre_view(read_image(image, None if self.exact else self.spec.resize))
+            return self._random_view(read_pixels(image, self._highest_zoom), np.random.default_rng(seed))
+        if self.exact:
+            return self._exact_view(read_image(image))
+        pixels = read_pixels(image, self.spec.resize)
+        return self._centre_of(self._resize(pixels, *self._resized(*pixels.shape[1:])))
 
     def to_keep(self, image: Any) -> torch.Tensor:
         """What a cache keeps of an image, uint8 (3, height, width).
@@ -83,7 +85,7 @@ class ImageTransform:
         """
         if not self.is_random:
             return self.pixels(image, (0,))
-        pixels = _to_tensor(read_image(image, self._highest_zoom))
+        pixels = read_pixels(image, self._highest_zoom)
         scale = self._highest_zoom / min(pixels.shape[1:])
         if scale >= 1:
             return pixels
@@ -94,11 +96,11 @@ class ImageTransform:
         """The view that `pixels(image, seed)` would be, up to one more resizing, from what `to_keep(image)` was."""
         return self._random_view(pixels, np.random.default_rng(seed)) if self.is_random else pixels
 
-    def views(self, image: Image.Image, plain: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
+    def views(self, image: Image.Image | torch.Tensor, plain: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
         """Augmented views of an image for test-time augmentation, uint8 (views, 3, size, size).
 
         Args:
-            image (`Image.Image`): in RGB, upright.
+            image (`Image.Image`, or uint8 `Tensor` (3, height, width)): in RGB, upright.
             plain (`Tensor`): its plain view, whose pixels seed the draw: the same views whichever way it is given.
             numbers (iterable of `int`): which views.
         """
@@ -119,7 +121,7 @@ class ImageTransform:
         return scaled.sub_(mean).div_(std)
 
     def fast(self) -> "ImageTransform":
-        """The same view, decoded no larger than needed and resized on tensors: at least twice as fast."""
+        """The same view, decoded no larger than needed and resized on tensors: more than three times as fast."""
         return replace(self, exact=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,18 +140,25 @@ class ImageTransform:
         """The shorter side of a picture at the highest zoom, in pixels."""
         return int(self.spec.size * self.max_zoom)
 
-    def _centre_view(self, image: Image.Image) -> torch.Tensor:
-        spec = self.spec
-        height, width = (spec.resize, spec.resize) if spec.squash else _shorter_side_to(spec.resize, image)
-        if self.exact and spec.resizer == "pillow":
-            resample = Image.Resampling[spec.interpolation.upper()]
-            pixels = _to_tensor(image.resize((width, height), resample))
-        else:
-            pixels = self._resize(_to_tensor(image), height, width)
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture once it is resized, rounded as torchvision and transformers round."""
+        short = self.spec.resize
+        if self.spec.squash:
+            return short, short
+        return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+
+    def _exact_view(self, image: Image.Image) -> torch.Tensor:
+        height, width = self._resized(image.height, image.width)
+        if self.spec.resizer == "pillow":
+            resample = Image.Resampling[self.spec.interpolation.upper()]
+            return self._centre_of(_to_tensor(image.resize((width, height), resample)))
+        return self._centre_of(self._resize(_to_tensor(image), height, width))
+
+    def _centre_of(self, pixels: torch.Tensor) -> torch.Tensor:
         # Half a pixel: timm rounds the crop's corner to the even side, transformers' processors round it down.
-        half = round if spec.resizer == "pillow" else int
-        top, left = half((height - spec.size) / 2), half((width - spec.size) / 2)
-        return vision.crop(pixels, top, left, spec.size, spec.size)
+        half, size = round if self.spec.resizer == "pillow" else int, self.spec.size
+        top, left = (half((side - size) / 2) for side in pixels.shape[1:])
+        return vision.crop(pixels, top, left, size, size)
 
     def _resize(self, pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         mode = InterpolationMode(self.spec.interpolation)
@@ -229,12 +238,6 @@ def _check_size(model: nn.Module, size: int) -> None:
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _shorter_side_to(short: int, image: Image.Image) -> tuple[int, int]:
-    """Height and width once the shorter side is `short`, rounded as torchvision and transformers round."""
-    width, height = image.size
-    return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
 
 
 def _rotated_crop(pixels: torch.Tensor, degrees: float, top: int, left: int, size: int) -> torch.Tensor:

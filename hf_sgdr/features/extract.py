@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.system import use_all_processors
 from hf_sgdr.data.dataset import ImageDataset
-from hf_sgdr.data.images import pixel_versions
+from hf_sgdr.data.images import one_ahead, pixel_versions
 from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.features.store import FeatureStore, module_hash
 from hf_sgdr.models.boundary import Boundary
@@ -181,7 +181,7 @@ def _features_of_batches(
 ) -> Iterator[torch.Tensor]:
     """The features of each batch of pixels; the first one shows that the rest makes the model's logits of them."""
     model.eval()
-    for number, pixels in enumerate(loader):
+    for number, pixels in enumerate(one_ahead(loader)):
         with torch.inference_mode(), _autocast(device, dtype):
             batch = transform.normalize(pixels.to(device, non_blocking=True))
             batch = batch.contiguous(memory_format=torch.channels_last)

@@ -30,15 +30,15 @@ _LOCKS = [threading.Lock() for _ in range(64)]
 _LONGEST_NAME = 100
 
 
-def as_image(image: Any, timeout: float | None = None, shorter_side: int | None = None) -> Image.Image:
-    """An image as a Pillow image in RGB, upright.
+def as_image(image: Any, timeout: float | None = None, read: Callable[..., Any] = read_image) -> Any:
+    """An image in RGB, upright: a Pillow image, or what else `read` makes of it.
 
     Args:
         image: a path, an address (http or https), base64 text or a data URI, encoded bytes, a `{"bytes", "path"}` of
             `datasets`, a Pillow image, or an array or tensor of pixels (height and width before or after channels;
             floats from 0 to 1).
         timeout (`float`, *optional*): seconds to wait for an address.
-        shorter_side (`int`, *optional*): see [`read_image`].
+        read (callable, *optional*): [`read_image`], or one that takes the same.
 
     Raises:
         UnreadableImageError: a `ValueError`, if it cannot be read; it names the file or address.
@@ -46,22 +46,22 @@ def as_image(image: Any, timeout: float | None = None, shorter_side: int | None 
     """
     if isinstance(image, Image.Image):
         with _LOCKS[id(image) // 16 % len(_LOCKS)]:
-            return read_image(image, shorter_side)
+            return read(image)
     if isinstance(image, np.ndarray | torch.Tensor):
         try:
-            return read_image(to_pil_image(image))
+            return read(to_pil_image(image))
         except ValueError as error:
             raise UnreadableImageError(f"{type(image).__name__} {tuple(image.shape)}", str(error)) from error
     if not isinstance(image, str):
-        return read_image(image, shorter_side)
+        return read(image)
     if image.startswith(("http://", "https://")):
         source = _fetched(image, timeout)
     elif os.path.exists(image):
-        return read_image(image, shorter_side)
+        return read(image)
     else:
         source = _from_base64(image)
     try:
-        return read_image(source, shorter_side)
+        return read(source)
     except UnreadableImageError as error:
         raise UnreadableImageError(_short(image), error.reason) from error
 

@@ -244,7 +244,7 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
     ) -> Any:
         """An image's views, (1, 1 + tta, ...) each; see [`ModelViews`]."""
         try:
-            return self.views(as_image(image, timeout, self.views.shorter_side(tta)), tta)
+            return self.views(as_image(image, timeout, self.views.reader(tta)), tta)
         except UnreadableImageError as error:
             if not return_exceptions:
                 raise

@@ -6,7 +6,7 @@ image's content and their number alone, so that trainer and pipeline see the sam
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
 from hf_sgdr.data.image_spec import ImageSpec
+from hf_sgdr.data.images import read_image, read_pixels
 from hf_sgdr.data.transforms import Augment, ImageTransform
 
 logger = logging.get_logger(__name__)
@@ -151,14 +152,15 @@ class ModelViews:
             )
         return transform
 
-    def shorter_side(self, tta: int) -> int | None:
-        """How many pixels a JPEG's shorter side must keep for the views; None for all of them."""
+    def reader(self, tta: int) -> Callable[[Any], Any]:
+        """What reads an image for the views: the whole picture, or no more of a JPEG than they need."""
         if self.plain is None or self.plain.exact:
-            return None
+            return read_image
         spec = self.plain.spec
-        return max(spec.resize, math.ceil(spec.size * self.augmented.max_zoom)) if tta else spec.resize
+        shorter_side = max(spec.resize, math.ceil(spec.size * self.augmented.max_zoom)) if tta else spec.resize
+        return functools.partial(read_pixels, shorter_side=shorter_side)
 
-    def __call__(self, image: Image.Image, tta: int = 0) -> dict[str, torch.Tensor]:
+    def __call__(self, image: Image.Image | torch.Tensor, tta: int = 0) -> dict[str, torch.Tensor]:
         """The plain view and `tta` augmented ones, as `{"pixel_values": uint8 (1, 1 + tta, 3, size, size)}`.
 
         Where the image processor makes the views, they are what it gives, with an axis for the views.

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainingArguments
 
+<<<<<<< HEAD
 from hf_sgdr._utils.system import shows_bars, usable_processors
+=======
+from hf_sgdr._utils.file_index import file_index
+from hf_sgdr._utils.system import usable_processors
+>>>>>>> issue13
 from hf_sgdr.optim.balance import checked_class_weights
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
@@ -56,6 +61,8 @@ class SGDRTrainingArguments(TrainingArguments):
             by default half of the memory that is free.
         cache_images (`bool`, *optional*, defaults to False): decode and resize each image once and keep its 8-bit
             pixels on disk, so that later epochs decode nothing.
+        verify (`bool`, *optional*, defaults to False): hash and check every image file anew; by default one whose path,
+            size and time of modification are those of an earlier run counts as unchanged.
         cache_disk_gb (`float`, *optional*, defaults to 50.0): features or images of more GB than this are refused
             before they are computed.
         keep_freed_memory (`bool`, *optional*, defaults to True): on a CPU, tell the C library to keep the memory that
@@ -117,6 +124,7 @@ class SGDRTrainingArguments(TrainingArguments):
     feature_memory_gb: float | None = field(default=None, metadata={"help": "Features above this stay on disk."})
     cache_images: bool = field(default=False, metadata={"help": "Keep decoded images on disk for later epochs."})
     cache_disk_gb: float = field(default=50.0, metadata={"help": "Features or images above this are refused."})
+    verify: bool = field(default=False, metadata={"help": "Hash and check all image files, also unchanged ones."})
     keep_freed_memory: bool = field(default=True, metadata={"help": "On a CPU, keep freed memory: twice as fast."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of SGD."})
     freeze_batch_norm: bool = field(default=False, metadata={"help": "Keep all batch-norm statistics still."})
@@ -131,6 +139,8 @@ class SGDRTrainingArguments(TrainingArguments):
     label_column_name: str = field(default="label", metadata={"help": "The data's column of class labels."})
 
     def __post_init__(self) -> None:
+        if self.verify:
+            file_index().clear()
         is_default = self.per_device_train_batch_size is None
         if is_default:
             self.per_device_train_batch_size = DEFAULT_BATCH

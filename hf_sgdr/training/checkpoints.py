@@ -1,8 +1,8 @@
 """Checkpoints that are whole or do not count, and runs that resume to the bit.
 
 transformers restores weights, optimizer, scheduler, random generators and the place in the data. What is added: a
-checkpoint is used only if its manifest, written last, is complete; the loss since the last log line goes on; and a
-checkpoint at the end of an epoch is written after that epoch was evaluated, not before.
+checkpoint is used only if its manifest, written last, is complete; the loss since the last log line goes on; a
+checkpoint at the end of an epoch is written after that epoch was evaluated, not before; and SIGTERM writes one.
 """
 
 import hashlib
@@ -12,20 +12,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
+from hf_sgdr._utils import termination
 from hf_sgdr._utils.store import replace_file
 
 logger = logging.get_logger(__name__)
 
 MANIFEST = "sgdr_state.json"
+# Beside an accelerator, which every question makes wait, several processes ask each other so rarely whether to end.
+ASK_EVERY = 16
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes the manifest of each checkpoint last, then removes older checkpoints.
+    """Writes the manifest of each checkpoint last, then removes older checkpoints; ends the run that SIGTERM ends.
+
+    That run saves a checkpoint after its present step, or after the evaluation that it is in; of several processes all
+    do as soon as one was told to.
 
     Args:
         state (`Callable[[], dict]`): plain values that a resumed run needs beside transformers' own; every process
@@ -38,17 +46,20 @@ class SealCheckpoints(TrainerCallback):
         self.resumed: dict[str, Any] = {}  # of the checkpoint that the next training goes on from
         self.limit: int | None = None  # `save_total_limit`, which the Trainer would apply before the manifest is there
         self._save_after_epoch = False
+        self._is_ending = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Restore the state of a resumed run."""
-        self._save_after_epoch = False
+        self._save_after_epoch = self._is_ending = False
         if self.resumed:
             self._restore(self.resumed)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put a checkpoint of an epoch's last step off until the epoch was evaluated."""
+        """Save if the run is to end; put a checkpoint of an epoch's last step off until the epoch was evaluated."""
+        if args.device.type == "cpu" or args.world_size == 1 or state.global_step % ASK_EVERY == 0:
+            self._save_if_ending(args, control)
         is_last = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
         if control.should_save and is_last:
             control.should_save, self._save_after_epoch = False, True
@@ -60,13 +71,31 @@ class SealCheckpoints(TrainerCallback):
         control.should_save |= self._save_after_epoch
         self._save_after_epoch = False
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save if the run is to end; an evaluation may take longer than whoever ends it waits."""
+        if termination.is_deferred():
+            self._save_if_ending(args, control)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the manifest, then remove the oldest checkpoints."""
+        """Write the manifest, then remove the oldest checkpoints, or end."""
         values = self._state()
         if args.should_save:
             folder = args.output_dir or ""
             seal(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), values)
             rotate_checkpoints(folder, self.limit, state.best_model_checkpoint)
+        if self._is_ending:
+            termination.ignore_sigterm()  # a launcher ends all processes when the first one has ended
+            PartialState().wait_for_everyone()
+            termination.end()
+
+    def _save_if_ending(self, args: TrainingArguments, control: TrainerControl) -> None:
+        is_told = termination.is_requested()
+        if args.world_size > 1:
+            told = torch.tensor(float(is_told), device=args.device)
+            torch.distributed.all_reduce(told)
+            is_told = bool(told)
+        self._is_ending |= is_told
+        control.should_save |= is_told
 
 
 def seal(checkpoint: Path, state: dict[str, Any]) -> None:

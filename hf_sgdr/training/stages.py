@@ -12,7 +12,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr._utils import scoped
-from hf_sgdr._utils.files import RUNS_FOLDER
+from hf_sgdr._utils.files import RUNS_FOLDER, clear_disk_errors
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
@@ -60,10 +60,12 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
         ValueError: if there is no stage, two have one name, the trainer does not evaluate each epoch, the run to go on
             with was begun with other arguments, images, stages or starting weights, another run is writing to
             `output_dir`, or a file to go on from is damaged.
+        OSError: if `output_dir` is full or cannot be written.
     """
     _check_stages(trainer, stages)
     folder = Path(trainer.args.output_dir, RUNS_FOLDER)
-    with run_lock(folder) if trainer.is_world_process_zero() else nullcontext():
+    lock = run_lock(folder) if trainer.is_world_process_zero() else nullcontext()
+    with clear_disk_errors(trainer.args.output_dir), lock:
         return _run_stages(trainer, stages, resume)
 
 

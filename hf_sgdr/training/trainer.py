@@ -28,7 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 from typing_extensions import override
 
-from hf_sgdr._utils import scoped
+from hf_sgdr._utils import scoped, termination
 from hf_sgdr._utils._compat import (
     forget_prepared_models,
     loss_counters,
@@ -36,7 +36,7 @@ from hf_sgdr._utils._compat import (
     restore_loss_counters,
     skip_gradient_norm,
 )
-from hf_sgdr._utils.files import RUNS_FOLDER
+from hf_sgdr._utils.files import RUNS_FOLDER, clear_disk_errors
 from hf_sgdr._utils.plots import plot_rates
 from hf_sgdr._utils.store import apply_umask
 from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
@@ -750,7 +750,8 @@ class SGDRTrainer(Trainer):
         with self.on_features():
             batches = len(self.get_train_dataloader())
             self._steps_per_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
-            with scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step)):
+            in_loop = scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step))
+            with termination.deferred(), clear_disk_errors(self.args.output_dir), in_loop:
                 output = super().train(checkpoint, trial, ignore_keys)
         record = fit_record(
             self.state,

@@ -1,0 +1,101 @@
+"""What is known of files without reading them again, beside the stores: `hashes-<machine>.sqlite` in the cache folder.
+
+A word is trusted only while path, size and time of modification are those of then. On disk rather than in memory, so
+that a million files cost no more of it than a few, and a second run reads none of them.
+"""
+
+import contextlib
+import functools
+import os
+import platform
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers.utils import logging
+
+from hf_sgdr._utils.files import FileIdentity
+from hf_sgdr._utils.store import cache_folder
+
+logger = logging.get_logger(__name__)
+
+_TABLE = """create table if not exists files
+    (path blob, size integer, modified integer, kind text, value blob, primary key (path, kind)) without rowid"""
+_FIND = "select size, modified, value from files where path = ? and kind = ?"
+
+
+class FileIndex:
+    """One value of each kind for each file.
+
+    Args:
+        path (`Path`): of the database. One that cannot be opened or written is replaced by one in memory, which begins
+            empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = self._open(path)
+
+    def get(self, kind: str, files: Sequence[FileIdentity | None]) -> list[bytes | None]:
+        """The value of each file, None where none is known."""
+        values: list[bytes | None] = []
+        with self._lock:
+            for file in files:
+                row = None
+                if file is not None:
+                    with contextlib.suppress(sqlite3.Error):  # somebody took the disk away
+                        row = self._connection.execute(_FIND, (_bytes(file[0]), kind)).fetchone()
+                values.append(row[2] if row and file and row[:2] == file[1:] else None)
+        return values
+
+    def put(self, kind: str, values: Iterable[tuple[FileIdentity, bytes]]) -> None:
+        """Note values; where the disk does not take them, they are not noted."""
+        rows = [(_bytes(path), size, modified, kind, value) for (path, size, modified), value in values]
+        if not rows:
+            return
+        with self._lock, contextlib.suppress(sqlite3.Error), self._connection:
+            self._connection.executemany("insert or replace into files values (?, ?, ?, ?, ?)", rows)
+
+    def clear(self) -> None:
+        """Forget everything, so that all files are read again."""
+        with self._lock, contextlib.suppress(sqlite3.Error), self._connection:
+            self._connection.execute("delete from files")
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _connected(path)
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError):  # damaged: nothing in it counts
+                logger.warning(f"{path} is damaged ({error}): beginning it anew.")
+                with contextlib.suppress(OSError, sqlite3.Error):
+                    path.unlink()
+                    return _connected(path)
+        except OSError:
+            pass
+        with contextlib.suppress(sqlite3.Error):  # one that may only be read
+            return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        return _connected(":memory:")
+
+
+def file_index() -> FileIndex:
+    """That of this machine and the present cache folder."""
+    return _index_at(cache_folder() / f"hashes-{platform.node()}.sqlite", os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _index_at(path: Path, process: int) -> FileIndex:
+    """By process: a connection is of no use after a fork."""
+    return FileIndex(path)
+
+
+def _connected(path: Path | str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+    connection.execute(_TABLE)
+    connection.commit()
+    return connection
+
+
+def _bytes(path: str) -> bytes:
+    return os.fsencode(path)  # a name may be no text
