@@ -15,8 +15,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from hf_sgdr._utils.files import FileIdentity
-from hf_sgdr._utils.store import cache_folder
+from hf_sgdr._utils.files import FileIdentity, cache_folder
 
 logger = logging.get_logger(__name__)
 

@@ -1,19 +1,12 @@
-<<<<<<< HEAD
-"""Files and folders, as several rooms know them: what tells a file from another, and where runs and stores lie."""
-=======
-"""Files and folders, as several rooms know them: what tells a file from another, where runs lie, and full disks."""
->>>>>>> issue13
+"""Files and folders, as several rooms know them: their identity, where runs and stores lie, and full disks."""
 
 import errno
 import os
-<<<<<<< HEAD
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants
-=======
-from collections.abc import Iterator
-from contextlib import contextmanager
->>>>>>> issue13
 
 # Below an output folder: what a run keeps for itself, and what an unfinished one left.
 RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"

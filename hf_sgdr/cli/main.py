@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The command `hf-sgdr`, and how a recipe starts and ends: exit codes, user errors in one line, Ctrl-C, closed pipes.
-=======
-"""How a recipe starts and ends: exit codes, user errors in one line, Ctrl-C, SIGTERM and closed pipes."""
->>>>>>> issue13
+"""The command `hf-sgdr`, and how a recipe starts and ends: exit codes, errors in one line, signals, closed pipes.
 
 Nothing here takes long to import: a command imports what it needs.
 """
@@ -18,12 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-<<<<<<< HEAD
-from hf_sgdr._utils.text import nearest, printable
-=======
 from hf_sgdr._utils.termination import TERMINATED, Terminated, catch_sigterm
-from hf_sgdr._utils.text import printable
->>>>>>> issue13
+from hf_sgdr._utils.text import nearest, printable
 from hf_sgdr.cli.errors import error_line
 from hf_sgdr.cli.recipes import FILES, copy_recipe, recipes_folder
 from hf_sgdr.version import __version__
@@ -66,11 +58,7 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> int:
     Returns:
         `int`: the exit code.
     """
-<<<<<<< HEAD
-=======
-    program = Path(sys.argv[0]).name
     catch_sigterm()
->>>>>>> issue13
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be told from an error
@@ -78,13 +66,8 @@ def run_cli(main: Callable[[Sequence[str]], int | None]) -> int:
     except (KeyboardInterrupt, Terminated) as end:
         word, status = ("terminated", TERMINATED) if isinstance(end, Terminated) else ("interrupted", INTERRUPTED)
         if os.environ.get("RANK", "0") == "0":  # one line, not one a process
-<<<<<<< HEAD
-            print(f"\n{_program()}: interrupted{_resume_hint()}", file=sys.stderr)
-        return INTERRUPTED
-=======
-            print(f"\n{program}: {word}{_resume_hint(program)}", file=sys.stderr)
+            print(f"\n{_program()}: {word}{_resume_hint()}", file=sys.stderr)
         return status
->>>>>>> issue13
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _silence_closed_pipes():
             return PIPE_CLOSED

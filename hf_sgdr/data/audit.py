@@ -55,12 +55,8 @@ def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
     check_on_error(on_error)
     if on_error is None:
         return list(range(len(images)))
-<<<<<<< HEAD
-    checks = read_all(lambda i: _reason(images[i]), range(len(images)))
+    checks = _reasons(images)
     outcomes = list(tqdm(checks, "Checking images", len(images), unit="image", delay=1.0, leave=False, disable=None))
-=======
-    outcomes = list(tqdm(_reasons(images), "Checking images", len(images), unit="image", delay=1.0, leave=False))
->>>>>>> issue13
     reasons = {names[i]: reason for i, reason in enumerate(outcomes) if reason is not None}
     if reasons and on_error == "raise":
         raise UnreadableImagesError(reasons, len(images))

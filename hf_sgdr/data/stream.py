@@ -11,7 +11,7 @@ from hf_sgdr.data.images import CHUNK
 from hf_sgdr.data.labels import is_multi_label, label_names
 
 MATERIALISE = (
-    "only precomputed features can be: give every stage precompute=True (recipes/train.py: configs/fast.yaml, or "
+    "only precomputed features can be: give every stage precompute=True (hf-sgdr train fast.yaml, or "
     "--stages precomputed augmented), or materialise the stream: no --streaming, or Dataset.from_list(list(stream))."
 )
 

@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import TrainingArguments
 
-<<<<<<< HEAD
-from hf_sgdr._utils.system import shows_bars, usable_processors
-=======
 from hf_sgdr._utils.file_index import file_index
-from hf_sgdr._utils.system import usable_processors
->>>>>>> issue13
+from hf_sgdr._utils.system import shows_bars, usable_processors
 from hf_sgdr.optim.balance import checked_class_weights
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
