@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from hf_sgdr.cli import main as command
 from hf_sgdr.cli.arguments import DECIDED_BY_STAGES, GROUPS, TRAINING
+from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.recipes import FILES, recipes_folder
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
@@ -130,3 +131,13 @@ def test_stores_are_listed_and_removed(hf_sgdr, tmp_path, monkeypatch):
     assert "abc " in hf_sgdr("features", "ls")[1].out
     assert "Removed 1 stores" in hf_sgdr("features", "prune", "--days", 0)[1].out
     assert os.listdir(tmp_path / "features") == []
+
+
+def test_a_yaml_file_of_the_package_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, _, recipe, _ = parse(TRAINING, ["fast.yaml", "photos"], "")
+    assert (data.data_dir, '"solve": true' in recipe.stages[0]) == ("photos", True)
+    (tmp_path / "fast.yaml").write_text("image_size: 32\n")
+    assert parse(TRAINING, ["fast.yaml"], "")[1].image_size == 32
+    with pytest.raises(FileNotFoundError, match=r"slow\.yaml"):
+        parse(TRAINING, ["slow.yaml"], "")

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_sgdr._utils.text import nearest
+from hf_sgdr.cli.recipes import recipes_folder
 
 # Where the recipes differ from transformers: --resume needs checkpoints.
 _DEFAULTS = {"output_dir": "hf_sgdr_out", "save_strategy": "epoch", "save_total_limit": 2}
@@ -42,6 +43,8 @@ def parse(
 ) -> Arguments:
     """Arguments from `[config.yaml] [folder] [--flag value ...]`; flags win over the file.
 
+    A file that is not there may be one of the package's own: lesson.yaml, short.yaml, fast.yaml or demo.yaml.
+
     Args:
         kinds (sequence of dataclasses): what to fill.
         argv (sequence of `str`): the command line without the program's name.
@@ -60,7 +63,7 @@ def parse(
         groups = {title: {k: v for k, v in names.items() if k not in refused} for title, names in groups.items()}
     parser = OneLineParser(kinds, groups=groups, description=description)
     parser.set_defaults(**{name: value for name, value in _DEFAULTS.items() if name in parser.types})  # for the help
-    config = Path(argv[0]) if argv and argv[0].endswith((".yaml", ".yml")) else None
+    config = _config(argv[0]) if argv and argv[0].endswith((".yaml", ".yml")) else None
     values = parser.given_values(argv if config is None else argv[1:], config)
     given = {name for name, value in values.items() if value is not None}
     for name, reason in refused.items():
@@ -74,6 +77,12 @@ def parse(
     )
     arguments.given, arguments.is_demo = given, is_demo
     return arguments
+
+
+def _config(word: str) -> Path:
+    """The YAML file of that name, or one that the package brings, such as fast.yaml."""
+    brought = recipes_folder() / "configs" / word
+    return brought if "/" not in word and not Path(word).exists() and brought.exists() else Path(word)
 
 
 class OneLineParser(HfArgumentParser):
