@@ -189,3 +189,56 @@ def test_sigterm_to_the_group_of_a_launcher_of_one_process_saves_a_checkpoint(fo
     output, _ = run.communicate(timeout=60)  # until the script, too, has closed it
     assert output.count("train.py: terminated; to go on: accelerate launch ") == 1
     assert len(list((output_dir / "_runs" / "whole").glob("checkpoint-*/sgdr_state.json"))) == 1
+
+
+def test_two_launchers_as_two_machines_share_a_store_and_one_killed_ends_the_other(folder, tmp_path):
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path / "body")
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "HF_SGDR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+    def machine(rank, port, output_dir, *args):
+        words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+        words += ["--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
+        words += ["--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        words += [
+            RECIPE,
+            "--data_dir",
+            folder,
+            "--model",
+            tmp_path / "body",
+            "--output_dir",
+            output_dir,
+            *LONGER,
+            *args,
+        ]
+        return subprocess.Popen(
+            list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    port = free_port()
+    broken = [machine(rank, port, tmp_path / "out") for rank in range(2)]
+    progress, deadline = tmp_path / "out" / "_runs" / "progress.json", time.monotonic() + 300
+    while not (progress.exists() and "whole" in json.loads(progress.read_text())["rates"]):
+        ended = [process.communicate()[0][-3000:] for process in broken if process.poll() is not None]
+        assert not ended, ended
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    written = {path: path.stat().st_mtime_ns for path in (cache / "features").rglob("*.safetensors")}
+    assert written
+    for process in (*psutil.Process(broken[1].pid).children(recursive=True), broken[1]):
+        process.kill()
+    output, _ = broken[0].communicate(timeout=200)
+    broken[1].communicate(timeout=10)
+    assert broken[0].returncode != 0
+    assert output.count("train.py: error: ") == 1, output[-3000:]
+    assert "another process of this run has ended" in output
+    alone = launched(1, RECIPE, "--data_dir", folder, "--model", tmp_path / "body", "--output_dir", tmp_path / "alone",
+                     *WORDS, env=environment)  # fmt: skip
+    output, _ = alone.communicate(timeout=400)
+    assert alone.returncode == 0, output[-3000:]
+    port = free_port()
+    resumed = [machine(rank, port, tmp_path / "out", "--resume", "true") for rank in range(2)]
+    outputs = [process.communicate(timeout=400)[0] for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], outputs[0][-3000:]
+    assert {path: path.stat().st_mtime_ns for path in (cache / "features").rglob("*.safetensors")} == written
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["world_size"] == 2

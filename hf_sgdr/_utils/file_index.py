@@ -21,7 +21,8 @@ logger = logging.get_logger(__name__)
 
 _TABLE = """create table if not exists files
     (path blob, size integer, modified integer, kind text, value blob, primary key (path, kind)) without rowid"""
-_FIND = "select size, modified, value from files where path = ? and kind = ?"
+_FIND = "select path, size, modified, value from files where kind = ? and path in"
+_AT_ONCE = 500  # of the 999 that every SQLite takes
 
 
 class FileIndex:
@@ -38,15 +39,16 @@ class FileIndex:
 
     def get(self, kind: str, files: Sequence[FileIdentity | None]) -> list[bytes | None]:
         """The value of each file, None where none is known."""
-        values: list[bytes | None] = []
-        with self._lock:
-            for file in files:
-                row = None
-                if file is not None:
-                    with contextlib.suppress(sqlite3.Error):  # somebody took the disk away
-                        row = self._connection.execute(_FIND, (_bytes(file[0]), kind)).fetchone()
-                values.append(row[2] if row and file and row[:2] == file[1:] else None)
-        return values
+        found: dict[bytes, tuple[int, int, bytes]] = {}
+        wanted = [_bytes(file[0]) for file in files if file is not None]
+        with self._lock, contextlib.suppress(sqlite3.Error):  # somebody may take the disk away
+            for start in range(0, len(wanted), _AT_ONCE):
+                some = wanted[start : start + _AT_ONCE]
+                rows = self._connection.execute(f"{_FIND} ({','.join('?' * len(some))})", (kind, *some))
+                found.update((path, (size, modified, value)) for path, size, modified, value in rows)
+        rows_of = [found.get(_bytes(file[0])) if file else None for file in files]
+        pairs = zip(rows_of, files, strict=True)
+        return [row[2] if row and file and row[:2] == file[1:] else None for row, file in pairs]
 
     def put(self, kind: str, values: Iterable[tuple[FileIdentity, bytes]]) -> None:
         """Note values; where the disk does not take them, they are not noted."""

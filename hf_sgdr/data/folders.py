@@ -316,9 +316,11 @@ def _readable_images(by_split: dict[str, FilesByClass], on_error: OnError) -> di
 
 def _to_dataset(images: FilesByClass, names: list[str]) -> Dataset:
     """Rows in the order of the classes; the name "" is no class but stands for images without labels."""
-    rows = [(file, names.index(name) if name else UNLABELLED) for name, files in images.items() for file in files]
+    files = [file for members in images.values() for file in members]
+    numbers = ((names.index(name) if name else UNLABELLED, len(members)) for name, members in images.items())
+    labels = [number for number, count in numbers for _ in range(count)]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
-    return Dataset.from_dict({"image": [file for file, _ in rows], "label": [id_ for _, id_ in rows]}, features)
+    return Dataset.from_dict({"image": files, "label": labels}, features)
 
 
 def _check_train(images: FilesByClass, root: Path) -> list[str]:
