@@ -595,7 +595,8 @@ def test_the_summary_says_what_decides_and_gives_a_command_that_works(trained, h
     assert predict == ["hf-sgdr", "predict", "--model", "out", "IMAGES"]
     assert here("predict.py", *predict[2:-1], next((root / "images").rglob("*.jpg"))).out.count("\t") == 2
     assert report[:3] == ["hf-sgdr", "report", "--model"]
-    assert "out on 8 images: images/valid" in here("report.py", *(word.replace("FOLDER", "images") for word in report[2:])).out
+    said = here("report.py", *(word.replace("FOLDER", "images") for word in report[2:])).out
+    assert "out on 8 images: images/valid" in said
     assert push == ["hf-sgdr", "push", "out", "user/name", "--push_space"]
     assert "Augmentation has no effect" not in done.stderr
 
