@@ -37,7 +37,7 @@ from hf_sgdr._utils._compat import (
     skip_gradient_norm,
 )
 from hf_sgdr._utils.files import RUNS_FOLDER
-from hf_sgdr._utils.plots import plot_rates
+from hf_sgdr._utils.plots import plot_images, plot_rates
 from hf_sgdr._utils.store import apply_umask
 from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
@@ -441,6 +441,53 @@ class SGDRTrainer(Trainer):
     def eval_transform(self, value: ImageTransform) -> None:
         self.images.eval_transform = value
 
+    def set_transforms(self, train: ImageTransform, eval: ImageTransform) -> None:
+        """Change what images go through, both at once: another size, for example, after a fit at a smaller one.
+
+        `trainer.set_transforms(*image_transforms(model, image_size=224, augment="side_on", max_zoom=1.1))`. Features of
+        other images are computed anew, and `save_model` writes the transforms that are set then.
+
+        Args:
+            train ([`ImageTransform`]): for training.
+            eval ([`ImageTransform`]): for evaluation, and what is saved with the model.
+
+        Raises:
+            TypeError: if one is not an [`ImageTransform`].
+            ValueError: if the one for evaluation draws at random. Then both stay as they were.
+        """
+        self.images.set_transforms(train, eval)
+
+    def show_batch(self, n: int = 8, *, seed: int = 0, ax: Axes | None = None) -> Axes:
+        """Training images as the next fit shows them to the model, augmented and cut, with their labels.
+
+        With precompute on they are what features are computed of. Training draws nothing else because of it.
+
+        Args:
+            n (`int`, *optional*, defaults to 8): how many.
+            seed (`int`, *optional*, defaults to 0): another one shows other images.
+            ax (`Axes`, *optional*): where to draw; by default a new figure.
+
+        Raises:
+            ValueError: if there are no training images, or they are a stream.
+        """
+        n, rows = require_whole("n", n, at_least=1), self.train_dataset
+        if is_stream(rows) or not self.images.are_in(rows):
+            kind = "a stream" if is_stream(rows) else "none" if rows is None else "a model's inputs"
+            raise ValueError(f"show_batch() shows training images, and train_dataset is {kind}: give rows of images.")
+        self._check_images("train_dataset", rows)
+        if self.precompute:
+            images = self.images.view(rows, min(1, self.args.precompute_views))
+        else:
+            images = self.images.training(rows, self.num_fits + 1)
+        chosen = np.random.default_rng(require_whole("seed", seed, at_least=0)).permutation(len(images))[:n]
+        shown, names = [images[int(index)] for index in chosen], class_names(self.model.config)
+        captions = [[_in_words(row["labels"], names)] if "labels" in row else [] for row in shown]
+        return plot_images([row["pixel_values"].permute(1, 2, 0).numpy() for row in shown], captions, ax)
+
+    def summary(self) -> str:
+        """The model's layer groups in plain text: parameters, and which train. `print(trainer.summary())`."""
+        return f"{type(self.model).__name__}, {len(self.layer_groups)} layer groups\n{self.layer_groups.summary()}"
+
     @property
     def schedule(self) -> SGDRSchedule | None:
         """The present schedule in optimizer steps; None before training and at a constant rate."""
@@ -591,7 +638,12 @@ class SGDRTrainer(Trainer):
 
     @override
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now."""
+        """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now.
+
+        Also in the middle, to come back to: `trainer.save_model("halfway")`, and later, into the same trainer,
+        `safetensors.torch.load_model(trainer.model, "halfway/model.safetensors")`. Features of other weights are never
+        taken.
+        """
         processor = self.images.record_in(self.features.model)
         if self._own_processor and not isinstance(processor, TimmWrapperImageProcessor):  # that is all in config.json
             self.processing_class = processor
@@ -854,6 +906,12 @@ class SGDRTrainer(Trainer):
         if dataset is None or isinstance(dataset, dict):
             raise ValueError("Which images? The trainer has no single eval_dataset: give dataset=.")
         return dataset
+
+
+def _in_words(label: Any, names: Sequence[str]) -> str:
+    """A class id, or a row of 0 and 1, by the names of the classes."""
+    ids = np.flatnonzero(label) if np.ndim(label) else [int(label)]
+    return ", ".join(names[i] for i in ids) or "none"
 
 
 def _named(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
