@@ -68,9 +68,15 @@ def test_a_recipe_runs_and_leaves_its_results(trainer, tmp_path):
     assert list(written) == ["schema", "world_size", "stages", "best", "tta", "run", "solved"]
     assert written["schema"] == 2
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
-        "head-learning-rate.png",
-        "whole-learning-rate.png",
+        "whole-learning-rate.png",  # the head's rate is constant
+        "run.png",
     }
+    names = [curve["name"] for curve in trainer.history.curves]
+    assert names == ["head", "whole"]
+    assert [list(curve["rates"]) for curve in trainer.history.curves] == [["head"], ["early", "middle", "head"]]
+    validation = [point["eval_loss"] for point in trainer.history.curves[1]["points"] if "eval_loss" in point]
+    assert len(validation) == 3
+    assert validation[-1] == whole["eval_loss"]
 
 
 def test_the_best_weights_of_all_stages_are_kept(trainer):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import Interrupt, RateRecorder, cosine, same, weights
+from helpers import Interrupt, RateRecorder, cosine, losses, same, weights
 from safetensors.torch import load_model
 from transformers import TrainingArguments
 
@@ -420,3 +420,24 @@ def test_the_summary_is_that_of_the_layer_groups(make_trainer):
     trainer = make_trainer()
     assert trainer.summary().splitlines()[0] == f"{type(trainer.model).__name__}, 3 layer groups"
     assert trainer.summary().endswith("parameters train")
+
+
+def test_losses_of_all_fits_are_plotted_and_rates_of_what_trained(make_trainer):
+    trainer = make_trainer()
+    with pytest.raises(
+        ValueError, match=r"plot_loss\(\) shows the losses of the fits: call fit\(\) or train\(\) first"
+    ):
+        trainer.plot_loss()
+    with pytest.raises(ValueError, match=r"no picture of a run before the first fit"):
+        trainer.history.plot()
+    trainer.fit([1e-4, 1e-3, 1e-2], 1, cycle_len=1)
+    trainer.unfreeze()  # afterwards, which is not what trained
+    assert [line.get_label() for line in trainer.plot_lr().lines][:1] == ["head"]
+    first = losses(trainer)
+    trainer.fit([1e-4, 1e-3, 1e-2], 2, cycle_len=1)
+    training, validation = trainer.plot_loss().lines
+    assert validation.get_xdata().tolist() == training.get_xdata().tolist() == [1, 2, 3]
+    assert validation.get_ydata().tolist() == first + losses(trainer)
+    assert [ax.get_title() for ax in trainer.history.plot().axes] == [
+        "learning rate of each layer group", "loss", "validation",
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Drawing: each function takes numbers and an optional Axes, and returns the Axes. Nothing here knows trainers."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -19,6 +21,8 @@ GROUPS = ("#9DC3E6", "#5B9BD5", "#1F4E79")
 # Points: below the first nobody reads a number, so it is left out; names go a little lower before every other one goes.
 SMALLEST_NUMBER, SMALLEST_NAME = 4.5, 4.0
 LONGEST_NAME = 24  # characters
+MOST_CYCLES = 12  # more are not marked
+BACKED: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}  # words over a curve
 CHARACTER = 0.6  # mean width of one, as a share of the font size
 IMAGE_PIXELS = 400  # the longer side of an image in a picture; more would only make the file larger
 
@@ -26,48 +30,117 @@ IMAGE_PIXELS = 400  # the longer side of an image in a picture; more would only 
 def plot_range_test(
     lrs: Sequence[float],
     losses: Sequence[float],
-    suggestion: float | None,
+    curve: Sequence[float],
     ax: Axes | None = None,
     *,
+    suggestion: float | None = None,
+    why: str | None = None,
     chosen: float | None = None,
+    usable: tuple[float, float, str] | None = None,
 ) -> Axes:
-    """Smoothed loss against learning rate, log axis, with the suggested rate marked, and the chosen one if another."""
+    """Loss against learning rate, log axis, with what the rate follows from.
+
+    Args:
+        lrs (sequence of `float`): the rate of each step.
+        losses, curve (sequences of `float`): the loss of each step, drawn faintly, and the smoothed one.
+        ax (`Axes`, *optional*): where to draw; by default a new figure.
+        suggestion (`float`, *optional*): a rate to mark.
+        why (`str`, *optional*): the reason for it, or why there is none, which is written into the picture.
+        chosen (`float`, *optional*): the rate that is used, if it is another one.
+        usable (`tuple[float, float, str]`, *optional*): the rates between which the ground is shaded, and what it is.
+    """
     ax = ax or new_axes()
-    ax.plot(lrs, losses, color=CURVE, linewidth=1.8)
+    if usable is not None:
+        low, high, name = usable
+        ax.axvspan(low, high, color=CURVE, alpha=0.1, linewidth=0, label=name)
+    ax.plot(lrs, losses, color=CURVE, linewidth=0.8, alpha=0.35)
+    ax.plot(lrs, curve, color=CURVE, linewidth=1.8)
     ax.set_xscale("log")
     ax.set_xlabel("learning rate of the head (log scale)")
-    ax.set_ylabel("smoothed training loss")
-    if losses:
-        low, high = min(losses), max(losses[: max(1, len(losses) // 2)])
-        room = max(high - low, 1e-3 * abs(high), 0.1)  # of a trained network's losses near zero only the rise counts
-        ax.set_ylim(low - 0.08 * room, high + 0.35 * room)
+    ax.set_ylabel("training loss: each step, and smoothed")
+    if curve:
+        lowest, highest = min(curve), max(curve[: max(1, len(curve) // 2)])
+        room = max(highest - lowest, 1e-3 * abs(highest), 0.1)  # of losses near zero only the rise counts
+        ax.set_ylim(lowest - 0.08 * room, highest + 0.5 * room)
     if suggestion is not None:
-        ax.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:.1e}")
+        label = f"suggested: {suggestion:.1e}" + (f", {why}" if why else "")
+        ax.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--", label=label)
     if chosen is not None and chosen != suggestion:
         ax.axvline(chosen, color=MARK, linewidth=1.2, label=f"chosen: {chosen:.1e}")
-    if suggestion is not None or chosen is not None:
-        ax.legend(frameon=False)
-    _tidy(ax)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, loc="upper left", fontsize=8)
+    if suggestion is None and why:
+        text = "\n".join(textwrap.wrap(f"No suggestion: {why}.", 58))
+        ax.text(0.02, 0.03, text, transform=ax.transAxes, va="bottom", fontsize=8, color=MARK, bbox=BACKED)
+    tidy(ax)
     return ax
 
 
-def plot_rates(rates: Mapping[str, Sequence[float]], ax: Axes | None = None, *, log_scale: bool = False) -> Axes:
-    """Learning rate against optimizer step, a line for each layer group."""
+def plot_rates(
+    rates: Mapping[str, Sequence[float]],
+    ax: Axes | None = None,
+    *,
+    steps_per_epoch: int | None = None,
+    restarts: Sequence[int] = (),
+    log_scale: bool | None = None,
+) -> Axes:
+    """Learning rate against optimizer step, a line for each layer group; log axis where they are ten times apart.
+
+    Args:
+        rates (mapping): each group's rate at every step, by its name.
+        ax (`Axes`, *optional*): where to draw; by default a new figure.
+        steps_per_epoch (`int`, *optional*): for an axis of epochs above.
+        restarts (sequence of `int`, *optional*): the steps at which cycles begin anew; they are marked.
+        log_scale (`bool`, *optional*): whatever the rates are.
+    """
     ax = ax or new_axes()
-    shades = GROUPS[len(GROUPS) - len(rates) :] if len(rates) <= len(GROUPS) else [None] * len(rates)
-    for (name, values), shade in zip(rates.items(), shades, strict=True):
-        ax.plot(range(len(values)), values, color=shade, linewidth=1.6, label=name)
+    draw_rates(ax, {name: (range(len(values)), values) for name, values in rates.items()}, log_scale)
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("learning rate")
-    positive = any(value > 0 for values in rates.values() for value in values)
-    if log_scale and positive:
-        ax.set_yscale("log")
-    elif positive:
-        ax.set_ylim(bottom=0)
-    if len(rates) > 1:
-        ax.legend(frameon=False)
-    _tidy(ax)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if 0 < len(restarts) < MOST_CYCLES:
+        for number, step in enumerate((0, *restarts), start=1):
+            ax.axvline(step, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+            words: dict[str, Any] = {
+                "xycoords": ("data", "axes fraction"),
+                "textcoords": "offset points",
+                "fontsize": 7.5,
+            }
+            ax.annotate(f"cycle {number}", (step, 1), xytext=(2, -2), va="top", **words)
+    tidy(ax)
+    if steps_per_epoch is not None:
+        epochs = ax.secondary_xaxis(
+            "top", functions=(lambda x: np.asarray(x) / steps_per_epoch, lambda x: np.asarray(x) * steps_per_epoch)
+        )
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        epochs.set_xlabel("epoch")
+        epochs.spines["top"].set_visible(False)
     return ax
+
+
+def draw_rates(
+    ax: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], log_scale: bool | None = None
+) -> None:
+    """A line for each layer group, by its name: places on the x axis and rates; a legend where there are several.
+
+    The axis is logarithmic where the highest rates are ten times apart, of groups, or of fits, which NaN parts.
+    """
+    shades = GROUPS[len(GROUPS) - len(lines) :] if len(lines) <= len(GROUPS) else [None] * len(lines)
+    for (name, (places, values)), shade in zip(lines.items(), shades, strict=True):
+        ax.plot(places, values, color=shade, linewidth=1.6, label=name)
+    fits = [np.split(values, np.flatnonzero(np.isnan(values))) for _, values in lines.values()]
+    highest = [top for group in fits for part in group if (top := np.nanmax([0.0, *part])) > 0]
+    ax.set_ylabel("learning rate")
+    if highest and (max(highest) >= 9.99 * min(highest) if log_scale is None else log_scale):
+        ax.set_yscale("log")
+        if log_scale is None:  # the end of a cycle is nearly zero, and far down
+            ax.set_ylim(min(highest) / 100, 2.5 * max(highest))
+        ax.set_ylabel("learning rate (log scale)")
+    elif highest:
+        ax.set_ylim(0, 1.12 * max(highest))
+    if len(lines) > 1:
+        ax.legend(
+            frameon=False, fontsize=9, loc="lower left" if ax.get_yscale() == "log" and log_scale is None else "best"
+        )
 
 
 def plot_strengths(strengths: Sequence[float], losses: Sequence[float], chosen: float, ax: Axes | None = None) -> Axes:
@@ -79,7 +152,7 @@ def plot_strengths(strengths: Sequence[float], losses: Sequence[float], chosen: 
     ax.set_ylabel("loss in cross-validation")
     ax.axvline(chosen, color=MARK, linewidth=1.2, linestyle="--", label=f"chosen: {chosen:.2g}")
     ax.legend(frameon=False)
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -176,7 +249,7 @@ def plot_per_class(
     left = max(0.0, math.floor(10 * lowest - 0.5) / 10)
     ax.set_xlim(left - 0.02 * (1 - left), 1 + 0.02 * (1 - left))
     ax.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=9)
-    _tidy(ax)
+    tidy(ax)
     _lay_out(ax)
     return ax
 
@@ -225,7 +298,8 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
     return Figure(figsize=(width, height), dpi=120, layout="constrained").add_subplot()
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
+    """A faint grid, and no frame above and to the right."""
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
 

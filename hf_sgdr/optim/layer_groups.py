@@ -246,7 +246,8 @@ class LayerGroups:
         if not 0.0 < _number(lr_decay) <= 1.0:
             raise ValueError(f"lr_decay={lr_decay!r}: must be a share of the rate of the group above, in (0, 1].")
         rates = [args.learning_rate * lr_decay**i for i in reversed(range(len(self)))]
-        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
+        model: Any = self.model
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         kwargs = {name: value for name, value in kwargs.items() if name != "lr"}  # each group has its own
         return optimizer_class(self.param_groups(rates, args.weight_decay), **kwargs)
 

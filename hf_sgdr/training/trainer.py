@@ -38,6 +38,7 @@ from hf_sgdr._utils._compat import (
 )
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.plots import plot_images, plot_rates
+from hf_sgdr._utils.run_picture import plot_losses
 from hf_sgdr._utils.store import apply_umask
 from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
@@ -65,7 +66,7 @@ from hf_sgdr.optim.solve import HeadSolution
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
 from hf_sgdr.training.classes import TrainingClasses
-from hf_sgdr.training.history import TrainingHistory, fit_record
+from hf_sgdr.training.history import TrainingHistory, fit_curve, fit_record
 from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches
 from hf_sgdr.training.record import write_card, write_run_files
 
@@ -163,6 +164,7 @@ class SGDRTrainer(Trainer):
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._groups_on_features: LayerGroups | None = None
         self._steps_per_epoch = 0
+        self._frozen: int | None = None  # groups, at the end of the last fit; None while one goes on
         if args.max_grad_norm == 0:
             skip_gradient_norm(self)
         self._checkpoints = SealCheckpoints(self._state_to_keep, self._restore_state)
@@ -347,15 +349,26 @@ class SGDRTrainer(Trainer):
         return solution[0]
 
     def plot_lr(self, ax: Axes | None = None) -> Axes:
-        """The rate of each layer group at each step of the last fit.
+        """The rate of each layer group that trained at each step of the last fit, its epochs and cycles marked.
 
         Raises:
             ValueError: if nothing was trained yet.
         """
-        rates = self.learning_rates()
+        rates = self._rates_of_trained()
         if not rates:
             raise ValueError("plot_lr() shows the rates of the last fit: call fit() or train() first.")
-        return plot_rates(rates, ax)
+        restarts = [step for step in self.schedule.restarts if step < self.state.global_step] if self.schedule else ()
+        return plot_rates(rates, ax, steps_per_epoch=self._steps_per_epoch, restarts=restarts)
+
+    def plot_loss(self, ax: Axes | None = None) -> Axes:
+        """Training and validation loss, log by log, over the epochs of all fits; `history.plot()` shows rates, too.
+
+        Raises:
+            ValueError: if nothing was trained yet.
+        """
+        if not self.history.curves:
+            raise ValueError("plot_loss() shows the losses of the fits: call fit() or train() first.")
+        return plot_losses(self.history.curves, ax)
 
     def learning_rates(self) -> dict[str, list[float]]:
         """The rate of each layer group at each optimizer step of the last fit; empty before the first one."""
@@ -364,6 +377,11 @@ class SGDRTrainer(Trainer):
         if self._given_optimizers[1] is not None:
             return self._user_rates.rates
         return rates_by_step(self.optimizer, self.schedule, self.state.global_step)
+
+    def _rates_of_trained(self) -> dict[str, list[float]]:
+        """[`learning_rates`], without those of groups that were frozen then."""
+        frozen = self.layer_groups.names[: self._frozen if self._frozen is not None else self.layer_groups.frozen]
+        return {name: rates for name, rates in self.learning_rates().items() if name not in frozen}
 
     @property
     def layer_groups(self) -> LayerGroups:
@@ -794,7 +812,7 @@ class SGDRTrainer(Trainer):
         self.model_wrapped = self.model
         # an evaluation outside training leaves it, and then it is in every later log, but in none of a resumed run
         vars(self).pop("model_preparation_time", None)
-        self.history.run = None
+        self.history.run, self._frozen = None, None
         start = time.perf_counter()
         checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
         self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
@@ -815,6 +833,8 @@ class SGDRTrainer(Trainer):
             max_steps=self.args.max_steps,
         )
         self.history.add_fit(record, self.args, self.layer_groups.freeze_batch_norm)
+        self._frozen = self.layer_groups.frozen
+        self.history.curves.append(fit_curve(name, self.state, self._rates_of_trained(), judged_losses(self)))
         return output._replace(training_loss=output.metrics["train_loss"])  # in both, that of all steps: see `log`
 
     @contextmanager
@@ -910,7 +930,7 @@ class SGDRTrainer(Trainer):
 
 def _in_words(label: Any, names: Sequence[str]) -> str:
     """A class id, or a row of 0 and 1, by the names of the classes."""
-    ids = np.flatnonzero(label) if np.ndim(label) else [int(label)]
+    ids = np.flatnonzero(label).tolist() if np.ndim(label) else [int(label)]
     return ", ".join(names[i] for i in ids) or "none"
 
 
