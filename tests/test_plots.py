@@ -93,7 +93,7 @@ def numbers(ax):
 
 def test_the_matrix_shows_counts_with_the_truth_in_rows():
     ax = plot_confusion_matrix([[97, 3], [0, 50]], ["cats", "dogs"])
-    assert numbers(ax) == ["97", "3", "0", "50"]
+    assert numbers(ax) == ["97\n97%", "3\n3%", "0", "50\n100%"]
     assert [text.get_position() for text in ax.texts[:2]] == [(0, 0), (1, 0)]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "truth")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cats", "dogs"]
@@ -131,13 +131,17 @@ def luminance(colour):
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def test_images_are_shown_whole_and_keep_their_shape():
-    wide, tall = Image.new("RGB", (200, 50), "red"), Image.new("RGB", (30, 90), "blue")
-    ax = plot_images([wide, tall], [["a"], ["b"]])
-    for shown, image in zip(ax.images, (wide, tall), strict=True):
+def test_images_are_shown_whole_keep_their_shape_and_are_equally_high():
+    wide, tall, panorama = (Image.new("RGB", size) for size in ((90, 60), (30, 90), (400, 100)))
+    ax = plot_images([wide, tall, panorama], [["a"], ["b"], ["c"]])
+    heights = []
+    for shown, image in zip(ax.images, (wide, tall, panorama), strict=True):
         left, right, bottom, top = shown.get_extent()
         assert (right - left) / (bottom - top) == pytest.approx(image.width / image.height)
-        assert max(right - left, bottom - top) == pytest.approx(0.94)
+        heights.append(bottom - top)
+    assert heights == pytest.approx([0.94, 0.94, 0.47])  # one that is very wide is lower
+    rights = [shown.get_extent()[1] for shown in ax.images]
+    assert all(shown.get_extent()[0] > right for shown, right in zip(ax.images[1:], rights, strict=False))
     assert ax.get_aspect() == 1.0
 
 

@@ -19,11 +19,13 @@ CURVE, MARK = "#3B6FB6", "#D1495B"
 # From the input to the head: light to dark, so that the order reads without the legend.
 GROUPS = ("#9DC3E6", "#5B9BD5", "#1F4E79")
 # Points: below the first nobody reads a number, so it is left out; names go a little lower before every other one goes.
-SMALLEST_NUMBER, SMALLEST_NAME = 4.5, 4.0
+SMALLEST_NUMBER, SMALLEST_NAME, SMALLEST_SHARE = 4.5, 4.0, 6.5
+FEW_CLASSES = 10  # with more, zeros and shares in a matrix would hide the rest
 LONGEST_NAME = 24  # characters
 MOST_CYCLES = 12  # more are not marked
 BACKED: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}  # words over a curve
 CHARACTER = 0.6  # mean width of one, as a share of the font size
+NARROWEST, WIDEST = 0.9, 2.0  # places of images, as shares of their height: text below has to have room
 IMAGE_PIXELS = 400  # the longer side of an image in a picture; more would only make the file larger
 
 
@@ -159,16 +161,16 @@ def plot_strengths(strengths: Sequence[float], losses: Sequence[float], chosen: 
 def plot_confusion_matrix(
     matrix: ArrayLike, names: Sequence[str], ax: Axes | None = None, *, normalize: bool = False
 ) -> Axes:
-    """A confusion matrix: truth in rows, prediction in columns.
+    """A confusion matrix: truth in rows, prediction in columns, in each cell the count and its share of the row.
 
-    The darker a cell, the larger its share of the row, on a square-root scale, so that rare mistakes show. Where cells
-    are too small for numbers a colour bar stands for them.
+    The darker a cell, the larger that share, on a square-root scale, so that rare mistakes show. With more than ten
+    classes, or in small cells, there is the count alone; in cells too small for numbers a colour bar stands for them.
 
     Args:
         matrix (array of int (classes, classes)): counts.
         names (sequence of `str`): class names.
         ax (`Axes`, *optional*): where to draw; by default a new figure, the larger the more classes.
-        normalize (`bool`, *optional*, defaults to False): the numbers are shares of the row instead of counts.
+        normalize (`bool`, *optional*, defaults to False): the share of the row alone.
     """
     counts = np.asarray(matrix)
     classes = len(names)
@@ -202,10 +204,14 @@ def plot_confusion_matrix(
     ax.grid(which="minor", color="white", linewidth=min(1.5, cell / 15))
     ax.tick_params(which="minor", length=0)
     _lay_out(ax)
-    numbers = [[_share(value) for value in row] for row in shares] if normalize else counts.astype(str).tolist()
+    of_row = [[_share(value) for value in row] for row in shares]
+    numbers = of_row if normalize else counts.astype(str).tolist()
     cell = min(_size(ax)) / classes
-    widest = max(len(text) + text.count("%") for row in numbers for text in row)  # that sign is as wide as two digits
-    size = min(12.0, 0.45 * cell, 0.8 * cell / (CHARACTER * widest))
+    size = _number_size(numbers, cell, 0.45)
+    if not normalize and classes <= FEW_CLASSES and (smaller := _number_size(of_row, cell, 0.3)) >= SMALLEST_SHARE:
+        shown = [zip(*rows, strict=True) for rows in zip(numbers, of_row, strict=True)]
+        numbers = [[n if n == "0" else f"{n}\n{share}" for n, share in row] for row in shown]
+        size = min(size, smaller)
     if size < SMALLEST_NUMBER:
         bar = ax.figure.colorbar(
             image, ax=ax, fraction=0.03, aspect=30, shrink=0.7, pad=0.02, ticks=[0, 0.01, 0.1, 0.5, 1]
@@ -219,7 +225,7 @@ def plot_confusion_matrix(
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     is_dark = linear @ (0.2126, 0.7152, 0.0722) < 0.179  # where white stands out more than black (WCAG 2.1)
     for row, column in np.ndindex(classes, classes):
-        if counts[row, column] or classes <= 10:  # with many classes zeros would hide the rest
+        if counts[row, column] or classes <= FEW_CLASSES:
             colour = "white" if is_dark[row, column] else "black" if counts[row, column] else "0.45"
             ax.text(column, row, numbers[row][column], ha="center", va="center", fontsize=size, color=colour)
     return ax
@@ -255,40 +261,49 @@ def plot_per_class(
 
 
 def plot_images(images: Sequence[Any], captions: Sequence[Sequence[str]], ax: Axes | None = None) -> Axes:
-    """Images in a grid inside one Axes, each whole, with lines of text below; without any it says so.
+    """Images in rows inside one Axes, each whole and equally high, with lines of text below; without any it says so.
 
     Args:
-        images (sequence of Pillow images or arrays (height, width[, 3])): what to show.
+        images (sequence of Pillow images or arrays (height, width[, 3])): what to show; one more than twice as wide as
+            high is lower than the others.
         captions (sequence of sequences of `str`): the lines below each; what is too long is cut in the middle.
         ax (`Axes`, *optional*): where to draw; by default a new figure with up to four images in a row.
     """
     count, lines = len(images), max(map(len, captions), default=0)
+    pictures = [Image.fromarray(np.asarray(image)) for image in images]
+    widths = [min(WIDEST, max(NARROWEST, picture.width / picture.height)) for picture in pictures]  # of their places
     if ax is None:
         rows = max(1, math.ceil(count / 4))
-        ax = new_axes(2.1 * max(1, math.ceil(count / rows)), (2.1 + 0.2 * lines) * rows)
+        per_row = math.ceil(count / rows)
+        ax = new_axes(1.75 * _row_width(widths, per_row), (1.75 + 0.2 * lines) * rows)
     ax.set_axis_off()
     if not count:
         ax.text(0.5, 0.5, "no such image", transform=ax.transAxes, ha="center", va="center", color="0.4")
         return ax
     _lay_out(ax)
     width, height = _size(ax)
-    below = 0.15 * lines  # the room for text, as a share of an image's side
+    below = 0.15 * lines  # the room for text, as a share of an image's height
     for _ in range(2):  # it settles: text has a largest size, and what it does not need goes to the images
-        sides = {n: min(width / n, height / math.ceil(count / n) / (1 + below)) for n in range(1, count + 1)}
+        sides = {
+            n: min(width / _row_width(widths, n), height / math.ceil(count / n) / (1 + below))
+            for n in range(1, count + 1)
+        }
         columns = max(sides, key=sides.__getitem__)
         size = min(10.0, max(SMALLEST_NAME, 0.11 * sides[columns]))
         below = 1.35 * size * lines / sides[columns]
     rows, side = math.ceil(count / columns), sides[columns]
-    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    x = 0.0
+    for place, (picture, room, caption) in enumerate(zip(pictures, widths, captions, strict=True)):
         row, column = divmod(place, columns)
-        picture = Image.fromarray(np.asarray(image))
+        x = x if column else 0.0
+        high = 0.94 * min(1.0, room * picture.height / picture.width)
+        wide, bottom, middle = high * picture.width / picture.height, row * (1 + below) + 0.97, x + room / 2
         picture.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
-        wide, high = (0.94 * pixels / max(picture.size) for pixels in picture.size)
-        x, bottom = column + 0.5, row * (1 + below) + 0.97
-        ax.imshow(picture, extent=(x - wide / 2, x + wide / 2, bottom, bottom - high))
-        text = "\n".join(picture_text(line, _characters(0.98 * side, size)) for line in caption)
-        ax.text(x, bottom + 0.03, text, ha="center", va="top", fontsize=size, fontfamily=families())
-    ax.set_xlim(0, columns)
+        ax.imshow(picture, extent=(middle - wide / 2, middle + wide / 2, bottom, bottom - high))
+        text = "\n".join(picture_text(line, _characters(0.98 * side * room, size)) for line in caption)
+        ax.text(middle, bottom + 0.03, text, ha="center", va="top", fontsize=size, fontfamily=families())
+        x += room
+    ax.set_xlim(0, _row_width(widths, columns))
     ax.set_ylim(rows * (1 + below), 0)
     return ax
 
@@ -319,6 +334,17 @@ def _name_size(room: float) -> tuple[float, int]:
 def _characters(points: float, size: float) -> int:
     """How many characters have room."""
     return min(40, max(6, int(points / (CHARACTER * size))))
+
+
+def _number_size(numbers: Sequence[Sequence[str]], cell: float, height: float) -> float:
+    """Font size of numbers, each in a cell of so many points, of whose height a line may take a share."""
+    widest = max(len(text) + text.count("%") for row in numbers for text in row)  # that sign is as wide as two digits
+    return min(12.0, height * cell, 0.8 * cell / (CHARACTER * widest))
+
+
+def _row_width(widths: Sequence[float], per_row: int) -> float:
+    """The width of the widest of rows of so many."""
+    return max((sum(widths[i : i + per_row]) for i in range(0, len(widths), max(1, per_row))), default=1.0)
 
 
 def _share(value: float) -> str:
