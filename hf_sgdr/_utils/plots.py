@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -254,6 +254,7 @@ def plot_per_class(
     lowest = min(both[np.isfinite(both)].tolist(), default=0.0)
     left = max(0.0, math.floor(10 * lowest - 0.5) / 10)
     ax.set_xlim(left - 0.02 * (1 - left), 1 + 0.02 * (1 - left))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=9)
     tidy(ax)
     _lay_out(ax)

@@ -9,13 +9,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hf_sgdr._utils.fonts import families, picture_text
-from hf_sgdr._utils.plots import CHARACTER, CURVE, MARK, draw_rates, new_axes, tidy
+from hf_sgdr._utils.plots import CURVE, MARK, draw_rates, new_axes, tidy
 
 NAMES = {"balanced_accuracy": "balanced accuracy", "f1": "macro-F1", "map": "mean average precision"}
-NAME_SIZE = 7.5  # points
+NAME_SIZE, CHARACTER = 7.5, 0.5  # points, and the mean width of a character as a share of them
 TRAINING = "0.55"
 
 Fits = Sequence[Mapping[str, Any]]
@@ -74,7 +74,7 @@ def _plot_metrics(fits: Fits, ax: Axes, metrics: Sequence[str], best: Any, solve
     _mark_levels(ax, fits, f"eval_{metrics[0]}", best, solved)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.05 * (high - low), high + 0.2 * (high - low))  # the names of the fits have room above
-    ax.set_ylabel("share")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_title("validation")
     _finish(ax, fits)
 
@@ -107,10 +107,11 @@ def _line(ax: Axes, fits: Fits, key: str, colour: str, name: str) -> list[float]
 
 
 def _mark_levels(ax: Axes, fits: Fits, key: str, best: Any, solved: Any) -> None:
+    words = "{:.3g}".format if key == "eval_loss" else "{:.1%}".format
     if solved is not None and solved.get(key) is not None:
-        ax.axhline(solved[key], color="0.3", linewidth=1, linestyle=":", label=f"solved head: {solved[key]:.3g}")
+        ax.axhline(solved[key], color="0.3", linewidth=1, linestyle=":", label=f"solved head: {words(solved[key])}")
     if best is not None and best.get(key) is not None:
-        ax.plot(_place_of(fits, best), best[key], "o", color=MARK, markersize=7, label=f"kept: {best[key]:.3g}")
+        ax.plot(_place_of(fits, best), best[key], "o", color=MARK, markersize=7, label=f"kept: {words(best[key])}")
 
 
 def _place_of(fits: Fits, best: Mapping[str, Any]) -> float:
