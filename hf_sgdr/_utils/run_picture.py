@@ -15,7 +15,7 @@ from hf_sgdr._utils.fonts import families, picture_text
 from hf_sgdr._utils.plots import CURVE, MARK, draw_rates, new_axes, tidy
 
 NAMES = {"balanced_accuracy": "balanced accuracy", "f1": "macro-F1", "map": "mean average precision"}
-NAME_SIZE, CHARACTER = 7.5, 0.5  # points, and the mean width of a character as a share of them
+NAME_SIZE, CHARACTER = 6.5, 0.55  # points, and the mean width of a character as a share of them
 TRAINING = "0.55"
 
 Fits = Sequence[Mapping[str, Any]]
@@ -39,7 +39,7 @@ def plot_run(
         range_test (callable, *optional*): draws the first range test into an Axes.
     """
     rows, columns = (2, 2) if range_test is not None else (1, 3)
-    figure = Figure(figsize=(4.4 * columns, 3.6 * rows), dpi=120, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), dpi=120, layout="constrained", facecolor="white")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     if range_test is not None:
         range_test(axes.pop(0)).set_title("range test")
