@@ -34,8 +34,9 @@ def check_files(folder: Path, num_stages: int) -> dict[str, bool]:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     plots = {name for name in there if name.endswith(("-range-test.png", "-learning-rate.png"))}
     checks = {f"{name} is there": name in there for name in ("results.json", "config.json", "model.safetensors")}
-    # A rate is plotted for every stage, a range test at least for the first.
-    return checks | {f"plots: {', '.join(sorted(plots)) or 'none'}": len(plots) > num_stages}
+    # A rate is plotted for every stage but the first, where it is constant, a range test at least for that one.
+    checks["run.png is there"] = "run.png" in there
+    return checks | {f"plots: {', '.join(sorted(plots)) or 'none'}": len(plots) >= num_stages}
 
 
 def check_figures(folder: Path, num_stages: int, min_accuracy: float, max_loss: float) -> dict[str, bool]:

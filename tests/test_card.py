@@ -200,9 +200,7 @@ def test_pictures_lie_beside_the_card_and_are_opaque(run, tmp_path):
     text = write_card(trainer, tmp_path, with_images=True).read_text(encoding="utf-8")
     shown = [image or tag for image, tag in re.findall(r'!\[[^\]]+\]\(([^)]+)\)|<img src="([^"]+)" alt="[^"]+"', text)]
     assert set(shown) == {path.name for path in tmp_path.glob("*.png")}
-    assert {"head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png"} < set(
-        shown
-    )
+    assert {"head-range-test.png", "whole-learning-rate.png", "confusion-matrix.png"} < set(shown)
     assert "whole-range-test.png" not in shown
     for name in shown:
         with Image.open(tmp_path / name) as picture:

@@ -339,10 +339,10 @@ def test_captions_say_prediction_probability_and_truth(tmp_path, make_image_fold
     root = make_image_folder(tmp_path, {"p": {"cats": 5}})
     found = ClassifierInterpretation(PROBABILITIES, LABELS, NAMES, sorted((root / "p" / "cats").iterdir()))
     assert [text.get_text() for text in found.plot_most_incorrect().texts] == [
-        "cats 95.0%\ntruth: dogs",
-        "dogs 50.0%\ntruth: cats",
+        "cats 95.0%\ntruth: dogs\n003.jpg",
+        "dogs 50.0%\ntruth: cats\n001.jpg",
     ]
-    assert [text.get_text() for text in found.plot_most_correct(1).texts] == ["cats 90.0%"]
+    assert [text.get_text() for text in found.plot_most_correct(1).texts] == ["cats 90.0%\n000.jpg"]
     assert [text.get_text() for text in found.plot_most_incorrect(of_class="birds").texts] == ["no such image"]
 
 

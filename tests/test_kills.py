@@ -87,7 +87,7 @@ def uninterrupted(context, folder):
         child.join()
         assert child.exitcode == 0, (folder / f"{name}.log").read_text()[-3000:]
         seconds.append(time.monotonic() - began)
-    assert (folder / "whole" / "head-learning-rate.png").exists()
+    assert (folder / "whole" / "run.png").exists()
     return end_of(folder / "whole"), seconds[-1]
 
 

@@ -275,3 +275,23 @@ def test_on_a_stock_trainer_the_frozen_body_does_not_change_by_a_bit(groups, tin
     head = set(groups.parameter_names(-1))
     for name, value in tiny_model.state_dict().items():
         assert torch.equal(before[name], value) == (name not in head), name
+
+
+def test_layer_wise_decay_with_the_trainers_own_optimizer_in_one_line(groups, tiny_model, tmp_path):
+    args = TrainingArguments(str(tmp_path), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none")
+    optimizer = groups.optimizer(args, lr_decay=0.5)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {"early": 2.5e-4, "middle": 5e-4, "head": 1e-3}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    with pytest.raises(ValueError, match=r"lr_decay=1\.5: must be a share"):
+        groups.optimizer(args, lr_decay=1.5)
+
+
+def test_the_summary_counts_what_trains(groups, tiny_model):
+    groups.freeze_to(1)
+    first, *rows, last = groups.summary().splitlines()
+    assert first.split() == ["group", "trains", "tensors", "parameters", "from", "to"]
+    assert [row.split()[:2] for row in rows] == [["early", "no"], ["middle", "yes"], ["head", "yes"]]
+    trained = sum(value.numel() for value in tiny_model.parameters() if value.requires_grad)
+    assert last == f"{trained:,} of {sum(map(torch.numel, tiny_model.parameters())):,} parameters train"

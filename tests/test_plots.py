@@ -18,6 +18,7 @@ from hf_sgdr._utils.plots import (
     plot_range_test,
     plot_rates,
 )
+from hf_sgdr._utils.run_picture import plot_run
 
 NASTY = ["$\\frac{1}{0}$", "犬", "🐕‍🦺", "two\nlines", "\x1b[31mred", "long " * 30, "=1+1", "\udcff", "_^{", "猫"]
 
@@ -73,7 +74,7 @@ def test_each_takes_and_returns_an_axes():
         plot_per_class(["a", "b"], [1.0, None], [None, 0.5], ax),
         plot_images([np.zeros((4, 4, 3), dtype=np.uint8)], [["a"]], ax),
         plot_images([], [], ax),
-        plot_range_test([1e-3, 1e-2], [1.0, 0.5], None, ax),
+        plot_range_test([1e-3, 1e-2], [1.0, 0.5], [1.0, 0.5], ax),
         plot_rates({"head": [0.1, 0.2]}, ax),
     ):
         assert drawn is ax
@@ -92,7 +93,7 @@ def numbers(ax):
 
 def test_the_matrix_shows_counts_with_the_truth_in_rows():
     ax = plot_confusion_matrix([[97, 3], [0, 50]], ["cats", "dogs"])
-    assert numbers(ax) == ["97", "3", "0", "50"]
+    assert numbers(ax) == ["97\n97%", "3\n3%", "0", "50\n100%"]
     assert [text.get_position() for text in ax.texts[:2]] == [(0, 0), (1, 0)]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "truth")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cats", "dogs"]
@@ -130,13 +131,17 @@ def luminance(colour):
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def test_images_are_shown_whole_and_keep_their_shape():
-    wide, tall = Image.new("RGB", (200, 50), "red"), Image.new("RGB", (30, 90), "blue")
-    ax = plot_images([wide, tall], [["a"], ["b"]])
-    for shown, image in zip(ax.images, (wide, tall), strict=True):
+def test_images_are_shown_whole_keep_their_shape_and_are_equally_high():
+    wide, tall, panorama = (Image.new("RGB", size) for size in ((90, 60), (30, 90), (400, 100)))
+    ax = plot_images([wide, tall, panorama], [["a"], ["b"], ["c"]])
+    heights = []
+    for shown, image in zip(ax.images, (wide, tall, panorama), strict=True):
         left, right, bottom, top = shown.get_extent()
         assert (right - left) / (bottom - top) == pytest.approx(image.width / image.height)
-        assert max(right - left, bottom - top) == pytest.approx(0.94)
+        heights.append(bottom - top)
+    assert heights == pytest.approx([0.94, 0.94, 0.47])  # one that is very wide is lower
+    rights = [shown.get_extent()[1] for shown in ax.images]
+    assert all(shown.get_extent()[0] > right for shown, right in zip(ax.images[1:], rights, strict=False))
     assert ax.get_aspect() == 1.0
 
 
@@ -145,6 +150,50 @@ def test_a_large_image_is_made_smaller_and_left_alone_itself():
     ax = plot_images([image], [["a"]])
     assert ax.images[0].get_size() == (300, 400)
     assert image.size == (4000, 3000)
+
+
+def test_rates_have_whole_steps_marked_cycles_and_a_log_axis_where_they_are_tens_apart():
+    ax = plot_rates({"early": [0.001, 0.0005] * 2, "head": [0.02, 0.01] * 2}, steps_per_epoch=2, restarts=[2])
+    assert ax.get_yscale() == "log"
+    assert all(tick == int(tick) for tick in ax.get_xticks())
+    assert [text.get_text() for text in ax.texts] == ["cycle 1", "cycle 2"]
+    epochs = ax.child_axes[0]
+    draw(ax)
+    assert {"0", "1", "2"} <= {label.get_text() for label in epochs.get_xticklabels()}
+    ax = plot_rates({"early": [0.01, 0.0], "head": [0.02, 0.0]})
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)
+
+
+FITS = [
+    {
+        "name": "head", "epochs": 2.0, "rates": {"head": [0.01] * 4},
+        "points": [{"epoch": i, "loss": 0.5} for i in (1, 2)] + [{"epoch": 2, "eval_loss": 0.4, "eval_accuracy": 0.8}],
+    },
+    {
+        "name": "$nasty", "epochs": 1.0, "rates": {"early": [1e-4, 5e-5], "head": [0.01, 0.005]},
+        "points": [{"epoch": 1, "loss": 0.3}, {"epoch": 1, "eval_loss": 0.2, "eval_accuracy": 0.9}],
+    },
+]  # fmt: skip
+
+
+def test_a_run_is_drawn_by_epoch_with_what_was_kept():
+    best = {"stage": "$nasty", "epoch": 1.0, "eval_loss": 0.2, "eval_accuracy": 0.9}
+    figure = plot_run(FITS, best=best, solved={"eval_loss": 0.3, "eval_accuracy": 0.85})
+    rates, losses, accuracy = figure.axes
+    draw(rates)
+    assert rates.get_yscale() == "log"
+    assert np.nanmax(rates.lines[-1].get_xdata()) == 2.5  # the second of two steps of the third epoch
+    assert [line.get_label() for line in losses.lines] == ["training", "validation", "solved head: 0.3", "kept: 0.2"]
+    assert losses.lines[1].get_xdata().tolist() == accuracy.lines[0].get_xdata().tolist() == [2, 3]
+    assert losses.lines[-1].get_xdata().tolist() == [3]
+    assert [text.get_text() for text in losses.texts] == ["head", r"\$nasty"]
+    of_average = plot_run(FITS, best={**best, "stage": "head (average)"}).axes[1].lines[-1]
+    assert of_average.get_xdata().tolist() == [2]
+
+
+def test_a_run_with_a_range_test_has_it_first():
+    figure = plot_run(FITS, range_test=lambda ax: plot_range_test([1e-3, 1e-2], [1.0, 0.5], [1.0, 0.5], ax))
+    assert [ax.get_title() for ax in figure.axes][:2] == ["range test", "learning rate of each layer group"]
 
 
 # ---- Names in pictures ----

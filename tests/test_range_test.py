@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
-from hf_sgdr.optim.suggestions import smoothed_losses
+from hf_sgdr.optim.suggestions import smooth, smoothed_losses
 
 
 class TwoLayers(nn.Module):
@@ -213,7 +213,7 @@ def test_plots_take_and_return_axes():
     result = falling_curve()
     ax = result.plot()
     assert ax.get_xscale() == "log"
-    assert len(ax.lines) == 2  # the curve and the suggestion
+    assert len(ax.lines) == 3  # each step, the curve and the suggestion
     assert result.plot(ax) is ax
     rates = result.plot_lr()
     assert [line.get_label() for line in rates.lines] == ["body", "head"]
@@ -239,3 +239,42 @@ def test_its_repr_is_one_short_line(stock_trainer):
     assert repr(dataclasses.replace(result, history={name: [] for name in result.history})).startswith(
         "LRRangeResult(0 steps,"
     )
+
+
+def words(ax):
+    return [text.get_text() for text in (*ax.get_legend().get_texts(), *ax.texts)]
+
+
+def test_the_picture_says_what_the_suggestion_follows_from():
+    result = falling_curve()
+    ax = result.plot()
+    low, high = ax.patches[0].get_x(), ax.patches[0].get_x() + ax.patches[0].get_width()
+    assert (
+        low
+        < result.suggestion()
+        < high
+        == pytest.approx(result.history["lr"][int(np.argmin(smooth(result.history["loss"])))])
+    )
+    assert words(ax) == ["the loss falls", f"suggested: {result.suggestion():.1e}, where 85% of the fall is done"]
+    assert ax.lines[0].get_ydata().tolist() == result.history["loss"]
+    assert ax.lines[0].get_alpha() < 0.5
+
+
+def test_where_there_is_no_suggestion_the_picture_has_the_reason_and_the_edge():
+    lrs = list(np.geomspace(1e-6, 10, 80))
+    losses = [0.3 if lr < 1e-2 else 3.0 for lr in lrs]
+    result = LRRangeResult({"lr": lrs, "loss": losses, "smoothed_loss": losses, "learning_rates": []}, "finished")
+    edge, reason = words(result.plot())
+    assert edge == f"below {result.edge():.1e}, where the loss takes off"
+    assert " ".join(reason.split()).startswith("No suggestion: the loss does not clearly fall: its smoothed curve")
+
+
+def test_ends_can_be_left_out_of_the_picture_and_still_count():
+    result = falling_curve()
+    ax = result.plot(skip_start=10, skip_end=5)
+    assert ax.lines[1].get_xdata().tolist() == result.history["lr"][10:-5]
+    assert words(ax) == words(result.plot())
+    with pytest.raises(ValueError, match=r"skip_start=50 and skip_end=30 leave none of 80 steps: give less"):
+        result.plot(skip_start=50, skip_end=30)
+    with pytest.raises(ValueError, match=r"skip_end=-1: must be an integer >= 0"):
+        result.plot(skip_end=-1)

@@ -111,7 +111,7 @@ def test_train_leaves_model_results_and_plots_and_says_so(trained):
     out = root / "out"
     assert {path.name for path in out.iterdir()} == {
         "_runs", "config.json", "model.safetensors", "results.json", "recipe.yaml", "README.md",
-        "head-range-test.png", "head-learning-rate.png", "whole-learning-rate.png", "confusion-matrix.png",
+        "run.png", "head-range-test.png", "whole-learning-rate.png", "confusion-matrix.png",
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert [stage["name"] for stage in results["stages"]] == ["head", "whole"]

@@ -57,7 +57,7 @@ def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_train
     trainer.push_to_hub()
     files = logged_in.repos["ann/cats"].files()
     assert {"config.json", "model.safetensors", "README.md", "results.json", "recipe.yaml"} <= files.keys()
-    assert {"Head first-range-test.png", "fit-002-learning-rate.png"} <= files.keys()
+    assert {"run.png", "Head first-range-test.png", "fit-002-learning-rate.png"} <= files.keys()
     results = json.loads(files["results.json"])
     assert [stage["name"] for stage in results["stages"]] == ["Head first", "fit-002"]
     assert results["best"]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
@@ -78,7 +78,7 @@ def test_a_recipe_in_python_is_pushed_with_its_results(logged_in, make_trainer):
     files = logged_in.repos["ann/out"].files()
     assert json.loads(files["results.json"]) == results.to_dict()
     assert [Stage.from_dict(stage) for stage in yaml.safe_load(files["recipe.yaml"])["stages"]] == list(stages)
-    assert {"head-learning-rate.png", "more-learning-rate.png"} <= files.keys()
+    assert {"run.png", "more-learning-rate.png"} <= files.keys()
 
 
 def test_the_whole_model_is_pushed_while_precompute_is_on(logged_in, make_trainer, tmp_path):

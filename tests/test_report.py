@@ -1,3 +1,5 @@
+from datetime import date
+
 import markdown_it
 import numpy as np
 import pytest
@@ -31,7 +33,10 @@ def test_html_and_markdown_show_the_same_words_and_no_markup_of_others(tmp_path)
         assert "<a " not in text
         assert "&lt;img src=x onerror=alert(1)&gt;" in text
         assert text.count("<td") >= 4
-        assert "0.7500" in text
+        assert "75.0%" in text
+        assert "3 of 4 right, 75.0%; of other images like these between 30% and 95%, with 95% confidence." in text
+        assert f"Evaluated on {date.today()}." in text
+        assert text.index("3 of 4 right") < text.index("Evaluated on") < text.index("<table")
         assert "–" in text
     assert page.count("<h1>") == markdown.count("<h1>") == 1
     assert page.count("<h2>") == markdown.count("<h2>") == 3

@@ -127,7 +127,7 @@ def test_train_push_load_anywhere_and_train_on(hub, process, folder):
     files = repo.files()
     assert files.keys() == {
         ".gitattributes", "config.json", "model.safetensors", "README.md", "results.json", "recipe.yaml",
-        "head-learning-rate.png", "confusion-matrix.png",
+        "run.png", "confusion-matrix.png",
     }  # fmt: skip
     texts = {name: body.decode() for name, body in files.items() if not name.endswith((".png", ".safetensors"))}
     for secret in (Path.home(), folder, Path.cwd(), TOKEN):

@@ -220,3 +220,15 @@ def test_its_repr_is_one_short_line():
 def test_numpys_integers_make_stages_that_can_be_written_down():
     stage = Stage("head", cycles=np.int64(2), cycle_len=np.int32(1), range_test_steps=np.int64(20))
     assert json.loads(json.dumps(dataclasses.asdict(stage)))["cycles"] == 2
+
+
+def test_a_cycle_may_be_given_in_epochs_of_known_steps():
+    in_epochs = get_sgdr_schedule(
+        optimizer_of_three_groups(), cycle_epochs=2, steps_per_epoch=13, cycle_mult=2, num_cycles=3
+    )
+    assert in_epochs.schedule == get_sgdr_schedule(optimizer_of_three_groups(), 26, 2, 3).schedule
+    for given in ({}, {"cycle_epochs": 1}, {"cycle_steps": 4, "steps_per_epoch": 4}):
+        with pytest.raises(ValueError, match=r"give cycle_steps, or cycle_epochs and steps_per_epoch\.$"):
+            get_sgdr_schedule(optimizer_of_three_groups(), **given)
+    with pytest.raises(ValueError, match=r"cycle_epochs=0: must be an integer >= 1"):
+        get_sgdr_schedule(optimizer_of_three_groups(), cycle_epochs=0, steps_per_epoch=4)

@@ -168,6 +168,9 @@ def test_the_page_is_up_and_says_what_it_knows(open_page):
     page = open_page()
     expect(page).to_have_title("What is in the image? digits")
     expect(page.get_by_text("The model digits tells apart four, one and zero.")).to_be_visible()
+    expect(
+        page.get_by_text("JPEG, PNG, WebP, GIF, BMP or TIFF; up to 20 images at once, of 50 MB each.")
+    ).to_be_visible()
     expect(page.get_by_role("checkbox", name="Test-time augmentation")).not_to_be_checked()
     assert page.locator("html").get_attribute("lang") == "en"
 

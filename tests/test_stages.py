@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import Interrupt
 from transformers import TrainerCallback
 
 from hf_sgdr import (
@@ -68,9 +69,26 @@ def test_a_recipe_runs_and_leaves_its_results(trainer, tmp_path):
     assert list(written) == ["schema", "world_size", "stages", "best", "tta", "run", "solved"]
     assert written["schema"] == 2
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
-        "head-learning-rate.png",
-        "whole-learning-rate.png",
+        "whole-learning-rate.png",  # the head's rate is constant
+        "run.png",
     }
+    names = [curve["name"] for curve in trainer.history.curves]
+    assert names == ["head", "whole"]
+    assert [list(curve["rates"]) for curve in trainer.history.curves] == [["head"], ["early", "middle", "head"]]
+    validation = [point["eval_loss"] for point in trainer.history.curves[1]["points"] if "eval_loss" in point]
+    assert len(validation) == 3
+    assert validation[-1] == whole["eval_loss"]
+
+
+def test_a_resumed_run_has_the_curves_of_the_stages_before(make_trainer, tmp_path):
+    stages = (Stage("head", lr=1e-1, precompute=True), Stage("more", cycle_len=1))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(make_trainer(callbacks=[Interrupt("on_train_begin", 2)]), stages)
+    assert not (tmp_path / "out" / "run.png").exists()
+    trainer = make_trainer()
+    run_stages(trainer, stages, resume=True)
+    assert [(curve["name"], curve["epochs"]) for curve in trainer.history.curves] == [("head", 1), ("more", 1)]
+    assert (tmp_path / "out" / "run.png").exists()
 
 
 def test_the_best_weights_of_all_stages_are_kept(trainer):

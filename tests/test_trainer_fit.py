@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import Interrupt, RateRecorder, cosine, same, weights
+from helpers import Interrupt, RateRecorder, cosine, losses, same, weights
+from safetensors.torch import load_model
 from transformers import TrainingArguments
 
-from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, Stage, StagedUnfreezing, run_stages
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, Stage, StagedUnfreezing, image_transforms, run_stages
 
 
 def bare(optimizer):
@@ -367,3 +368,76 @@ def test_a_trainer_keeps_freed_memory_unless_it_is_told_not_to(make_trainer, mon
     monkeypatch.setattr("hf_sgdr.training.trainer.keep_freed_memory", lambda: told.append(True))
     make_trainer(use_cpu=True, keep_freed_memory=keep)
     assert told == [True] * keep
+
+
+def test_a_batch_is_shown_as_the_next_fit_has_it_and_training_goes_as_without(make_trainer):
+    trainer = make_trainer(eval_strategy="no")
+    before = torch.get_rng_state()
+    ax = trainer.show_batch(4, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    chosen = np.random.default_rng(3).permutation(26)[:4].tolist()
+    rows = trainer.images.training(trainer.train_dataset, 1)
+    shown = [np.asarray(image.get_array()) for image in ax.images]
+    for row, picture in zip((rows[index] for index in chosen), shown, strict=True):
+        assert np.array_equal(row["pixel_values"].permute(1, 2, 0).numpy(), picture)
+    names = [trainer.model.config.id2label[trainer.train_dataset[index]["label"]] for index in chosen]
+    assert [text.get_text() for text in ax.texts] == names
+    assert not np.array_equal(np.asarray(trainer.show_batch(4, seed=4).images[0].get_array()), shown[0])
+
+
+def test_without_images_no_batch_is_shown(make_trainer):
+    with pytest.raises(ValueError, match=r"train_dataset is none: give rows of images"):
+        make_trainer(train_dataset=None).show_batch()
+
+
+def test_both_transforms_are_set_or_neither(make_trainer, tmp_path):
+    trainer = make_trainer(image_size=32)
+    larger = image_transforms(trainer.model, image_size=48, augment="side_on")
+    before = trainer.train_transform, trainer.eval_transform
+    for wrong, error in ((larger[::-1], ValueError), ((larger[0], "48"), TypeError)):
+        with pytest.raises(error, match=r"in their order|eval is str"):
+            trainer.set_transforms(*wrong)
+        assert (trainer.train_transform, trainer.eval_transform) == before
+    trainer.set_transforms(*larger)
+    trainer.fit(0.01, 1)
+    trainer.save_model(str(tmp_path / "larger"))
+    config = json.loads((tmp_path / "larger" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 48, 48]
+
+
+def test_weights_are_saved_in_the_middle_and_come_back(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.fit(0.01, 1)
+    halfway = weights(trainer.model)
+    trainer.save_model(str(tmp_path / "halfway"))
+    trainer.fit(0.01, 1)
+    assert not same(halfway, weights(trainer.model))
+    load_model(trainer.model, tmp_path / "halfway" / "model.safetensors")
+    assert same(halfway, weights(trainer.model))
+
+
+def test_the_summary_is_that_of_the_layer_groups(make_trainer):
+    trainer = make_trainer()
+    assert trainer.summary().splitlines()[0] == f"{type(trainer.model).__name__}, 3 layer groups"
+    assert trainer.summary().endswith("parameters train")
+
+
+def test_losses_of_all_fits_are_plotted_and_rates_of_what_trained(make_trainer):
+    trainer = make_trainer()
+    with pytest.raises(
+        ValueError, match=r"plot_loss\(\) shows the losses of the fits: call fit\(\) or train\(\) first"
+    ):
+        trainer.plot_loss()
+    with pytest.raises(ValueError, match=r"no picture of a run before the first fit"):
+        trainer.history.plot()
+    trainer.fit([1e-4, 1e-3, 1e-2], 1, cycle_len=1)
+    trainer.unfreeze()  # afterwards, which is not what trained
+    assert [line.get_label() for line in trainer.plot_lr().lines][:1] == ["head"]
+    first = losses(trainer)
+    trainer.fit([1e-4, 1e-3, 1e-2], 2, cycle_len=1)
+    training, validation = trainer.plot_loss().lines
+    assert validation.get_xdata().tolist() == training.get_xdata().tolist() == [1, 2, 3]
+    assert validation.get_ydata().tolist() == first + losses(trainer)
+    assert [ax.get_title() for ax in trainer.history.plot().axes] == [
+        "learning rate of each layer group", "loss", "validation",
+    ]  # fmt: skip

@@ -10,6 +10,8 @@ from huggingface_hub import constants
 
 # Below an output folder: what a run keeps for itself, and what an unfinished one left.
 RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"
+# Its picture: rates, losses and metrics by epoch.
+RUN_PICTURE = "run.png"
 
 FileIdentity = tuple[str, int, int]  # absolute path, size in bytes, time of modification in nanoseconds
 

@@ -1,5 +1,6 @@
 """Metrics of the `evaluate` library that need no network: `evaluate.load("accuracy")` asks the Hub for its code."""
 
+import math
 from typing import Any
 
 import datasets
@@ -7,6 +8,9 @@ import evaluate
 import numpy as np
 from numpy.typing import NDArray
 from transformers import EvalPrediction
+
+# The 97.5 % point of the normal distribution, for an interval of 95 %.
+Z_95 = 1.959964
 
 
 class ClassMetric(evaluate.Metric):
@@ -108,3 +112,14 @@ def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     """The accuracy of the highest logit, a `compute_metrics` for image classifiers."""
     predicted = np.asarray(prediction.predictions).argmax(axis=-1)
     return Accuracy().compute(predictions=predicted, references=prediction.label_ids) or {}
+
+
+def wilson_interval(right: int, count: int, z: float = Z_95) -> tuple[float, float]:
+    """The interval of a share, `right` of `count`; by default with 95 % confidence.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)

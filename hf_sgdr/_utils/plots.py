@@ -1,6 +1,7 @@
 """Drawing: each function takes numbers and an optional Axes, and returns the Axes. Nothing here knows trainers."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -17,57 +19,130 @@ CURVE, MARK = "#3B6FB6", "#D1495B"
 # From the input to the head: light to dark, so that the order reads without the legend.
 GROUPS = ("#9DC3E6", "#5B9BD5", "#1F4E79")
 # Points: below the first nobody reads a number, so it is left out; names go a little lower before every other one goes.
-SMALLEST_NUMBER, SMALLEST_NAME = 4.5, 4.0
+SMALLEST_NUMBER, SMALLEST_NAME, SMALLEST_SHARE = 4.5, 4.0, 6.5
+FEW_CLASSES = 10  # with more, zeros and shares in a matrix would hide the rest
 LONGEST_NAME = 24  # characters
+MOST_CYCLES = 12  # more are not marked
+BACKED: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}  # words over a curve
 CHARACTER = 0.6  # mean width of one, as a share of the font size
+NARROWEST, WIDEST = 0.9, 2.0  # places of images, as shares of their height: text below has to have room
 IMAGE_PIXELS = 400  # the longer side of an image in a picture; more would only make the file larger
 
 
 def plot_range_test(
     lrs: Sequence[float],
     losses: Sequence[float],
-    suggestion: float | None,
+    curve: Sequence[float],
     ax: Axes | None = None,
     *,
+    suggestion: float | None = None,
+    why: str | None = None,
     chosen: float | None = None,
+    usable: tuple[float, float, str] | None = None,
 ) -> Axes:
-    """Smoothed loss against learning rate, log axis, with the suggested rate marked, and the chosen one if another."""
+    """Loss against learning rate, log axis, with what the rate follows from.
+
+    Args:
+        lrs (sequence of `float`): the rate of each step.
+        losses, curve (sequences of `float`): the loss of each step, drawn faintly, and the smoothed one.
+        ax (`Axes`, *optional*): where to draw; by default a new figure.
+        suggestion (`float`, *optional*): a rate to mark.
+        why (`str`, *optional*): the reason for it, or why there is none, which is written into the picture.
+        chosen (`float`, *optional*): the rate that is used, if it is another one.
+        usable (`tuple[float, float, str]`, *optional*): the rates between which the ground is shaded, and what it is.
+    """
     ax = ax or new_axes()
-    ax.plot(lrs, losses, color=CURVE, linewidth=1.8)
+    if usable is not None:
+        low, high, name = usable
+        ax.axvspan(low, high, color=CURVE, alpha=0.1, linewidth=0, label=name)
+    ax.plot(lrs, losses, color=CURVE, linewidth=0.8, alpha=0.35)
+    ax.plot(lrs, curve, color=CURVE, linewidth=1.8)
     ax.set_xscale("log")
     ax.set_xlabel("learning rate of the head (log scale)")
-    ax.set_ylabel("smoothed training loss")
-    if losses:
-        low, high = min(losses), max(losses[: max(1, len(losses) // 2)])
-        room = max(high - low, 1e-3 * abs(high), 0.1)  # of a trained network's losses near zero only the rise counts
-        ax.set_ylim(low - 0.08 * room, high + 0.35 * room)
+    ax.set_ylabel("training loss: each step, and smoothed")
+    if curve:
+        lowest, highest = min(curve), max(curve[: max(1, len(curve) // 2)])
+        room = max(highest - lowest, 1e-3 * abs(highest), 0.1)  # of losses near zero only the rise counts
+        ax.set_ylim(lowest - 0.08 * room, highest + 0.5 * room)
     if suggestion is not None:
-        ax.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:.1e}")
+        label = f"suggested: {suggestion:.1e}" + (f", {why}" if why else "")
+        ax.axvline(suggestion, color=MARK, linewidth=1.2, linestyle="--", label=label)
     if chosen is not None and chosen != suggestion:
         ax.axvline(chosen, color=MARK, linewidth=1.2, label=f"chosen: {chosen:.1e}")
-    if suggestion is not None or chosen is not None:
-        ax.legend(frameon=False)
-    _tidy(ax)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, loc="upper left", fontsize=8)
+    if suggestion is None and why:
+        text = "\n".join(textwrap.wrap(f"No suggestion: {why}.", 58))
+        ax.text(0.02, 0.03, text, transform=ax.transAxes, va="bottom", fontsize=8, color=MARK, bbox=BACKED)
+    tidy(ax)
     return ax
 
 
-def plot_rates(rates: Mapping[str, Sequence[float]], ax: Axes | None = None, *, log_scale: bool = False) -> Axes:
-    """Learning rate against optimizer step, a line for each layer group."""
+def plot_rates(
+    rates: Mapping[str, Sequence[float]],
+    ax: Axes | None = None,
+    *,
+    steps_per_epoch: int | None = None,
+    restarts: Sequence[int] = (),
+    log_scale: bool | None = None,
+) -> Axes:
+    """Learning rate against optimizer step, a line for each layer group; log axis where they are ten times apart.
+
+    Args:
+        rates (mapping): each group's rate at every step, by its name.
+        ax (`Axes`, *optional*): where to draw; by default a new figure.
+        steps_per_epoch (`int`, *optional*): for an axis of epochs above.
+        restarts (sequence of `int`, *optional*): the steps at which cycles begin anew; they are marked.
+        log_scale (`bool`, *optional*): whatever the rates are.
+    """
     ax = ax or new_axes()
-    shades = GROUPS[len(GROUPS) - len(rates) :] if len(rates) <= len(GROUPS) else [None] * len(rates)
-    for (name, values), shade in zip(rates.items(), shades, strict=True):
-        ax.plot(range(len(values)), values, color=shade, linewidth=1.6, label=name)
+    draw_rates(ax, {name: (range(len(values)), values) for name, values in rates.items()}, log_scale)
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("learning rate")
-    positive = any(value > 0 for values in rates.values() for value in values)
-    if log_scale and positive:
-        ax.set_yscale("log")
-    elif positive:
-        ax.set_ylim(bottom=0)
-    if len(rates) > 1:
-        ax.legend(frameon=False)
-    _tidy(ax)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if 0 < len(restarts) < MOST_CYCLES:
+        for number, step in enumerate((0, *restarts), start=1):
+            ax.axvline(step, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+            words: dict[str, Any] = {
+                "xycoords": ("data", "axes fraction"),
+                "textcoords": "offset points",
+                "fontsize": 7.5,
+            }
+            ax.annotate(f"cycle {number}", (step, 1), xytext=(2, -2), va="top", **words)
+    tidy(ax)
+    if steps_per_epoch is not None:
+        epochs = ax.secondary_xaxis(
+            "top", functions=(lambda x: np.asarray(x) / steps_per_epoch, lambda x: np.asarray(x) * steps_per_epoch)
+        )
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        epochs.set_xlabel("epoch")
+        epochs.spines["top"].set_visible(False)
     return ax
+
+
+def draw_rates(
+    ax: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], log_scale: bool | None = None
+) -> None:
+    """A line for each layer group, by its name: places on the x axis and rates; a legend where there are several.
+
+    The axis is logarithmic where the highest rates are ten times apart, of groups, or of fits, which NaN parts.
+    """
+    shades = GROUPS[len(GROUPS) - len(lines) :] if len(lines) <= len(GROUPS) else [None] * len(lines)
+    for (name, (places, values)), shade in zip(lines.items(), shades, strict=True):
+        ax.plot(places, values, color=shade, linewidth=1.6, label=name)
+    fits = [np.split(values, np.flatnonzero(np.isnan(values))) for _, values in lines.values()]
+    highest = [top for group in fits for part in group if (top := np.nanmax([0.0, *part])) > 0]
+    ax.set_ylabel("learning rate")
+    if highest and (max(highest) >= 9.99 * min(highest) if log_scale is None else log_scale):
+        ax.set_yscale("log")
+        if log_scale is None:  # the end of a cycle is nearly zero, and far down
+            ax.set_ylim(min(highest) / 100, 2.5 * max(highest))
+        ax.set_ylabel("learning rate (log scale)")
+    elif highest:
+        ax.set_ylim(0, 1.12 * max(highest))
+    if len(lines) > 1:
+        ax.legend(
+            frameon=False, fontsize=9, loc="lower left" if ax.get_yscale() == "log" and log_scale is None else "best"
+        )
 
 
 def plot_strengths(strengths: Sequence[float], losses: Sequence[float], chosen: float, ax: Axes | None = None) -> Axes:
@@ -79,23 +154,23 @@ def plot_strengths(strengths: Sequence[float], losses: Sequence[float], chosen: 
     ax.set_ylabel("loss in cross-validation")
     ax.axvline(chosen, color=MARK, linewidth=1.2, linestyle="--", label=f"chosen: {chosen:.2g}")
     ax.legend(frameon=False)
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
 def plot_confusion_matrix(
     matrix: ArrayLike, names: Sequence[str], ax: Axes | None = None, *, normalize: bool = False
 ) -> Axes:
-    """A confusion matrix: truth in rows, prediction in columns.
+    """A confusion matrix: truth in rows, prediction in columns, in each cell the count and its share of the row.
 
-    The darker a cell, the larger its share of the row, on a square-root scale, so that rare mistakes show. Where cells
-    are too small for numbers a colour bar stands for them.
+    The darker a cell, the larger that share, on a square-root scale, so that rare mistakes show. With more than ten
+    classes, or in small cells, there is the count alone; in cells too small for numbers a colour bar stands for them.
 
     Args:
         matrix (array of int (classes, classes)): counts.
         names (sequence of `str`): class names.
         ax (`Axes`, *optional*): where to draw; by default a new figure, the larger the more classes.
-        normalize (`bool`, *optional*, defaults to False): the numbers are shares of the row instead of counts.
+        normalize (`bool`, *optional*, defaults to False): the share of the row alone.
     """
     counts = np.asarray(matrix)
     classes = len(names)
@@ -129,10 +204,14 @@ def plot_confusion_matrix(
     ax.grid(which="minor", color="white", linewidth=min(1.5, cell / 15))
     ax.tick_params(which="minor", length=0)
     _lay_out(ax)
-    numbers = [[_share(value) for value in row] for row in shares] if normalize else counts.astype(str).tolist()
+    of_row = [[_share(value) for value in row] for row in shares]
+    numbers = of_row if normalize else counts.astype(str).tolist()
     cell = min(_size(ax)) / classes
-    widest = max(len(text) + text.count("%") for row in numbers for text in row)  # that sign is as wide as two digits
-    size = min(12.0, 0.45 * cell, 0.8 * cell / (CHARACTER * widest))
+    size = _number_size(numbers, cell, 0.45)
+    if not normalize and classes <= FEW_CLASSES and (smaller := _number_size(of_row, cell, 0.3)) >= SMALLEST_SHARE:
+        shown = [zip(*rows, strict=True) for rows in zip(numbers, of_row, strict=True)]
+        numbers = [[n if n == "0" else f"{n}\n{share}" for n, share in row] for row in shown]
+        size = min(size, smaller)
     if size < SMALLEST_NUMBER:
         bar = ax.figure.colorbar(
             image, ax=ax, fraction=0.03, aspect=30, shrink=0.7, pad=0.02, ticks=[0, 0.01, 0.1, 0.5, 1]
@@ -146,7 +225,7 @@ def plot_confusion_matrix(
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     is_dark = linear @ (0.2126, 0.7152, 0.0722) < 0.179  # where white stands out more than black (WCAG 2.1)
     for row, column in np.ndindex(classes, classes):
-        if counts[row, column] or classes <= 10:  # with many classes zeros would hide the rest
+        if counts[row, column] or classes <= FEW_CLASSES:
             colour = "white" if is_dark[row, column] else "black" if counts[row, column] else "0.45"
             ax.text(column, row, numbers[row][column], ha="center", va="center", fontsize=size, color=colour)
     return ax
@@ -175,47 +254,57 @@ def plot_per_class(
     lowest = min(both[np.isfinite(both)].tolist(), default=0.0)
     left = max(0.0, math.floor(10 * lowest - 0.5) / 10)
     ax.set_xlim(left - 0.02 * (1 - left), 1 + 0.02 * (1 - left))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=9)
-    _tidy(ax)
+    tidy(ax)
     _lay_out(ax)
     return ax
 
 
 def plot_images(images: Sequence[Any], captions: Sequence[Sequence[str]], ax: Axes | None = None) -> Axes:
-    """Images in a grid inside one Axes, each whole, with lines of text below; without any it says so.
+    """Images in rows inside one Axes, each whole and equally high, with lines of text below; without any it says so.
 
     Args:
-        images (sequence of Pillow images or arrays (height, width[, 3])): what to show.
+        images (sequence of Pillow images or arrays (height, width[, 3])): what to show; one more than twice as wide as
+            high is lower than the others.
         captions (sequence of sequences of `str`): the lines below each; what is too long is cut in the middle.
         ax (`Axes`, *optional*): where to draw; by default a new figure with up to four images in a row.
     """
     count, lines = len(images), max(map(len, captions), default=0)
+    pictures = [Image.fromarray(np.asarray(image)) for image in images]
+    widths = [min(WIDEST, max(NARROWEST, picture.width / picture.height)) for picture in pictures]  # of their places
     if ax is None:
         rows = max(1, math.ceil(count / 4))
-        ax = new_axes(2.1 * max(1, math.ceil(count / rows)), (2.1 + 0.2 * lines) * rows)
+        per_row = math.ceil(count / rows)
+        ax = new_axes(1.75 * _row_width(widths, per_row), (1.75 + 0.2 * lines) * rows)
     ax.set_axis_off()
     if not count:
         ax.text(0.5, 0.5, "no such image", transform=ax.transAxes, ha="center", va="center", color="0.4")
         return ax
     _lay_out(ax)
     width, height = _size(ax)
-    below = 0.15 * lines  # the room for text, as a share of an image's side
+    below = 0.15 * lines  # the room for text, as a share of an image's height
     for _ in range(2):  # it settles: text has a largest size, and what it does not need goes to the images
-        sides = {n: min(width / n, height / math.ceil(count / n) / (1 + below)) for n in range(1, count + 1)}
+        sides = {
+            n: min(width / _row_width(widths, n), height / math.ceil(count / n) / (1 + below))
+            for n in range(1, count + 1)
+        }
         columns = max(sides, key=sides.__getitem__)
         size = min(10.0, max(SMALLEST_NAME, 0.11 * sides[columns]))
         below = 1.35 * size * lines / sides[columns]
     rows, side = math.ceil(count / columns), sides[columns]
-    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    x = 0.0
+    for place, (picture, room, caption) in enumerate(zip(pictures, widths, captions, strict=True)):
         row, column = divmod(place, columns)
-        picture = Image.fromarray(np.asarray(image))
+        x = x if column else 0.0
+        high = 0.94 * min(1.0, room * picture.height / picture.width)
+        wide, bottom, middle = high * picture.width / picture.height, row * (1 + below) + 0.97, x + room / 2
         picture.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
-        wide, high = (0.94 * pixels / max(picture.size) for pixels in picture.size)
-        x, bottom = column + 0.5, row * (1 + below) + 0.97
-        ax.imshow(picture, extent=(x - wide / 2, x + wide / 2, bottom, bottom - high))
-        text = "\n".join(picture_text(line, _characters(0.98 * side, size)) for line in caption)
-        ax.text(x, bottom + 0.03, text, ha="center", va="top", fontsize=size, fontfamily=families())
-    ax.set_xlim(0, columns)
+        ax.imshow(picture, extent=(middle - wide / 2, middle + wide / 2, bottom, bottom - high))
+        text = "\n".join(picture_text(line, _characters(0.98 * side * room, size)) for line in caption)
+        ax.text(middle, bottom + 0.03, text, ha="center", va="top", fontsize=size, fontfamily=families())
+        x += room
+    ax.set_xlim(0, _row_width(widths, columns))
     ax.set_ylim(rows * (1 + below), 0)
     return ax
 
@@ -225,7 +314,8 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
     return Figure(figsize=(width, height), dpi=120, layout="constrained").add_subplot()
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
+    """A faint grid, and no frame above and to the right."""
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -245,6 +335,17 @@ def _name_size(room: float) -> tuple[float, int]:
 def _characters(points: float, size: float) -> int:
     """How many characters have room."""
     return min(40, max(6, int(points / (CHARACTER * size))))
+
+
+def _number_size(numbers: Sequence[Sequence[str]], cell: float, height: float) -> float:
+    """Font size of numbers, each in a cell of so many points, of whose height a line may take a share."""
+    widest = max(len(text) + text.count("%") for row in numbers for text in row)  # that sign is as wide as two digits
+    return min(12.0, height * cell, 0.8 * cell / (CHARACTER * widest))
+
+
+def _row_width(widths: Sequence[float], per_row: int) -> float:
+    """The width of the widest of rows of so many."""
+    return max((sum(widths[i : i + per_row]) for i in range(0, len(widths), max(1, per_row))), default=1.0)
 
 
 def _share(value: float) -> str:

@@ -69,6 +69,21 @@ class ImageInputs:
     def eval_transform(self, value: ImageTransform) -> None:
         self._eval_transform = _checked("eval_transform", value)
 
+    def set_transforms(self, train: ImageTransform, evaluation: ImageTransform) -> None:
+        """Set both transforms, or neither.
+
+        Raises:
+            TypeError: if one is not an [`ImageTransform`].
+            ValueError: if the one for evaluation draws at random.
+        """
+        train, evaluation = _checked("train", train), _checked("eval", evaluation)
+        if evaluation.is_random:
+            raise ValueError(
+                "The transform for evaluation draws at random: give the two of image_transforms(model) in their order, "
+                "first the one for training."
+            )
+        self._train_transform, self._eval_transform = train, evaluation
+
     # ---- Data sets ----
 
     def are_in(self, rows: Any) -> bool:

@@ -3,7 +3,6 @@
 The text is in `templates/model_card.md`, where names from outside are escaped by the filter `markdown`.
 """
 
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from transformers.utils import logging
 
+from hf_sgdr._utils.metrics import wilson_interval
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
 from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id, stated_license
@@ -40,8 +40,6 @@ MOST_MISTAKES = 3
 OTHER_WEIGHTS = 0.02
 # Of the lesson: `learn.TTA(n_aug=4)`.
 DEFAULT_VIEWS = 4
-# The 97.5 % point of the normal distribution, for an interval of 95 %.
-Z_95 = 1.959964
 
 
 def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: str | Path | None = None) -> Path:
@@ -115,17 +113,6 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
     path = folder / "README.md"
     replace_file(path, text.encode())
     return path
-
-
-def wilson_interval(right: int, count: int, z: float = Z_95) -> tuple[float, float]:
-    """The interval of a share, `right` of `count`; by default with 95 % confidence.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def metric(value: float | None) -> str:

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_model
 from transformers import AutoModelForImageClassification
 
-from hf_sgdr._utils.files import RUNS_FOLDER
+from hf_sgdr._utils.files import RUN_PICTURE, RUNS_FOLDER
 from hf_sgdr.callbacks.snapshots import best_snapshots, snapshot_files
 from hf_sgdr.hub.card_facts import put_model_id
 from hf_sgdr.hub.retry import LOG_IN, HubError, retry
@@ -28,7 +28,7 @@ from hf_sgdr.version import __version__
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MODEL_FILES = ("config.json", *WEIGHTS, *PROCESSOR_FILES)
-PLOTS = ("*-range-test.png", "*-learning-rate.png")
+PLOTS = (RUN_PICTURE, "*-range-test.png", "*-learning-rate.png")
 RUN_FILES = ("README.md", "results.json", "recipe.yaml", *PLOTS)
 # Pushed where the card shows them; what an earlier card showed and this one does not, images above all, is removed.
 CARD_PICTURES = ("confusion-matrix.png", "most-*.png")

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from hf_sgdr._utils.metrics import balanced_accuracy, class_metrics
+from hf_sgdr._utils.metrics import balanced_accuracy, class_metrics, wilson_interval
 from hf_sgdr.data.labels import MULTI_LABEL, class_names
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ImagePrediction
 from hf_sgdr.inference.multi_label import LabelPrediction, MultiLabelInterpretation
@@ -54,6 +54,18 @@ class Evaluation:
     def is_multi_label(self) -> bool:
         """Whether images have several labels."""
         return isinstance(self.result, MultiLabelInterpretation)
+
+    def headline(self) -> str:
+        """How good the model is, in a sentence; with one label an image also how sure that is (Wilson's interval)."""
+        count = len(self.result.labels)
+        if isinstance(self.result, MultiLabelInterpretation):
+            return f"Mean average precision {self.metrics['map']:.1%}, mean F1 {self.metrics['f1']:.1%}."
+        right = int((self.result.predicted == self.result.labels).sum())
+        low, high = wilson_interval(right, count)
+        return (
+            f"{right} of {count} right, {right / count:.1%}; of other images like these between {low:.0%} and "
+            f"{high:.0%}, with 95% confidence."
+        )
 
     def seen_before(self) -> str:
         """A sentence about how many of the images the model was trained on."""

@@ -5,6 +5,7 @@ Works on probabilities and labels alone; the images are read only where they are
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -287,7 +288,10 @@ class ClassifierInterpretation:
 
 def _plot_predictions(predictions: list[ImagePrediction], ax: Axes | None) -> Axes:
     captions = [
-        [f"{x.predicted} {x.probability:.1%}"] + [f"truth: {x.truth}"] * (x.predicted != x.truth) for x in predictions
+        [f"{x.predicted} {x.probability:.1%}"]
+        + [f"truth: {x.truth}"] * (x.predicted != x.truth)
+        + ([Path(x.file).name] if x.file else [])
+        for x in predictions
     ]
     return plot_images([x.image for x in predictions], captions, ax)
 

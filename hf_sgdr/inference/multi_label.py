@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,9 @@ class MultiLabelInterpretation:
         """The images of `most_incorrect` in one Axes."""
         mistakes = self.most_incorrect(n, of_class)
         captions = [
-            [f"{x.label} {x.probability:.1%}", f"truth: {'' if x.is_there else 'not '}{x.label}"] for x in mistakes
+            [f"{x.label} {x.probability:.1%}", f"truth: {'' if x.is_there else 'not '}{x.label}"]
+            + ([Path(x.file).name] if x.file else [])
+            for x in mistakes
         ]
         return plot_images([x.image for x in mistakes], captions, ax)
 

@@ -5,7 +5,9 @@ from outside: HTML escapes it by itself, Markdown by the filter `markdown`.
 """
 
 import base64
+from collections.abc import Iterable
 from dataclasses import astuple
+from datetime import date
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,10 @@ def write_report(path: Path, evaluation: Evaluation, *, with_images: bool = Fals
         finalize=_printable if is_html else None,
     )
     environment.filters |= {"markdown": markdown_text, "shown": _shown, "astuple": astuple}
+    environment.filters |= {"percent": Percent, "percents": _percents}
     template = environment.get_template(f"report{path.suffix}")
     title = f"Evaluation of {evaluation.model}"
-    text = template.render(title=title, evaluation=evaluation, with_images=with_images, save=save)
+    text = template.render(title=title, evaluation=evaluation, with_images=with_images, save=save, today=date.today())
     path.write_text(text.strip() + "\n", encoding="utf-8")
 
 
@@ -68,6 +71,17 @@ def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+class Percent(float):
+    """A share that a table shows in per cent."""
+
+
+def _percents(row: Iterable[Any]) -> list[Any]:
+    """A table's row with its floats in per cent."""
+    return [Percent(value) if isinstance(value, float) else value for value in row]
+
+
 def _shown(value: str | float | None) -> str:
-    """The value of a table's cell: floats with four decimals, None as a dash."""
+    """The value of a table's cell: floats with four decimals, shares in per cent, None as a dash."""
+    if isinstance(value, Percent):
+        return f"{value:.1%}"
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

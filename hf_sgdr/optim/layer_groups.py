@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments
 
 from hf_sgdr.optim.architecture import body_stages, head_modules
 
@@ -49,6 +51,8 @@ class LayerGroups:
     @classmethod
     def from_model(cls, model: nn.Module, n_groups: int = 3) -> "LayerGroups":
         """Split a model into its head and `n_groups - 1` consecutive groups of body stages, the earlier the larger.
+
+        Elsewhere their number is called `num_groups`, or `num_layers` of a layer-wise decay.
 
         The stages are timm's own (`group_matcher(coarse=True)`) for timm models and for
         `TimmWrapperForImageClassification`, and the blocks of the largest list of layers for models of transformers.
@@ -94,6 +98,20 @@ class LayerGroups:
             for i, name in enumerate(self.names)
         ]
         return f"LayerGroups({', '.join(groups)})"
+
+    def summary(self) -> str:
+        """A table in plain text: each group's tensors, parameters, whether it trains, its first and last parameter."""
+        rows = [("group", "trains", "tensors", "parameters", "from", "to")]
+        trained = total = 0
+        for i, name in enumerate(self.names):
+            sizes = list(map(torch.numel, self.parameters(i)))
+            names, trains = self._parameter_names[i] or ["–"], "no" if i < self.frozen else "yes"
+            rows.append((name, trains, f"{len(sizes):,}", f"{sum(sizes):,}", names[0], names[-1]))
+            total, trained = total + sum(sizes), trained + (i >= self.frozen) * sum(sizes)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        shape = "  ".join(f"{{:{'>' if i in (2, 3) else '<'}{width}}}" for i, width in enumerate(widths))
+        lines = [shape.format(*row).rstrip() for row in rows]
+        return "\n".join([*lines, f"{trained:,} of {total:,} parameters train"])
 
     @property
     def frozen(self) -> int:
@@ -211,6 +229,27 @@ class LayerGroups:
                     parameters = [self.model.get_parameter(member) for member in members]
                     groups.append({"params": parameters, "lr": lr, "weight_decay": decay, "name": name})
         return groups
+
+    def optimizer(self, args: TrainingArguments, *, lr_decay: float = 1.0) -> Optimizer:
+        """The Trainer's own optimizer, with layer-wise decay of the rate: AdamW, or what `args.optim` says.
+
+        For a stock Trainer: `Trainer(model, args, optimizers=(groups.optimizer(args, lr_decay=0.75), None))`.
+        (Layer-wise decay: Clark et al. 2020, "ELECTRA", section 3.1.)
+
+        Args:
+            args ([`~transformers.TrainingArguments`]): its optimizer, weight decay and learning rate, the head's.
+            lr_decay (`float`, *optional*, defaults to 1.0): each group's rate as a share of that of the group above.
+
+        Raises:
+            ValueError: if `lr_decay` is not above 0 and at most 1.
+        """
+        if not 0.0 < _number(lr_decay) <= 1.0:
+            raise ValueError(f"lr_decay={lr_decay!r}: must be a share of the rate of the group above, in (0, 1].")
+        rates = [args.learning_rate * lr_decay**i for i in reversed(range(len(self)))]
+        model: Any = self.model
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        kwargs = {name: value for name, value in kwargs.items() if name != "lr"}  # each group has its own
+        return optimizer_class(self.param_groups(rates, args.weight_decay), **kwargs)
 
     def _undecayed_names(self) -> set[str]:
         norms = {

@@ -21,7 +21,7 @@ from hf_sgdr._utils._compat import num_items_in_batch
 from hf_sgdr._utils.plots import plot_range_test, plot_rates
 from hf_sgdr.optim.restore import torch_optimizer, trainer_restored
 from hf_sgdr.optim.schedule import checked_steps
-from hf_sgdr.optim.suggestions import SLACK, SUGGESTIONS, edge, smoothed_losses
+from hf_sgdr.optim.suggestions import FALLEN, SLACK, SUGGESTIONS, edge, falling, smooth, smoothed_losses
 
 SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
 
@@ -72,10 +72,55 @@ class LRRangeResult:
         """The head's rate from which on the loss is half as high again as at first; None if it never is."""
         return edge(self.history["lr"], self.history["loss"])
 
-    def plot(self, ax: Axes | None = None, *, chosen: float | None = None) -> Axes:
-        """Smoothed loss against the head's rate, log axis; the lesson's suggestion is marked, and a chosen rate."""
-        history = self.history
-        return plot_range_test(history["lr"], history["smoothed_loss"], self.suggestion(), ax, chosen=chosen)
+    def plot(
+        self, ax: Axes | None = None, *, skip_start: int = 0, skip_end: int = 0, chosen: float | None = None
+    ) -> Axes:
+        """Loss against the head's rate, log axis, and what the lesson's suggestion follows from.
+
+        Faintly the loss of each step, over it the smoothed curve that the rule reads. Shaded is where the loss falls,
+        or, where it does not, the rates below the one at which it takes off; then the reason is written inside.
+
+        Args:
+            ax (`Axes`, *optional*): where to draw; by default a new figure.
+            skip_start, skip_end (`int`, *optional*, default to 0): so many steps at the ends are not drawn (fast.ai
+                0.7's `plot` left out ten and five); they count for the suggestion.
+            chosen (`float`, *optional*): the rate that is used, to be marked, too.
+
+        Raises:
+            ValueError: if a number is negative, or no step is left.
+        """
+        skip_start = require_whole("skip_start", skip_start, at_least=0)
+        stop = len(self.history["lr"]) - require_whole("skip_end", skip_end, at_least=0)
+        if skip_start >= stop and (skip_start or skip_end):
+            raise ValueError(
+                f"skip_start={skip_start} and skip_end={skip_end} leave none of {len(self.history['lr'])} steps: "
+                "give less."
+            )
+        lrs, losses, rate = self.history["lr"], self.history["loss"], self.suggestion()
+        why, usable = self.reason, None
+        if rate is not None:
+            is_unseen = rate == lrs[-1] / 10
+            why = (
+                "a tenth of the last, where it still falls" if is_unseen else f"where {FALLEN:.0%} of the fall is done"
+            )
+        if (fall := falling(lrs, losses)) is not None:
+            usable = (*fall, "the loss falls")
+        elif (edge := self.edge()) is not None:
+            usable = (lrs[0], edge, f"below {edge:.1e}, where the loss takes off")
+        drawn = slice(skip_start, stop)
+        ax = plot_range_test(
+            lrs[drawn],
+            losses[drawn],
+            smooth(losses)[drawn],
+            ax,
+            suggestion=rate,
+            why=why,
+            chosen=chosen,
+            usable=usable,
+        )
+        if skip_start or skip_end:
+            ax.set_xlim(lrs[skip_start], lrs[stop - 1])
+        return ax
 
     def plot_lr(self, ax: Axes | None = None) -> Axes:
         """Each group's rate against the step."""

@@ -36,6 +36,11 @@ def rates_by_step(optimizer: Optimizer, schedule: SGDRSchedule | None, num_steps
     return {name: [rates[name] for rates in by_step] for name in group_names(optimizer)}
 
 
+def varies(rates: dict[str, list[float]]) -> bool:
+    """Whether any group's rate is another one at some step: a constant rate is no picture."""
+    return any(len(set(values)) > 1 for values in rates.values())
+
+
 class RecordRates(TrainerCallback):
     """Records each parameter group's rate at every step: of a scheduler that is no pure function of the step."""
 

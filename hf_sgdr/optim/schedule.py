@@ -138,21 +138,40 @@ class SGDRScheduler(LRScheduler):
 
 def get_sgdr_schedule(
     optimizer: Optimizer,
-    cycle_steps: int,
+    cycle_steps: int | None = None,
     cycle_mult: int = 1,
     num_cycles: int = 1,
     *,
+    cycle_epochs: int | None = None,
+    steps_per_epoch: int | None = None,
     min_lr_ratio: float = 0.0,
     warmup_steps: int = 0,
     last_epoch: int = -1,
 ) -> SGDRScheduler:
     """A torch scheduler for a loop of your own, or for `transformers.Trainer(optimizers=(optimizer, scheduler))`.
 
+    The first cycle is as long as `cycle_steps` says, or `cycle_epochs` with `steps_per_epoch`.
+
     Args:
         optimizer (`torch.optim.Optimizer`): each parameter group's `lr` is that group's highest rate.
         cycle_steps, cycle_mult, num_cycles, min_lr_ratio, warmup_steps: see [`SGDRSchedule`].
+        cycle_epochs (`int`, *optional*): epochs of the first cycle, fast.ai's `cycle_len`.
+        steps_per_epoch (`int`, *optional*): optimizer steps of an epoch: the batches of all processes together, divided
+            by gradient accumulation and rounded up; in a loop of your own, `len(loader)`.
         last_epoch (`int`, *optional*, defaults to -1): the step to go on from, as in every torch scheduler.
+
+    Raises:
+        ValueError: if the length is given in neither way or in both, or a number is out of range.
     """
+    given = {"cycle_steps": cycle_steps, "cycle_epochs": cycle_epochs, "steps_per_epoch": steps_per_epoch}
+    if tuple(value is not None for value in given.values()) not in ((True, False, False), (False, True, True)):
+        words = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        raise ValueError(
+            f"{words or 'No length of the first cycle'}: give cycle_steps, or cycle_epochs and steps_per_epoch."
+        )
+    if cycle_steps is None:
+        cycle_steps = require_whole("cycle_epochs", cycle_epochs, at_least=1)
+        cycle_steps *= require_whole("steps_per_epoch", steps_per_epoch, at_least=1)
     schedule = SGDRSchedule(cycle_steps, cycle_mult, num_cycles, min_lr_ratio=min_lr_ratio, warmup_steps=warmup_steps)
     return SGDRScheduler(optimizer, schedule, last_epoch)
 

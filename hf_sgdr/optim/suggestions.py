@@ -22,6 +22,8 @@ DIVERGING = 1.5
 SLACK = 0.1
 # "Still clearly improving": until so much of the fall is behind it.
 FALLEN = 0.85
+# "Clearly falling": from so much of the fall on.
+BEGUN = 0.1
 
 
 def smoothed_losses(losses: Sequence[float], beta: float) -> list[float]:
@@ -86,6 +88,22 @@ SUGGESTIONS: dict[str, Callable[[Sequence[float], Sequence[float]], Suggestion]]
 }
 
 
+def smooth(losses: Sequence[float]) -> list[float]:
+    """The curve that the rules read; what is beyond repair counts as four times the first losses."""
+    return _smooth(np.asarray(losses, dtype=np.float64)).tolist()
+
+
+def falling(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
+    """The rates between which the loss clearly falls, from a tenth of the fall to its end; None if it never does."""
+    curve, _, reason = _curve(lrs, losses)
+    if reason:
+        return None
+    lowest = int(curve.argmin())
+    top = curve[: lowest + 1].max()
+    before = np.flatnonzero(curve[: lowest + 1] >= top - BEGUN * (top - curve[lowest]))
+    return float(lrs[before[-1]]), float(lrs[lowest])
+
+
 def edge(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """The lowest rate from which on the loss is half as high again as at first, and by a tenth; None if it never is.
 
@@ -107,8 +125,7 @@ def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve,
     if len(raw) < MIN_STEPS:
         return empty, empty, f"the test has {len(raw)} steps; a curve needs at least {MIN_STEPS}"
     width = max(MIN_WINDOW, WINDOW * len(raw))
-    beyond_repair = 4 * np.median(raw[: max(3, len(raw) // 4)])  # must not reach back through the window
-    curve = _gaussian(np.minimum(raw, beyond_repair), width)
+    curve = _smooth(raw)
     lowest = int(curve.argmin())
     # Steps that diverge are no noise, so the scatter is measured by differences of neighbours, and by their median.
     scatter = float(np.median(np.abs(np.diff(raw)))) / 0.954 if len(raw) > 1 else 0.0
@@ -122,6 +139,13 @@ def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve,
     slope = np.gradient(curve, np.log10(np.asarray(lrs, dtype=np.float64)))
     slope[lowest + 1 :] = 0.0
     return curve, slope, None
+
+
+def _smooth(raw: Curve) -> Curve:
+    if not len(raw):
+        return raw
+    beyond_repair = 4 * np.median(raw[: max(3, len(raw) // 4)])  # must not reach back through the window
+    return _gaussian(np.minimum(raw, beyond_repair), max(MIN_WINDOW, WINDOW * len(raw)))
 
 
 def _gaussian(values: Curve, width: float) -> Curve:

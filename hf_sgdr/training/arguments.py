@@ -44,7 +44,7 @@ class SGDRTrainingArguments(TrainingArguments):
         min_lr_ratio (`float`, *optional*, defaults to 0.0): lowest rate of a cycle as a share of the highest.
         group_learning_rates (`list[float]`, *optional*): the highest rate of each layer group, from the input to the
             head; `learning_rate` for all by default.
-        n_groups (`int`, *optional*, defaults to 3): how many layer groups.
+        n_groups (`int`, *optional*, defaults to 3): how many layer groups (elsewhere `num_groups`).
         freeze_to (`int`, *optional*, defaults to -1): the first group that trains; -1 trains the head only, 0 all.
         precompute (`bool`, *optional*, defaults to False): train what is not frozen on its input, computed once for
             every image.

@@ -3,15 +3,37 @@
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
+from matplotlib.figure import Figure
 from transformers import TrainerState
 
-from hf_sgdr.callbacks.best_weights import best_evaluation, metrics_of
+from hf_sgdr._utils.run_picture import plot_run
+from hf_sgdr.callbacks.best_weights import best_evaluation, mean_of, metrics_of
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.optim.schedule import SGDRSchedule
 from hf_sgdr.recipe import FitRecord, RunResults, Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
+
+# Of a fit, in its curve: more than a picture has points.
+MOST_RATES = 500
+
+
+class FitCurve(TypedDict):
+    """What the picture of a run draws of a fit, in plain values.
+
+    Keys:
+        name (`str`): of the fit.
+        epochs (`float`): how many it had.
+        rates (`dict[str, list[float]]`): of each layer group that trained, at evenly spaced steps from the first on, at
+            most `MOST_RATES` or so.
+        points (`list[dict]`): each log's epoch, with its loss or its eval_loss, eval_accuracy and so on.
+    """
+
+    name: str
+    epochs: float
+    rates: dict[str, list[float]]
+    points: list[dict[str, float | None]]
 
 
 class TrainingHistory:
@@ -19,6 +41,7 @@ class TrainingHistory:
 
     Attributes:
         fits (`list[FitRecord]`): in their order.
+        curves (`list[FitCurve]`): how each of them went; from a [`run_stages`] on those of its stages.
         range_tests (`dict[str, LRRangeResult]`): by the name of the fit that came after it.
         run (`tuple` or None): stages and results of the last [`run_stages`], until something else is trained.
         trained_at (`float`): when the last fit ended, in seconds since the epoch.
@@ -27,6 +50,7 @@ class TrainingHistory:
 
     def __init__(self) -> None:
         self.fits: list[FitRecord] = []
+        self.curves: list[FitCurve] = []
         self.range_tests: dict[str, LRRangeResult] = {}
         self.run: tuple[tuple[Stage, ...], RunResults] | None = None
         self.trained_at = 0.0
@@ -56,6 +80,26 @@ class TrainingHistory:
         if self._range_test is not None:
             self.range_tests[record["name"]], self._range_test = self._range_test, None
 
+    def plot(self) -> Figure:
+        """The picture of the run: the first range test, rates, losses and metrics by epoch, over all fits.
+
+        A range test that was made before a resume is not shown.
+
+        Raises:
+            ValueError: if nothing was trained yet.
+        """
+        if not self.curves:
+            raise ValueError("There is no picture of a run before the first fit: call fit(), train() or run_stages().")
+        results = self.results(1)
+        tests = [self.range_tests[fit["name"]] for fit in self.curves if fit["name"] in self.range_tests]
+        return plot_run(
+            self.curves,
+            metrics=results.metrics,
+            best=results.best,
+            solved=results.solved,
+            range_test=tests[0].plot if tests else None,
+        )
+
     def recipe(self) -> tuple[Stage, ...]:
         """The stages of the last run, or else the fits as stages that would do the same."""
         if self.run is not None:
@@ -75,6 +119,29 @@ class TrainingHistory:
         if self.fits:
             results.best = {"stage": self.fits[-1]["name"], **self.fits[-1]["kept"]}
         return results
+
+
+def fit_curve(name: str, state: TrainerState, rates: dict[str, list[float]], losses: Sequence[str]) -> FitCurve:
+    """The curve of a fit that has just ended.
+
+    Args:
+        name (`str`): of the fit.
+        state (`TrainerState`): with its logs.
+        rates (`dict[str, list[float]]`): at every step.
+        losses (sequence of `str`): those of the evaluations by which weights are judged.
+    """
+    points: list[dict[str, float | None]] = []
+    evaluated: dict[str, Any] = {}  # the sets of a dict come one by one
+    for entry in state.log_history:
+        if "loss" in entry:
+            points.append({"epoch": entry["epoch"], "loss": entry["loss"]})
+        evaluated |= {key: value for key, value in entry.items() if key.startswith("eval_")}
+        if mean_of(evaluated, losses) is not None:
+            points.append({"epoch": entry["epoch"], **metrics_of(evaluated, losses)})
+            evaluated = {}
+    every = max(1, state.global_step // MOST_RATES)
+    thinned = {group: values[::every] for group, values in rates.items()}
+    return {"name": name, "epochs": state.epoch or 0.0, "rates": thinned, "points": points}
 
 
 def fit_record(

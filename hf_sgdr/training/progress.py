@@ -21,10 +21,11 @@ from safetensors.torch import load_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.files import UNFINISHED_RUNS_FOLDER
+from hf_sgdr._utils.files import RUN_PICTURE, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.recipe import FitRecord
+from hf_sgdr.training.history import FitCurve
 
 logger = logging.get_logger(__name__)
 
@@ -104,6 +105,7 @@ class RunProgress:
         self.stages: list[FitRecord] = []
         self.rates: dict[str, list[float]] = {}
         self.solved: FitRecord | None = None
+        self.curves: list[FitCurve] = []
 
     @property
     def exists(self) -> bool:
@@ -122,7 +124,7 @@ class RunProgress:
             content = json.loads(path.read_text(encoding="utf-8"))
             made_by = content.get("format", 1)
             before, stages, rates = content["depends_on"], content["stages"], content["rates"]
-            solved = content.get("solved")
+            solved, curves = content.get("solved"), content.get("curves", [])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
         if made_by != _FORMAT:
@@ -143,7 +145,7 @@ class RunProgress:
                 f"then{_SEED if changed == ['starting weights'] else ''}; to begin another one, give another "
                 "output_dir or do not resume."
             )
-        self.stages, self.rates, self.solved = stages, rates, solved
+        self.stages, self.rates, self.solved, self.curves = stages, rates, solved, curves
 
     def save(self) -> None:
         """Write `progress.json`."""
@@ -154,6 +156,7 @@ class RunProgress:
             "stages": self.stages,
             "rates": self.rates,
             "solved": self.solved,
+            "curves": self.curves,
         }
         replace_file(self.folder / "progress.json", json.dumps(content, indent=1).encode())
 
@@ -172,6 +175,7 @@ class RunProgress:
                     path.rename(kept / path.name)
         (self.folder / "best.safetensors").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "snapshots", ignore_errors=True)
+        (self.folder.parent / RUN_PICTURE).unlink(missing_ok=True)
         for stage in self.depends_on["stages"]:
             shutil.rmtree(self.folder / stage["name"], ignore_errors=True)
             for plot in ("range-test", "learning-rate"):  # of an earlier run, which may have had another recipe

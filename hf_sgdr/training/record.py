@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import RUN_PICTURE
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.hub.card import save_plot, write_model_card
@@ -18,6 +19,7 @@ from hf_sgdr.hub.recipe_file import RECIPE_FILE, write_recipe
 from hf_sgdr.hub.record import Interpretation, RunRecord
 from hf_sgdr.inference.interpretation import ClassifierInterpretation
 from hf_sgdr.inference.multi_label import MultiLabelInterpretation
+from hf_sgdr.optim.rates import varies
 from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, SAID_BY_STAGES
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
@@ -107,7 +109,7 @@ def write_run_files(trainer: Any, facts: CardFacts | None = None) -> None:
 
 
 def _plot_own_fits(trainer: Any) -> None:
-    """Plots of range tests, and of the rates of the last fit, in `output_dir`; those of an earlier run are removed."""
+    """Plots of the run, its range tests and the last fit's rates, in `output_dir`; an earlier run's are removed."""
     fits, range_tests = trainer.history.fits, trainer.history.range_tests
     for fit in fits:
         name, folder = fit["name"], Path(trainer.args.output_dir)
@@ -116,8 +118,10 @@ def _plot_own_fits(trainer: Any) -> None:
             path.unlink(missing_ok=True)
         if name in range_tests:
             save_plot(range_tests[name].plot(chosen=fit["learning_rates"][-1]), range_test)
-        if fit is fits[-1]:
+        if fit is fits[-1] and varies(trainer.learning_rates()):
             save_plot(trainer.plot_lr(), rates)
+    if trainer.history.curves:
+        trainer.history.plot().savefig(Path(trainer.args.output_dir, RUN_PICTURE))
 
 
 def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr._utils import scoped
-from hf_sgdr._utils.files import RUNS_FOLDER, clear_disk_errors
+from hf_sgdr._utils.files import RUN_PICTURE, RUNS_FOLDER, clear_disk_errors
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
@@ -22,6 +22,7 @@ from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.data.stream import MATERIALISE, is_stream
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.optim.range_test import LRRangeResult
+from hf_sgdr.optim.rates import varies
 from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, SOLVED_HEAD, FitRecord, RunResults, Stage
 from hf_sgdr.training.checkpoints import newest_checkpoint
 from hf_sgdr.training.progress import RunProgress, run_key, run_lock
@@ -39,10 +40,11 @@ BELOW_EDGE = 3
 def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume: bool = False) -> RunResults:
     """Run a recipe; afterwards the model has the weights with the lowest validation loss of all epochs of all stages.
 
-    In `output_dir` it leaves plots, `<stage>-range-test.png` and `<stage>-learning-rate.png`, and below `_runs` the
-    best weights and, until [`save_results`], what an interrupted run goes on from: how far it is, and each stage's
-    checkpoints, if `save_strategy` asks for them. Each stage begins with the random generators as `args.seed` sets
-    them. One run at a time may write to an `output_dir`.
+    In `output_dir` it leaves plots, `<stage>-range-test.png`, `<stage>-learning-rate.png` where the rate is not
+    constant, and `run.png`, how rates, losses and metrics went, and below `_runs` the best weights and, until
+    [`save_results`], what an interrupted run goes on from: how far it is, and each stage's checkpoints, if
+    `save_strategy` asks for them. Each stage begins with the random generators as `args.seed` sets them. One run at a
+    time may write to an `output_dir`.
 
     With a dict as eval_dataset the weights are judged by the mean of the sets' losses, or by one of them if
     `metric_for_best_model` names it (`eval_<name>_loss`), and `results.best["metric"]` says which.
@@ -71,6 +73,7 @@ def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume
 
 def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> RunResults:
     progress = _progress(trainer, stages, resume)
+    trainer.history.curves = progress.curves  # which the fits go on with
     best = KeepBestWeights(
         trainer.model, progress.folder / "best.safetensors", judged_losses(trainer), by=trainer.args.best_by
     )
@@ -112,6 +115,8 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
     if trainer.is_world_process_zero() and not is_stream(trainer.train_dataset):
         write_image_hashes(rows_of(trainer.train_dataset), trainer.args.image_column_name, progress.folder)
     trainer.history.run = tuple(stages), results
+    if trainer.is_world_process_zero() and trainer.history.curves:
+        trainer.history.plot().savefig(Path(trainer.args.output_dir, RUN_PICTURE))
     return results
 
 
@@ -142,7 +147,7 @@ def _train(trainer: SGDRTrainer, stage: Stage, progress: RunProgress, best: Keep
             f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(best.losses)}, by which the best "
             "weights are chosen: look at label_names, compute_metrics and the validation images."
         )
-    if is_main:
+    if is_main and varies(trainer.learning_rates()):
         _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
     if stage.average and begun is not None:
         best.stage = f"{stage.name} (average)"

@@ -37,7 +37,8 @@ from hf_sgdr._utils._compat import (
     skip_gradient_norm,
 )
 from hf_sgdr._utils.files import RUNS_FOLDER, clear_disk_errors
-from hf_sgdr._utils.plots import plot_rates
+from hf_sgdr._utils.plots import plot_images, plot_rates
+from hf_sgdr._utils.run_picture import plot_losses
 from hf_sgdr._utils.store import apply_umask
 from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
@@ -65,7 +66,7 @@ from hf_sgdr.optim.solve import HeadSolution
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
 from hf_sgdr.training.classes import TrainingClasses
-from hf_sgdr.training.history import TrainingHistory, fit_record
+from hf_sgdr.training.history import TrainingHistory, fit_curve, fit_record
 from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches
 from hf_sgdr.training.record import write_card, write_run_files
 
@@ -163,6 +164,7 @@ class SGDRTrainer(Trainer):
         self._given_optimizers: tuple[Any, Any] = kwargs.get("optimizers", (None, None))
         self._groups_on_features: LayerGroups | None = None
         self._steps_per_epoch = 0
+        self._frozen: int | None = None  # groups, at the end of the last fit; None while one goes on
         if args.max_grad_norm == 0:
             skip_gradient_norm(self)
         self._checkpoints = SealCheckpoints(self._state_to_keep, self._restore_state)
@@ -347,15 +349,26 @@ class SGDRTrainer(Trainer):
         return solution[0]
 
     def plot_lr(self, ax: Axes | None = None) -> Axes:
-        """The rate of each layer group at each step of the last fit.
+        """The rate of each layer group that trained at each step of the last fit, its epochs and cycles marked.
 
         Raises:
             ValueError: if nothing was trained yet.
         """
-        rates = self.learning_rates()
+        rates = self._rates_of_trained()
         if not rates:
             raise ValueError("plot_lr() shows the rates of the last fit: call fit() or train() first.")
-        return plot_rates(rates, ax)
+        restarts = [step for step in self.schedule.restarts if step < self.state.global_step] if self.schedule else ()
+        return plot_rates(rates, ax, steps_per_epoch=self._steps_per_epoch, restarts=restarts)
+
+    def plot_loss(self, ax: Axes | None = None) -> Axes:
+        """Training and validation loss, log by log, over the epochs of all fits; `history.plot()` shows rates, too.
+
+        Raises:
+            ValueError: if nothing was trained yet.
+        """
+        if not self.history.curves:
+            raise ValueError("plot_loss() shows the losses of the fits: call fit() or train() first.")
+        return plot_losses(self.history.curves, ax)
 
     def learning_rates(self) -> dict[str, list[float]]:
         """The rate of each layer group at each optimizer step of the last fit; empty before the first one."""
@@ -364,6 +377,11 @@ class SGDRTrainer(Trainer):
         if self._given_optimizers[1] is not None:
             return self._user_rates.rates
         return rates_by_step(self.optimizer, self.schedule, self.state.global_step)
+
+    def _rates_of_trained(self) -> dict[str, list[float]]:
+        """[`learning_rates`], without those of groups that were frozen then."""
+        frozen = self.layer_groups.names[: self._frozen if self._frozen is not None else self.layer_groups.frozen]
+        return {name: rates for name, rates in self.learning_rates().items() if name not in frozen}
 
     @property
     def layer_groups(self) -> LayerGroups:
@@ -440,6 +458,53 @@ class SGDRTrainer(Trainer):
     @eval_transform.setter
     def eval_transform(self, value: ImageTransform) -> None:
         self.images.eval_transform = value
+
+    def set_transforms(self, train: ImageTransform, eval: ImageTransform) -> None:
+        """Change what images go through, both at once: another size, for example, after a fit at a smaller one.
+
+        `trainer.set_transforms(*image_transforms(model, image_size=224, augment="side_on", max_zoom=1.1))`. Features of
+        other images are computed anew, and `save_model` writes the transforms that are set then.
+
+        Args:
+            train ([`ImageTransform`]): for training.
+            eval ([`ImageTransform`]): for evaluation, and what is saved with the model.
+
+        Raises:
+            TypeError: if one is not an [`ImageTransform`].
+            ValueError: if the one for evaluation draws at random. Then both stay as they were.
+        """
+        self.images.set_transforms(train, eval)
+
+    def show_batch(self, n: int = 8, *, seed: int = 0, ax: Axes | None = None) -> Axes:
+        """Training images as the next fit shows them to the model, augmented and cut, with their labels.
+
+        With precompute on they are what features are computed of. Training draws nothing else because of it.
+
+        Args:
+            n (`int`, *optional*, defaults to 8): how many.
+            seed (`int`, *optional*, defaults to 0): another one shows other images.
+            ax (`Axes`, *optional*): where to draw; by default a new figure.
+
+        Raises:
+            ValueError: if there are no training images, or they are a stream.
+        """
+        n, rows = require_whole("n", n, at_least=1), self.train_dataset
+        if is_stream(rows) or not self.images.are_in(rows):
+            kind = "a stream" if is_stream(rows) else "none" if rows is None else "a model's inputs"
+            raise ValueError(f"show_batch() shows training images, and train_dataset is {kind}: give rows of images.")
+        self._check_images("train_dataset", rows)
+        if self.precompute:
+            images = self.images.view(rows, min(1, self.args.precompute_views))
+        else:
+            images = self.images.training(rows, self.num_fits + 1)
+        chosen = np.random.default_rng(require_whole("seed", seed, at_least=0)).permutation(len(images))[:n]
+        shown, names = [images[int(index)] for index in chosen], class_names(self.model.config)
+        captions = [[_in_words(row["labels"], names)] if "labels" in row else [] for row in shown]
+        return plot_images([row["pixel_values"].permute(1, 2, 0).numpy() for row in shown], captions, ax)
+
+    def summary(self) -> str:
+        """The model's layer groups in plain text: parameters, and which train. `print(trainer.summary())`."""
+        return f"{type(self.model).__name__}, {len(self.layer_groups)} layer groups\n{self.layer_groups.summary()}"
 
     @property
     def schedule(self) -> SGDRSchedule | None:
@@ -591,7 +656,12 @@ class SGDRTrainer(Trainer):
 
     @override
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now."""
+        """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now.
+
+        Also in the middle, to come back to: `trainer.save_model("halfway")`, and later, into the same trainer,
+        `safetensors.torch.load_model(trainer.model, "halfway/model.safetensors")`. Features of other weights are never
+        taken.
+        """
         processor = self.images.record_in(self.features.model)
         if self._own_processor and not isinstance(processor, TimmWrapperImageProcessor):  # that is all in config.json
             self.processing_class = processor
@@ -742,7 +812,7 @@ class SGDRTrainer(Trainer):
         self.model_wrapped = self.model
         # an evaluation outside training leaves it, and then it is in every later log, but in none of a resumed run
         vars(self).pop("model_preparation_time", None)
-        self.history.run = None
+        self.history.run, self._frozen = None, None
         start = time.perf_counter()
         checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
         self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
@@ -764,6 +834,8 @@ class SGDRTrainer(Trainer):
             max_steps=self.args.max_steps,
         )
         self.history.add_fit(record, self.args, self.layer_groups.freeze_batch_norm)
+        self._frozen = self.layer_groups.frozen
+        self.history.curves.append(fit_curve(name, self.state, self._rates_of_trained(), judged_losses(self)))
         return output._replace(training_loss=output.metrics["train_loss"])  # in both, that of all steps: see `log`
 
     @contextmanager
@@ -855,6 +927,12 @@ class SGDRTrainer(Trainer):
         if dataset is None or isinstance(dataset, dict):
             raise ValueError("Which images? The trainer has no single eval_dataset: give dataset=.")
         return dataset
+
+
+def _in_words(label: Any, names: Sequence[str]) -> str:
+    """A class id, or a row of 0 and 1, by the names of the classes."""
+    ids = np.flatnonzero(label).tolist() if np.ndim(label) else [int(label)]
+    return ", ".join(names[i] for i in ids) or "none"
 
 
 def _named(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:

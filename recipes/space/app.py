@@ -31,7 +31,7 @@ from hf_sgdr.inference.pipeline import TTAImageClassificationPipeline, pipeline
 HERE = Path(__file__).parent
 VIEWS = 4  # of test-time augmentation
 BARS = 5  # the likeliest classes
-MOST_IMAGES = 20  # at once: a page is for everybody
+MOST_IMAGES, MOST_MEGABYTES = 20, 50  # at once, and each: a page is for everybody
 THUMBNAIL = (320, 384)  # pixels
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 HEADING = re.compile(r"^(#{1,5} )", re.MULTILINE)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if not model:
         raise ValueError("Which model? Give --model FOLDER_OR_ID, set MODEL_ID, or write models: into README.md.")
     look = {"theme": THEME, "css_paths": HERE / "style.css", "js": WHEN_LOADED, "footer_links": []}
-    page(model).launch(max_file_size="50mb", **look)
+    page(model).launch(max_file_size=f"{MOST_MEGABYTES}mb", **look)
     return 0
 
 
@@ -107,6 +107,10 @@ def page(model: str) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 files = gr.File(label="Images", file_count="multiple", elem_id="images", height=180)
+                gr.Markdown(
+                    f"JPEG, PNG, WebP, GIF, BMP or TIFF; up to {MOST_IMAGES} images at once, "
+                    f"of {MOST_MEGABYTES} MB each."
+                )
                 with_tta = gr.Checkbox(
                     label="Test-time augmentation",
                     info=f"Looks at {VIEWS} altered views of each image too: slower, often a little better.",
