@@ -20,7 +20,7 @@ from transformers import Trainer
 from hf_sgdr._utils._compat import num_items_in_batch
 from hf_sgdr._utils.plots import plot_range_test, plot_rates
 from hf_sgdr.optim.restore import torch_optimizer, trainer_restored
-from hf_sgdr.optim.schedule import checked_steps
+from hf_sgdr.optim.schedule import checked_steps, require_whole
 from hf_sgdr.optim.suggestions import FALLEN, SLACK, SUGGESTIONS, edge, falling, smooth, smoothed_losses
 
 SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
