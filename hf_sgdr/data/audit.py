@@ -9,8 +9,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils.file_index import file_index
 from hf_sgdr._utils.text import printable
-from hf_sgdr.data.hashes import identity_of
-from hf_sgdr.data.images import CHUNK, UnreadableImageError, read_image, readers
+from hf_sgdr.data.images import CHUNK, UnreadableImageError, identity_of, read_image, readers
 
 logger = logging.get_logger(__name__)
 

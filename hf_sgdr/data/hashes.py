@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_sgdr._utils.file_index import file_index
-from hf_sgdr._utils.files import FileIdentity, file_identity
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.data.images import (
     CHUNK,
     UnreadableImageError,
     failure_reason,
-    file_of,
+    identity_of,
     read_image,
     readers,
     require_regular,
@@ -50,17 +49,6 @@ def image_hash(image: Any) -> bytes:
             raise UnreadableImageError(os.fspath(image), failure_reason(error, image)) from error
     pixels = np.asarray(read_image(image))
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-
-
-def identity_of(image: Any) -> FileIdentity | None:
-    """[`file_identity`] of an image that is all in a file; None of others, and where there is no file."""
-    if isinstance(image, Mapping) and image.get("bytes") is not None:
-        return None
-    path = file_of(image)
-    try:
-        return file_identity(path) if path else None
-    except OSError:  # whoever reads it says why
-        return None
 
 
 def image_hashes(rows: Any, image_column: str) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from hf_sgdr._utils.files import FileIdentity, file_identity
 from hf_sgdr._utils.system import usable_threads
 from hf_sgdr._utils.text import printable
 
@@ -265,6 +266,17 @@ def file_of(source: Any) -> str | None:
     """The path of an image's file, None where it comes from no file."""
     path = source.get("path") if isinstance(source, Mapping) else source
     return os.fspath(path) if isinstance(path, str | os.PathLike) else None
+
+
+def identity_of(image: Any) -> FileIdentity | None:
+    """[`file_identity`] of an image that is all in a file; None of others, and where there is no file."""
+    if isinstance(image, Mapping) and image.get("bytes") is not None:
+        return None
+    path = file_of(image)
+    try:
+        return file_identity(path) if path else None
+    except OSError:  # whoever reads it says why
+        return None
 
 
 def pixel_versions() -> dict[str, Any]:
