@@ -93,7 +93,7 @@ def _data_arguments(data: Mapping[str, Any]) -> dict[str, Any]:
     if name is not None:
         data = {**data, "data_dir": None, "dataset_name": Path(name).name if Path(name).exists() else str(name)}
     else:
-        local = ("data_dir", "labels_file", "dataset_name", "train_split_name", "validation_split_name")
+        local = ("data_dir", "labels_file", "dataset_name", "streaming", "train_split_name", "validation_split_name")
         data = {key: value for key, value in data.items() if key not in local}
     return {key: value for key, value in data.items() if value is not None}
 
