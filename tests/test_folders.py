@@ -250,7 +250,7 @@ def test_splits_with_another_order_of_class_names_count_as_train_does(tmp_path, 
         .cast_column("label", datasets.ClassLabel(names=["b", "a"]))
     )
     splits = {"train": images["train"], "validation": other}
-    monkeypatch.setattr("hf_sgdr.data.hub.load_dataset", lambda name: splits)
+    monkeypatch.setattr("hf_sgdr.data.hub.load_dataset", lambda name, streaming: splits)
     assert load_image_dataset("any")["validation"]["label"] == images["validation"]["label"]
 
 
@@ -279,7 +279,7 @@ def test_a_data_set_of_which_nothing_can_be_split_off_and_an_empty_split_are_nam
         load_image_dataset(name)
     loaded = datasets.load_dataset(name)
     splits = {**loaded, "test": loaded["train"].select([])}
-    monkeypatch.setattr("hf_sgdr.data.hub.load_dataset", lambda name: splits)
+    monkeypatch.setattr("hf_sgdr.data.hub.load_dataset", lambda name, streaming: splits)
     with pytest.raises(ValueError, match="any, split 'test': no image that can be read; it must have at least one"):
         load_image_dataset("any")
 
