@@ -52,7 +52,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "bf16": "Train in mixed precision with bfloat16.",
         "use_cpu": "Leave the accelerator alone.",
         **dict.fromkeys(("dataloader_num_workers", "feature_dtype", "feature_memory_gb")),
-        **dict.fromkeys(("cache_images", "cache_disk_gb", "keep_freed_memory")),
+        **dict.fromkeys(("cache_images", "cache_disk_gb", "verify", "keep_freed_memory")),
         "disable_tqdm": "true: no progress bars, as where standard error is no terminal.",
     },
 }
