@@ -278,7 +278,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, kind: str, name: str, revision: str, folder: str | None) -> None:
         entries, start = self.entries(kind, name, revision), f"{folder}/" if folder else ""
-        depth = 99 if self.query.get("recursive") == "True" else start.count("/")
+        depth = 99 if self.query.get("recursive", "").lower() == "true" else start.count("/")
         self.send([e for path, e in entries.items() if path.startswith(start) and path.count("/") <= depth])
 
     def paths_info(self, kind: str, name: str, revision: str) -> None:

@@ -11,6 +11,7 @@ from helpers import same, weights
 from transformers import TrainerCallback
 
 from hf_sgdr import create_image_classifier
+from hf_sgdr._utils.file_index import file_index
 from hf_sgdr._utils.files import disk_failure
 from hf_sgdr.cli.errors import error_line
 from hf_sgdr.features.store import FeatureStore
@@ -102,6 +103,7 @@ def test_a_cache_that_may_only_be_read_is_used_and_says_what_it_cannot_take(
     monkeypatch.setenv("HF_SGDR_CACHE", str(disk))
     first = make_trainer(precompute=True)
     first.fit(1e-2, 1)
+    file_index()._connection.close()  # as at a process's end: no file on the disk stays open
     remount(disk, "ro")
     second = make_trainer(precompute=True)
     second.fit(1e-2, 1)
@@ -110,6 +112,7 @@ def test_a_cache_that_may_only_be_read_is_used_and_says_what_it_cannot_take(
     with pytest.raises(OSError, match=r"cannot be written .*Read-only file system.*set HF_SGDR_CACHE") as error:
         fewer.fit(1e-2, 1)
     one_line(error.value)
+    file_index()._connection.close()
     remount(disk, "rw")
     fewer.fit(1e-2, 1)
 
