@@ -121,7 +121,7 @@ def test_a_rank_that_dies_ends_the_run_and_it_can_be_gone_on_with(folder, tmp_pa
     whole = recipe(tmp_path / "whole")
     output, _ = whole.communicate(timeout=280)
     assert whole.returncode == 0, output[-3000:]
-    assert output.count("Model, plots and results.json are in") == 1
+    assert output.count("Model, card, plots and results.json are in") == 1
     broken = recipe(tmp_path / "out")
     deadline = time.monotonic() + 200
     while not list((tmp_path / "out" / "_runs" / "whole").glob("checkpoint-*")) and time.monotonic() < deadline:
