@@ -36,6 +36,7 @@ def test_there_are_two_commands_that_install():
 
 def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_image_folder):
     make_image_folder(tmp_path / "images", {"train": {"cats": 4, "dogs": 4}, "valid": {"cats": 2, "dogs": 2}})
+    (tmp_path / "photos").symlink_to(tmp_path / "images")
     make_image_folder(tmp_path / "dogscats", {"train": {"cats": 2, "dogs": 2}, "valid": {"cats": 1, "dogs": 1}})
     make_image_folder(tmp_path / "more_images", {"": {"": 3}})
     (tmp_path / "cat.jpg").write_bytes((tmp_path / "more_images" / "000.jpg").read_bytes())

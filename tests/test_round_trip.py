@@ -162,8 +162,8 @@ def test_a_push_that_breaks_ends_in_one_line_with_the_command_that_pushes(hub, r
     assert line.startswith("train.py: error: Pushing to ann/cats failed 5 times, at last with: 503 Service Unavailable")
     assert len(hub.repos["ann/cats"].commits) == 1
     args = shlex.split(line.split("to push it again: ")[1])
-    assert args == ["python", str(RECIPES / "push.py"), "out", "ann/cats"]
-    status, out, _ = recipe(*args[1:], "--tag", "v1")
+    assert args == ["hf-sgdr", "push", "out", "ann/cats"]
+    status, out, _ = recipe(str(RECIPES / "push.py"), *args[2:], "--tag", "v1")
     assert status == 0
     assert "pushed to http" in out
     assert "README.md" in hub.repos["ann/cats"].files("v1")
