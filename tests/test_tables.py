@@ -7,6 +7,7 @@ import re
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, List
+from helpers import same, weights
 
 from hf_sgdr import load_image_folder, load_image_table
 
@@ -202,3 +203,54 @@ def test_images_inside_of_a_table_have_their_own_reader(folder, tmp_path):
     load_image_folder(folder)["train"].to_parquet(str(tmp_path / "a.parquet"))
     with pytest.raises(ValueError, match="load_image_dataset reads images inside of tables"):
         load_image_table(tmp_path / "a.parquet")
+
+
+# ---- Real photos ----
+
+
+@pytest.fixture(scope="module")
+def photos(shared_photos, tmp_path_factory):
+    """Ten photos of each class for training, four for validation, in class folders; their names say the class, too."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 10), ("valid", 4)):
+        for name in ("cats", "dogs"):
+            (root / split / name).mkdir(parents=True)
+            for i, file in enumerate(sorted((shared_photos / "dogscats" / split / name).glob("*.jpg"))[:count]):
+                (root / split / name / f"{name}_{i:02d}.jpg").symlink_to(file)
+    return root
+
+
+def weights_after_training(build_trainer, images, folder):
+    trainer = build_trainer(folder, images, image_size=64, precompute=True)
+    trainer.fit(0.05, 2)  # on features
+    trainer.precompute = False
+    trainer.unfreeze()
+    trainer.fit([1e-4, 1e-3, 1e-2], 1, cycle_len=1)  # on augmented photos
+    return weights(trainer.model)
+
+
+@pytest.fixture(scope="module")
+def weights_of_folders(photos, build_trainer, tmp_path_factory):
+    return weights_after_training(build_trainer, load_image_folder(photos), tmp_path_factory.mktemp("folders"))
+
+
+@pytest.mark.photos
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "metadata", "names"])
+def test_real_photos_train_to_the_same_weights_in_every_form(form, photos, weights_of_folders, build_trainer, tmp_path):
+    rows = rows_of(photos)
+    if form == "names":
+        for file, _, split in rows:
+            (tmp_path / "all" / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "all" / split / (photos / file).name).symlink_to(photos / file)
+        images = load_image_folder(tmp_path / "all", label_pattern=r"^(.+)_\d+")
+    elif form == "metadata":
+        for split in ("train", "valid"):
+            (tmp_path / split).mkdir()
+            of_split = [((photos / file).name, label) for file, label, part in rows if part == split]
+            for file, label in of_split:
+                (tmp_path / split / file).symlink_to(photos / split / label / file)
+            write(tmp_path / split / "metadata.csv", of_split, ["file_name", "label"])
+        images = load_image_folder(tmp_path)
+    else:
+        images = load_image_table(write(tmp_path / f"t.{form}", rows), image_dir=photos, split_column_name="split")
+    assert same(weights_of_folders, weights_after_training(build_trainer, images, tmp_path / "out"))
