@@ -1,15 +1,20 @@
 """The wheel, built and installed into an environment of its own outside the checkout, as somebody else has it."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from hf_sgdr import create_image_classifier
 
@@ -50,6 +55,29 @@ def test_metadata_name_the_authors_and_no_address(wheel):
     assert len(metadata["Keywords"].split(",")) > 5
     assert "Programming Language :: Python :: 3.11" in metadata.get_all("Classifier")
     assert not {"Home-page", "Project-URL", "Download-URL", "Author-email"} & set(metadata.keys())
+
+
+# Imported only where they are in use already: in a notebook, in a run that reports to that tracker.
+BROUGHT = {"hf_sgdr", "IPython", "trackio"}
+
+
+def imports_of(source: Path) -> set[str]:
+    """The packages that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(source.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.split(".")[0] for name in names}
+
+
+def test_every_package_that_is_imported_is_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["demo"], *extras["space"]]
+    asked = {canonicalize_name(re.split(r"[^\w.-]", word)[0]) for word in asked}
+    imported = set().union(*(imports_of(path) for path in SOURCES if path.suffix == ".py"))
+    distributions = packages_distributions()
+    for name in imported - sys.stdlib_module_names - BROUGHT:
+        assert asked & {canonicalize_name(owner) for owner in distributions[name]}, name
 
 
 @pytest.fixture(scope="module")

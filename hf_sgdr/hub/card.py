@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from transformers.utils import logging
 
+from hf_sgdr._utils.files import RUN_PICTURE
 from hf_sgdr._utils.metrics import wilson_interval
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
@@ -102,6 +103,7 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
                 {**vars(report), "training_images": count}
                 for report, count in zip(seen.per_class(), record.training_counts, strict=True)
             ],
+            run_picture=_bring([RUN_PICTURE], record.folder, folder),
             plots={stage["name"]: _stage_plots(stage["name"], record.folder, folder) for stage in results.stages},
             images=_save_images(seen, folder, facts.with_images),
             **of_one,
@@ -180,12 +182,17 @@ def _metadata(
 
 
 def _stage_plots(name: str, source: Path, folder: Path) -> list[str]:
-    """The names of the plots that a stage left, the range test's first; they are copied beside the card if need be."""
-    plots = [path for kind in ("range-test", "learning-rate") if (path := source / f"{name}-{kind}.png").exists()]
+    """The names of the plots that a stage left, the range test's first."""
+    return _bring([f"{name}-{kind}.png" for kind in ("range-test", "learning-rate")], source, folder)
+
+
+def _bring(names: list[str], source: Path, folder: Path) -> list[str]:
+    """Those of some files that there are in `source`; they are copied beside the card if need be."""
+    names = [name for name in names if (source / name).exists()]
     if source.resolve() != folder.resolve():
-        for path in plots:
-            shutil.copyfile(path, folder / path.name)
-    return [path.name for path in plots]
+        for name in names:
+            shutil.copyfile(source / name, folder / name)
+    return names
 
 
 def _save_images(seen: Interpretation, folder: Path, wanted: bool) -> list[str]:
