@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Row, medians
+from timing import QUIET, Row, medians
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
@@ -18,13 +18,13 @@ from hf_sgdr.features.head import FeatureDataset, Rows
 ROWS, WIDTH, BATCH = 64_000, 512, 64
 
 
-def head(repetitions: int) -> list[Row]:
-    """Steps a second of one epoch of a linear head."""
+def head(repetitions: int, device: str = "cpu") -> list[Row]:
+    """Steps a second of one epoch of a linear head; a raw loop has its rows on the device already."""
     features = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
     labels = (features[:, 0] > 0).long()
     model = create_image_classifier("resnet18", labels=["a", "b"], pretrained=False)
     linear = model.timm_model.fc = nn.Linear(WIDTH, 2)
-    values = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "report_to": "none"}
+    values = {**QUIET, "use_cpu": device == "cpu", "dataloader_num_workers": 0}
 
     def optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD(linear.parameters(), lr=0.01, momentum=0.9)
@@ -58,10 +58,12 @@ def head(repetitions: int) -> list[Row]:
             Trainer(Stock(), args, train_dataset=rows, optimizers=(sgd, get_sgdr_schedule(sgd, ROWS // BATCH))).train()
 
         def raw() -> None:
+            linear.to(device)
+            on_device, their_labels = features.to(device), labels.to(device)
             sgd = optimizer()
             schedule = get_sgdr_schedule(sgd, ROWS // BATCH)
-            for chosen in torch.randperm(ROWS).split(BATCH):
-                nn.functional.cross_entropy(linear(features[chosen]), labels[chosen]).backward()
+            for chosen in torch.randperm(ROWS, device=device).split(BATCH):
+                nn.functional.cross_entropy(linear(on_device[chosen]), their_labels[chosen]).backward()
                 sgd.step()
                 schedule.step()
                 sgd.zero_grad()
@@ -74,9 +76,9 @@ def head(repetitions: int) -> list[Row]:
         }
         data = TensorDataset(features, labels)
         if find_spec("fastai"):
-            runs["fastai"] = _with_fastai(linear, data)
+            runs["fastai"] = _with_fastai(linear, data, device)
         if find_spec("lightning"):
-            runs["Lightning"] = _with_lightning(linear, data, place)
+            runs["Lightning"] = _with_lightning(linear, data, place, device)
         seconds = medians(runs, repetitions)
     rates = {name: ROWS / BATCH / value for name, value in seconds.items()}
     on_disk = rates.pop("ours on disk")
@@ -86,7 +88,7 @@ def head(repetitions: int) -> list[Row]:
     return [*rows, ("head epoch, features on disk, steps", "features in memory", on_disk, rates["ours"])]
 
 
-def _with_fastai(linear: nn.Module, data: TensorDataset) -> Callable[[], Any]:
+def _with_fastai(linear: nn.Module, data: TensorDataset, device: str) -> Callable[[], Any]:
     from fastai.callback.progress import ProgressCallback  # noqa: F401  (it patches Learner)
     from fastai.callback.schedule import fit_sgdr  # noqa: F401  (it patches Learner)
     from fastai.data.core import DataLoaders
@@ -95,7 +97,9 @@ def _with_fastai(linear: nn.Module, data: TensorDataset) -> Callable[[], Any]:
     from fastai.optimizer import SGD
 
     loaders = DataLoaders(
-        FastaiLoader(data, bs=BATCH, shuffle=True, num_workers=0), FastaiLoader(data, bs=ROWS, num_workers=0)
+        FastaiLoader(data, bs=BATCH, shuffle=True, num_workers=0),
+        FastaiLoader(data, bs=ROWS, num_workers=0),
+        device=torch.device(device),
     )
     learner = Learner(loaders, linear, loss_func=nn.CrossEntropyLoss(), opt_func=SGD)
 
@@ -108,7 +112,7 @@ def _with_fastai(linear: nn.Module, data: TensorDataset) -> Callable[[], Any]:
     return run
 
 
-def _with_lightning(linear: nn.Module, data: TensorDataset, place: str) -> Callable[[], Any]:
+def _with_lightning(linear: nn.Module, data: TensorDataset, place: str, device: str) -> Callable[[], Any]:
     import logging
     import warnings
 
@@ -133,8 +137,8 @@ def _with_lightning(linear: nn.Module, data: TensorDataset, place: str) -> Calla
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = lightning.Trainer(
-                max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                enable_model_summary=False, default_root_dir=place,
+                max_epochs=1, accelerator=device, devices=1, logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False, default_root_dir=place,
             )  # fmt: skip
             trainer.fit(Module(), DataLoader(data, BATCH, shuffle=True))
 

@@ -18,6 +18,7 @@ from hf_sgdr.features.extract import _depends_on, extract_features, resolve_feat
 from hf_sgdr.features.reader import CPU_BATCH
 from hf_sgdr.models.boundary import Boundary
 from hf_sgdr.optim.layer_groups import LayerGroups
+from hf_sgdr.training.arguments import default_num_workers
 
 
 def decoding(files: list[Path], repetitions: int) -> list[Row]:
@@ -53,30 +54,32 @@ def decoding(files: list[Path], repetitions: int) -> list[Row]:
     ]
 
 
-def extraction(files: list[Path], repetitions: int) -> list[Row]:
+def extraction(files: list[Path], repetitions: int, device: str = "cpu") -> list[Row]:
     """Images a second of extraction, hashing, decoding and storing included, against the bare forward pass."""
     model = create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file()).eval()
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(torch.device(device), memory_format=torch.channels_last)
+    batch_size, workers = CPU_BATCH if device == "cpu" else 64, default_num_workers()
     head = LayerGroups.from_model(model).head
     assert head is not None
     _, exact = image_transforms(model)
     images = ImageDataset([{"image": str(file)} for file in files], exact.fast())
     pixels = torch.stack([images[i]["pixel_values"] for i in range(len(files))])
-    batches = exact.normalize(pixels).contiguous(memory_format=torch.channels_last).split(CPU_BATCH)
+    pixels = exact.normalize(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+    batches = pixels.split(batch_size)
     rows = []
-    faster = resolve_feature_dtype(torch.device("cpu"))
+    faster = resolve_feature_dtype(torch.device(device))
     for dtype in dict.fromkeys((faster, torch.float32)):
         name = str(dtype).removeprefix("torch.")
 
         def bare(dtype: torch.dtype = dtype) -> None:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 for batch in batches:
                     model(batch)
 
         def ours(dtype: torch.dtype = dtype) -> None:
             with tempfile.TemporaryDirectory() as place:
                 os.environ["HF_SGDR_CACHE"] = place
-                extract_features(model, head, images, dtype=dtype, batch_size=CPU_BATCH)
+                extract_features(model, head, images, dtype=dtype, batch_size=batch_size, num_workers=workers)
 
         def key(dtype: torch.dtype = dtype) -> None:
             _depends_on(model, Boundary.at_head(model, head), images, exact.fast(), dtype)

@@ -5,13 +5,15 @@
                              processes memory start] [--repetitions 5] [--write]
 
 Compared are like with like: the same images, network, precision and memory layout. `--write` puts the tables, the
-machine and the versions into benchmarks/RESULTS.md. `benchmarks/lesson.py` compares the whole lesson with fastai's.
+machine and the versions into benchmarks/RESULTS.md. `--device cuda` measures what a GPU changes (extraction, head,
+training), in one table of its own. `benchmarks/lesson.py` compares the whole lesson with fastai's.
 """
 
 import argparse
 import warnings
 from pathlib import Path
 
+import torch
 from head import head
 from image_path import decoding, extraction
 from inference import inference
@@ -36,11 +38,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a table of its own")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here (torch.cuda.is_available() is False).")
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")  # of the libraries that ours is compared with
     keep_freed_memory()
-    files = [file for _, file in zip(range(IMAGES), image_files(options.data_dir), strict=False)]
+    files = [Path(file) for _, file in zip(range(IMAGES), image_files(options.data_dir), strict=False)]
+    if options.device == "cuda":
+        rows = [*extraction(files, options.repetitions, "cuda"), *head(options.repetitions, "cuda")]
+        lines = as_table([*rows, *training(files, options.repetitions, "cuda")])
+        print("\n".join(lines))
+        if options.write:
+            write_section("On a GPU", lines, f"medians of {options.repetitions}, each round in turn")
+        return
     for name in options.only:
         title, measure = SECTIONS[name]
         lines = measure(files, options.data_dir, options.repetitions)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+QUIET = {"disable_tqdm": True, "save_strategy": "no", "report_to": "none"}
 # What, against what, ours and theirs in things a second.
 Row = tuple[str, str, float, float]
 
@@ -28,6 +29,8 @@ def medians(runs: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, f
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 

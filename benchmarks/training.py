@@ -12,41 +12,47 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Image
-from timing import Row, medians
+from timing import QUIET, Row, medians
 from torch import nn
+from torchvision import transforms as vision
 from transformers import AutoImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 
 from hf_sgdr import LayerGroups, SGDRTrainer, SGDRTrainingArguments, create_image_classifier, image_transforms
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
+from hf_sgdr.training.arguments import default_num_workers
 
 BATCH, SIZE = 64, 224
-QUIET = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "report_to": "none"}
 
 
-def training(files: list[Path], repetitions: int) -> list[Row]:
-    """Images a second of a training epoch, evaluation left out."""
+def training(files: list[Path], repetitions: int, device: str = "cpu") -> list[Row]:
+    """Images a second of a training epoch, evaluation left out; on a GPU all of them in bfloat16."""
+    quiet = {**QUIET, "use_cpu": device == "cpu", "bf16": device != "cpu"}
     images = Dataset.from_dict({"image": [str(file) for file in files], "label": [i % 2 for i in range(len(files))]})
     images = images.cast_column("image", Image())
     with tempfile.TemporaryDirectory() as place:
         os.environ["HF_SGDR_CACHE"] = str(Path(place, "cache"))
-        ours = _ours(images, place)
+        ours = _ours(images, place, quiet)
         runs: dict[str, Callable[[], Any]] = {
             "frozen, augmented": lambda: ours("frozen"),
             "frozen, augmented, cache_images": lambda: ours("frozen cached"),
             "unfrozen, augmented": lambda: ours("unfrozen"),
             "unfrozen, augmented, cache_images": lambda: ours("unfrozen cached"),
             "extraction": lambda: ours("extraction"),
-            "stock frozen": _stock(images, place),
+            "stock frozen": _stock(images, place, quiet, as_in_example=False),
+            "stock unfrozen": _stock(images, place, quiet, as_in_example=True),
         }
         seconds = medians(runs, repetitions)
     if find_spec("fastai"):
         # in a process of its own: it forks workers, which the memory of this one would slow down
-        command = [sys.executable, __file__, str(repetitions), *map(str, files)]
+        command = [sys.executable, __file__, device, str(repetitions), *map(str, files)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds |= json.loads(output.splitlines()[-1])
     rates = {name: len(files) / value for name, value in seconds.items()}
     what = "extraction, one pass"
     rows = [(what, "a stock Trainer, frozen body, timm's processor", rates["extraction"], rates["stock frozen"])]
+    what, theirs = "unfrozen, augmented", "a stock Trainer, unfrozen, transforms of transformers' example script"
+    rows.append((f"epoch, {what}", theirs, rates[what], rates["stock unfrozen"]))
+    what = "extraction, one pass"
     if "fastai frozen" in rates:
         rows.append((what, "fastai, frozen epoch", rates["extraction"], rates["fastai frozen"]))
         for kind in ("frozen", "unfrozen"):
@@ -62,12 +68,12 @@ def _model() -> PreTrainedModel:
     return create_image_classifier(DEMO_MODEL, labels=["a", "b"], weights_file=demo_weights_file())
 
 
-def _ours(images: Dataset, place: str) -> Callable[[str], Any]:
+def _ours(images: Dataset, place: str, quiet: dict[str, Any]) -> Callable[[str], Any]:
     trainers = {}
     for cached in (False, True):
         model = _model()
         train, evaluation = image_transforms(model, image_size=SIZE, augment="side_on", max_zoom=1.1)
-        args = SGDRTrainingArguments(place, eval_strategy="no", cache_images=cached, **QUIET)  # batches of BATCH
+        args = SGDRTrainingArguments(place, eval_strategy="no", cache_images=cached, **quiet)  # batches of BATCH
         trainers[cached] = SGDRTrainer(
             model, args, train_dataset=images, train_transform=train, eval_transform=evaluation
         )
@@ -92,29 +98,36 @@ def _ours(images: Dataset, place: str) -> Callable[[str], Any]:
     return run
 
 
-def _stock(images: Dataset, place: str) -> Callable[[], Any]:
+def _stock(images: Dataset, place: str, quiet: dict[str, Any], as_in_example: bool) -> Callable[[], Any]:
+    """A frozen body and the model's own processor, or all layers and what run_image_classification.py does."""
     model = _model()
     model.save_pretrained(place)
     processor = AutoImageProcessor.from_pretrained(place)
-    groups = LayerGroups.from_model(model)
-    groups.freeze_to(-1)
+    if not as_in_example:
+        LayerGroups.from_model(model).freeze_to(-1)
+    steps = [vision.RandomResizedCrop(SIZE), vision.RandomHorizontalFlip(), vision.ToTensor()]
+    augment = vision.Compose([*steps, vision.Normalize([0.5] * 3, [0.5] * 3)])
 
     def processed(batch: dict[str, list[Any]]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch["image"]]
+        if as_in_example:
+            return {"pixel_values": list(map(augment, images)), "labels": batch["label"]}
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], "labels": batch["label"]}
 
     rows = images.with_transform(processed)
+    workers = default_num_workers()
 
     def run() -> None:
         args = TrainingArguments(
-            place, num_train_epochs=1, per_device_train_batch_size=BATCH, remove_unused_columns=False, **QUIET
-        )
+            place, num_train_epochs=1, per_device_train_batch_size=BATCH, remove_unused_columns=False,
+            dataloader_num_workers=workers, dataloader_pin_memory=not quiet["use_cpu"], **quiet,
+        )  # fmt: skip
         Trainer(model, args, train_dataset=rows).train()
 
     return run
 
 
-def _fastai(files: list[Path]) -> Callable[[bool], Any]:
+def _fastai(files: list[Path], device: str) -> Callable[[bool], Any]:
     from fastai.callback.progress import ProgressCallback  # noqa: F401  (it patches Learner)
     from fastai.data.transforms import Normalize
     from fastai.learner import Learner
@@ -128,12 +141,14 @@ def _fastai(files: list[Path]) -> Callable[[bool], Any]:
     place = {file: i % 2 for i, file in enumerate(files)}
     loaders = ImageDataLoaders.from_path_func(
         files[0].parent, files, lambda file: place[file], valid_pct=0.0, bs=BATCH, item_tfms=Resize(256),
-        batch_tfms=[*transforms, Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=torch.cuda.is_available())],
+        device=torch.device(device), batch_tfms=[*transforms, Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=device != "cpu")],
     )  # fmt: skip
     learner = Learner(
         loaders, network, loss_func=nn.CrossEntropyLoss(), opt_func=SGD,
         splitter=lambda _: [groups.parameters(i) for i in range(len(groups))],
     )  # fmt: skip
+    if device != "cpu":
+        learner.to_bf16()
     learner._do_epoch_validate = lambda *args, **kwargs: None
 
     def run(frozen: bool) -> None:
@@ -145,7 +160,7 @@ def _fastai(files: list[Path]) -> Callable[[bool], Any]:
 
 
 if __name__ == "__main__":
-    count, *names = sys.argv[1:]
-    theirs = _fastai([Path(name) for name in names])
+    kind, count, *names = sys.argv[1:]
+    theirs = _fastai([Path(name) for name in names], kind)
     epochs = {"fastai frozen": lambda: theirs(True), "fastai unfrozen": lambda: theirs(False)}
     print(json.dumps(medians(epochs, int(count))))

@@ -71,7 +71,7 @@ def files_of(names: Sequence[str]) -> Iterator[Path]:
     for path in map(Path, names):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder.")
-        files = list(image_files(path)) if path.is_dir() else [path]
+        files = list(map(Path, image_files(path))) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path}: no image in this folder.")
         yield from files

@@ -191,7 +191,7 @@ from hf_sgdr.data.folders import image_files
 readable([b"x"], ["x"], "skip")  # whatever is imported late, now
 if os.getuid() == 0:
     os.setuid(65534)
-files = list(map(str, image_files(Path(sys.argv[1]))))
+files = list(image_files(Path(sys.argv[1])))
 try:
     readable(files, files, "raise")
 except UnreadableImagesError as error:

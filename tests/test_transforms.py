@@ -210,9 +210,9 @@ def test_lighting_is_fast_ais_formula():
 
 def test_rotation_turns_about_the_middle_and_reflects_the_border():
     pixels = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
-    quarter = transforms._rotated_crop(pixels, 90.0, 0, 0, 8)
+    quarter = transforms._rotated_crop(pixels.float(), 90.0, 0, 0, 8)
     torch.testing.assert_close(quarter, torch.rot90(pixels.float(), 1, (1, 2)), atol=0.02, rtol=0)
-    white = torch.full((3, 16, 16), 255, dtype=torch.uint8)
+    white = torch.full((3, 16, 16), 255.0)
     assert transforms._rotated_crop(white, 7.0, 0, 0, 16).min() > 254.9
 
 

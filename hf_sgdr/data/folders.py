@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
@@ -108,7 +110,7 @@ def load_image_folder(
     if test_root is not None:
         images = by_class(test_root, quiet=True)
         is_labelled = bool(set(images) & set(by_split["train"]))
-        by_split["test"] = images if is_labelled else {"": list(map(_absolute, image_files(test_root)))}
+        by_split["test"] = images if is_labelled else {"": list(image_files(test_root.absolute()))}
     by_split = _readable_images(by_split, on_error)
     names = _check_train(by_split["train"], train_root)
     splits = {"train": _to_dataset(by_split["train"], names)}
@@ -124,16 +126,16 @@ def load_image_folder(
     return DatasetDict(splits)
 
 
-def image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[str]:
     """All picture files below a folder, sorted; hidden ones are left out, links are followed but never upwards.
 
     A folder that cannot be listed is given itself, so that it is named where images are read.
     """
     above = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     seen: set[str] = set()
-    not_listed: list[Path] = []
+    not_listed: list[str] = []
     for parent, folders, files in os.walk(
-        folder, followlinks=True, onerror=lambda error: not_listed.append(Path(error.filename))
+        folder, followlinks=True, onerror=lambda error: not_listed.append(os.fspath(error.filename))
     ):
         real = os.path.realpath(parent)
         if real in seen or real in above:
@@ -143,7 +145,7 @@ def image_files(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS:
-                yield Path(parent, name)
+                yield os.path.join(parent, name)  # a million of `Path` would take as long as all the rest
     yield from not_listed
 
 
@@ -193,7 +195,7 @@ def labelled_files(folders: Sequence[Path], names: Sequence[str]) -> tuple[Datas
     """
     classes = sorted(entry for folder in folders for entry in class_folders(folder))
     where = " and ".join(map(printable, folders))
-    rows = [(str(file), folder.name) for folder in classes for file in image_files(folder)]
+    rows = [(file, folder.name) for folder in classes for file in image_files(folder)]
     unknown = sorted({name for _, name in rows} - set(names))
     if unknown:
         raise ValueError(
@@ -225,10 +227,6 @@ def rows_of_split(rows: Dataset, split: str, fraction: float, seed: int) -> list
     return positions
 
 
-def _absolute(file: Path) -> str:
-    return str(file.absolute())
-
-
 def class_folders(root: Path) -> list[Path]:
     """The folders in `root` that may be classes, sorted; without hidden ones, and the log names what is no class.
 
@@ -256,7 +254,7 @@ def _sign_of_a_run(folder: Path) -> str | None:
 def _images_by_class(root: Path, quiet: bool = False) -> FilesByClass:
     images: FilesByClass = {}
     for folder in class_folders(root):
-        if files := list(map(_absolute, image_files(folder))):
+        if files := list(image_files(folder.absolute())):
             images[_utf8_name(folder)] = files
         elif not quiet:
             logger.warning(f"{printable(folder)}: no image in it, so it is not a class.")
@@ -275,12 +273,12 @@ def _by_pattern(pattern: str) -> Callable[..., FilesByClass]:
     def images_by_class(root: Path, quiet: bool = False) -> FilesByClass:
         images: FilesByClass = {}
         without = []
-        for file in image_files(root):
-            match = expression.search(file.name)
+        for file in image_files(root.absolute()):
+            match = expression.search(os.path.basename(file))
             if match is None or not match[1]:
-                without.append(file.relative_to(root).as_posix())
+                without.append(os.path.relpath(file, root))
             else:
-                images.setdefault(match[1], []).append(_absolute(file))
+                images.setdefault(match[1], []).append(file)
         if without and not quiet:
             raise ValueError(
                 f"{printable(root)}: label_pattern={pattern!r} finds no class in {len(without)} names: {few(without)}."
@@ -301,7 +299,10 @@ def _utf8_name(folder: Path) -> str:
 def _readable_images(by_split: dict[str, FilesByClass], on_error: OnError) -> dict[str, FilesByClass]:
     """Without the images that cannot be read, and without classes that had only such."""
     files = [file for images in by_split.values() for members in images.values() for file in members]
-    intact = {files[position] for position in readable(files, files, on_error)}
+    positions = readable(files, files, on_error)
+    if len(positions) == len(files):
+        return by_split
+    intact = {files[position] for position in positions}
     result = {
         split: {
             name: kept for name, members in images.items() if (kept := [file for file in members if file in intact])
@@ -317,10 +318,12 @@ def _readable_images(by_split: dict[str, FilesByClass], on_error: OnError) -> di
 def _to_dataset(images: FilesByClass, names: list[str]) -> Dataset:
     """Rows in the order of the classes; the name "" is no class but stands for images without labels."""
     files = [file for members in images.values() for file in members]
-    numbers = ((names.index(name) if name else UNLABELLED, len(members)) for name, members in images.items())
-    labels = [number for number, count in numbers for _ in range(count)]
+    numbers = [names.index(name) if name else UNLABELLED for name in images]
+    labels = np.repeat(numbers, list(map(len, images.values())))
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
-    return Dataset.from_dict({"image": files, "label": labels}, features)
+    # Of lists, `datasets` would make a dict for each image first.
+    columns = {"image": pa.array(files, pa.string()), "label": pa.array(labels, pa.int64())}
+    return Dataset.from_dict(columns, features)
 
 
 def _check_train(images: FilesByClass, root: Path) -> list[str]:

@@ -27,7 +27,7 @@ from hf_sgdr._utils.system import usable_threads
 from hf_sgdr._utils.text import printable
 
 # To be raised when `read_image` or a transform makes other pixels of a file: what was stored before counts no more.
-PIXELS_VERSION = 3
+PIXELS_VERSION = 4
 # How many images are read, or looked up, at once.
 CHUNK = 1024
 # A JPEG that is decoded at a part of its size keeps so many times the pixels that are needed. Measured with
