@@ -140,8 +140,9 @@ def _fastai(files: list[Path], device: str) -> Callable[[bool], Any]:
     transforms = aug_transforms(size=SIZE, max_zoom=1.1, max_lighting=0.05, max_warp=0.0, max_rotate=10.0)
     place = {file: i % 2 for i, file in enumerate(files)}
     loaders = ImageDataLoaders.from_path_func(
-        files[0].parent, files, lambda file: place[file], valid_pct=0.0, bs=BATCH, item_tfms=Resize(256),
-        device=torch.device(device), batch_tfms=[*transforms, Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=device != "cpu")],
+        files[0].parent, files, lambda file: place[file], valid_pct=0.0, bs=BATCH, device=torch.device(device),
+        item_tfms=Resize(256),
+        batch_tfms=[*transforms, Normalize.from_stats([0.5] * 3, [0.5] * 3, cuda=device != "cpu")],
     )  # fmt: skip
     learner = Learner(
         loaders, network, loss_func=nn.CrossEntropyLoss(), opt_func=SGD,
