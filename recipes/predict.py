@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
+from hf_sgdr._utils.system import followed
 from hf_sgdr._utils.text import printable
 from hf_sgdr.cli.main import INTERRUPTED, run_cli
 from hf_sgdr.cli.parser import OneLineParser
@@ -61,10 +62,7 @@ def predict(pipe: TTAImageClassificationPipeline, files: Sequence[Path]) -> Iter
     # as a data set, which is answered while it is read; a list is answered at its end
     images = Subset(files, range(len(files)))
     answers = pipe(images, top_k=pipe.model.config.num_labels, return_exceptions=True)
-    with tqdm(total=len(files), desc="Predicting", unit="image", disable=None) as bar:
-        for file, answer in zip(files, answers, strict=True):
-            yield file, answer
-            bar.update()
+    yield from followed(zip(files, answers, strict=True), "Predicting", len(files))
 
 
 def files_of(names: Sequence[str]) -> Iterator[Path]:

@@ -1,18 +1,29 @@
-"""The machine: the threads that this process computes and reads with, and its memory."""
+"""The machine: the threads that this process computes and reads with, its memory, and how far its long work has come.
+
+The last is a bar where somebody watches, a line every half minute in a log.
+"""
 
 import ctypes
 import functools
 import os
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import psutil
 import torch
+from tqdm.auto import tqdm
 from transformers.utils import logging
 from transformers.utils.import_utils import is_in_notebook
 
 logger = logging.get_logger(__name__)
 
+T = TypeVar("T")
+
+# Seconds between two lines of progress in a log.
+PROGRESS_SECONDS = 30.0
 _VARIABLE = "HF_SGDR_NUM_THREADS"
 # glibc's mallopt parameters, from its malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 _MALLOPT = {-3: 1 << 30, -1: 2**31 - 1, -2: 1 << 26}
@@ -62,6 +73,64 @@ def use_all_processors() -> None:
 def shows_bars() -> bool:
     """Whether progress bars can be seen: standard error is a terminal, or this is a notebook."""
     return sys.stderr.isatty() or is_in_notebook()
+
+
+class ProgressLines:
+    """Plain lines on standard error, for logs, in which a bar's carriage returns are noise.
+
+    Args:
+        desc (`str`): what is being done.
+        total (`int`, *optional*): how many there are.
+        unit (`str`, *optional*, defaults to "image"): what is counted.
+    """
+
+    def __init__(self, desc: str, total: int | None = None, unit: str = "image") -> None:
+        self.desc, self.total, self.unit, self.n = desc, total, unit, 0
+        self._start = self._last = time.monotonic()
+
+    def update(self, n: int = 1) -> None:
+        """So many more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            tqdm.write(self._line(now - self._start), file=sys.stderr)
+
+    def _line(self, seconds: float) -> str:
+        spent = tqdm.format_interval(seconds)
+        if self.total is None:
+            return f"{self.desc}: {self.n:,} {self.unit}s in {spent}"
+        left = tqdm.format_interval(seconds * (self.total - self.n) / self.n)
+        return f"{self.desc}: {self.n:,} of {self.total:,} {self.unit}s in {spent}, {left} to go"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+def progress_bar(desc: str | None, total: int | None = None, *, bars: bool = True, **kwargs: Any) -> Any:
+    """A context manager with `update(n)`, as tqdm's.
+
+    Args:
+        desc (`str` or None): what is being done; None shows nothing, as in all processes but the first.
+        total (`int`, *optional*): how many there are.
+        bars (`bool`, *optional*, defaults to True): whether a bar is wanted where one can be seen.
+        kwargs: tqdm's.
+    """
+    unit = kwargs.pop("unit", "image")
+    if desc is not None and not (bars and shows_bars()):
+        return ProgressLines(desc, total, unit)
+    return tqdm(desc=desc, total=total, unit=unit, disable=desc is None, **kwargs)
+
+
+def followed(items: Iterable[T], desc: str, total: int, **kwargs: Any) -> Iterator[T]:
+    """The same items, and how many of them have been taken."""
+    with progress_bar(desc, total, **kwargs) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def available_memory() -> int:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import PIL
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_sgdr._utils.file_index import file_index
+from hf_sgdr._utils.system import followed
 from hf_sgdr._utils.text import printable
 from hf_sgdr.data.images import CHUNK, UnreadableImageError, identity_of, read_image, readers
 
@@ -54,8 +54,7 @@ def readable(images: Sequence[Any], names: Sequence[str], on_error: OnError) -> 
     check_on_error(on_error)
     if on_error is None:
         return list(range(len(images)))
-    checks = _reasons(images)
-    outcomes = list(tqdm(checks, "Checking images", len(images), unit="image", delay=1.0, leave=False, disable=None))
+    outcomes = list(followed(_reasons(images), "Checking images", len(images), delay=1.0, leave=False))
     reasons = {names[i]: reason for i, reason in enumerate(outcomes) if reason is not None}
     if reasons and on_error == "raise":
         raise UnreadableImagesError(reasons, len(images))

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_sgdr._utils.files import FileIdentity
 from hf_sgdr._utils.store import ShardStore, mapped
+from hf_sgdr._utils.system import progress_bar
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import pixel_versions, readers
 
@@ -62,14 +62,21 @@ class ImageCache(ShardStore):
 
 
 def fill_cache(
-    images: ImageDataset, *, rank: int = 0, world_size: int = 1, progress: str | None = None, max_gb: float
+    images: ImageDataset,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: str | None = None,
+    bars: bool = True,
+    max_gb: float,
 ) -> ImageCache:
     """Decode and resize what is not cached yet; every process takes its own shards.
 
     Args:
         images ([`ImageDataset`]): the images, with the transform that will be asked for views.
         rank, world_size (`int`, *optional*): this process, and how many share the work.
-        progress (`str`, *optional*): the progress bar's text; None shows none.
+        progress (`str`, *optional*): what progress is called; None shows none.
+        bars (`bool`, *optional*, defaults to True): show it as a bar where one can be seen, else as lines of a log.
         max_gb (`float`): refuse if they would take more GB than this.
 
     Returns:
@@ -91,9 +98,7 @@ def fill_cache(
     size = sum(readers().map(lambda index: decode(index).numel(), sample)) * len(images) // len(sample)
     logger.warning(f"{len(images)} decoded images will take about {size / 1e6:,.0f} MB in {cache.folder}.")
     cache.check_space(size, f"{len(images)} decoded images", max_gb, "cache_disk_gb")
-    with tqdm(
-        total=sum(len(cache.shard_rows(shard)) for shard in todo), desc=progress, unit="image", disable=progress is None
-    ) as bar:
+    with progress_bar(progress, sum(len(cache.shard_rows(shard)) for shard in todo), bars=bars) as bar:
         for shard in todo:
             flat, sizes = [], []
             for pixels in readers().map(decode, cache.shard_rows(shard)):
@@ -135,12 +140,12 @@ class ImageCaches:
         for rows, depends_on, cache in self._open:
             if rows is dataset and depends_on == kept:
                 return cache
-        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         cache = fill_cache(
             images,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            progress=f"Decoding ({name})" if is_shown else None,
+            progress=f"Decoding ({name})" if self.accelerator.is_local_main_process else None,
+            bars=not self.args.disable_tqdm,
             max_gb=self.args.cache_disk_gb,
         )
         self.accelerator.wait_for_everyone()

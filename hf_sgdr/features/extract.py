@@ -15,11 +15,10 @@ import torch
 import transformers
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.system import use_all_processors
+from hf_sgdr._utils.system import progress_bar, use_all_processors
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.images import one_ahead, pixel_versions
 from hf_sgdr.data.transforms import ImageTransform
@@ -47,6 +46,7 @@ def extract_features(
     rank: int = 0,
     world_size: int = 1,
     progress: str | None = None,
+    bars: bool = True,
     max_gb: float = math.inf,
 ) -> FeatureStore:
     """Compute, where they are not stored yet, the inputs of the head, or of another place, for every image.
@@ -63,7 +63,8 @@ def extract_features(
         batch_size (`int`, *optional*, defaults to 32): images a forward pass.
         num_workers (`int`, *optional*, defaults to 0): processes that read images.
         rank, world_size (`int`, *optional*): this process, and how many share the work.
-        progress (`str`, *optional*): the progress bar's text; None shows none.
+        progress (`str`, *optional*): what progress is called; None shows none.
+        bars (`bool`, *optional*, defaults to True): show it as a bar where one can be seen, else as lines of a log.
         max_gb (`float`, *optional*): refuse if the store would take more GB than this.
 
     Returns:
@@ -111,7 +112,7 @@ def extract_features(
     features = _features_of_batches(model, boundary, loader, transform, device, dtype)
     with (
         fused_batch_norms(model, transform.spec.size),
-        tqdm(total=sum(map(len, batches)), desc=progress, unit="image", disable=progress is None or None) as bar,
+        progress_bar(progress, sum(map(len, batches)), bars=bars) as bar,
     ):
         for shard in todo:
             rows: list[torch.Tensor] = []

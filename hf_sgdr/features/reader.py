@@ -9,11 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.system import available_memory
+from hf_sgdr._utils.system import available_memory, progress_bar
 from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.inputs import ImageInputs
@@ -187,8 +186,8 @@ class PrecomputedFeatures:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         columns = (self.images.image_column, self.images.label_column)
         own: list[tuple[list[Any], list[tuple[Any, int]]]] = []
-        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
-        with tqdm(desc="Features (stream)", unit="image", disable=not is_shown) as bar:
+        what = "Features (stream)" if self.accelerator.is_local_main_process else None
+        with progress_bar(what, bars=not self.args.disable_tqdm) as bar:
             for chunk, rows in enumerate(stream_chunks(stream, *columns, rank=rank, world_size=world_size)):
                 numbers = [number and number + chunk * (count - 1) for number in range(count)]  # views of their own
                 views = [self.images.view(rows, number) for number in numbers]
@@ -242,14 +241,14 @@ class PrecomputedFeatures:
         )
 
     def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
-        is_shown = self.accelerator.is_local_main_process and not self.args.disable_tqdm
         store = self._stored(
             images,
             wanted_dtype,
             boundary or self.boundary(),
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            progress=f"Features ({name})" if is_shown else None,
+            progress=f"Features ({name})" if self.accelerator.is_local_main_process else None,
+            bars=not self.args.disable_tqdm,
         )
         self.accelerator.wait_for_everyone()
         if store.key not in self._read:

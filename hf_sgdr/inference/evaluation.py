@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Subset
-from tqdm.auto import tqdm
 
 from hf_sgdr._utils.metrics import balanced_accuracy, class_metrics, wilson_interval
+from hf_sgdr._utils.system import followed
 from hf_sgdr.data.labels import MULTI_LABEL, class_names
 from hf_sgdr.inference.interpretation import ClassifierInterpretation, ImagePrediction
 from hf_sgdr.inference.multi_label import LabelPrediction, MultiLabelInterpretation
@@ -125,7 +125,7 @@ def evaluate_files(
     images: Subset[str] = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
     answers = pipe(images, top_k=len(names), function_to_apply="sigmoid" if is_multi_label else "softmax")
     probabilities = np.zeros((len(files), len(names)))
-    for row, answer in enumerate(tqdm(answers, desc="Evaluating", unit="image", total=len(files), disable=None)):
+    for row, answer in enumerate(followed(answers, "Evaluating", len(files))):
         for entry in answer:
             probabilities[row, ids[entry["label"]]] = entry["score"]
     if not is_multi_label:
