@@ -165,6 +165,17 @@ def test_a_image_is_turned_upright():
     assert read.size == (20, 30)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_a_turned_tiff_is_the_same_from_a_file_as_from_its_bytes(mode, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = saved(picture(20, 30).convert(mode), format="TIFF", exif=exif)
+    (tmp_path / "a.tif").write_bytes(content)
+    read = read_image(tmp_path / "a.tif")
+    assert read.size == (20, 30)
+    assert read.tobytes() == read_image(content).tobytes()
+
+
 @pytest.mark.parametrize(("needed", "decoded"), [(None, 800), (201, 800), (200, 400), (75, 200), (45, 100), (5, 100)])
 def test_a_large_jpeg_is_decoded_no_larger_than_needed(needed, decoded):
     content = saved(picture(800, 1200), format="JPEG")

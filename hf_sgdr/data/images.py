@@ -163,7 +163,8 @@ def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
         image = Image.open(BytesIO(source), formats=_formats())
     else:
         require_regular(source)
-        image = Image.open(source, formats=_formats())
+        with open(source, "rb") as file:  # of a path Pillow would map the file, and err where a TIFF's rows are turned
+            return _decoded(Image.open(file, formats=_formats()), shorter_side)
     if shorter_side is not None and image.format == "JPEG":
         scale = OVERSAMPLING * shorter_side / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
