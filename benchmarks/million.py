@@ -74,8 +74,8 @@ if is_second:
     assert not missing, missing
 else:
     assert len(missing) == store.num_shards
-    step("write rows and manifest, half of them, until it is killed", lambda: write(missing[:half]))
-    missing = step("resume: what is left", store.missing)
+    step("write rows and manifest, half of them", lambda: write(missing[:half]))
+    missing = step("what is left, as a resumed run finds it", store.missing)
     assert len(missing) == store.num_shards - half
     step("write the rest", lambda: write(missing))
 on_disk = step("open the store", store.open)
