@@ -21,8 +21,8 @@ from hf_sgdr import (
     Stage,
     run_stages,
 )
-from hf_sgdr.hub.card import metric, names, views, wilson_interval, write_model_card
-from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, put_model_id, stated_license
+from hf_sgdr.hub.card import metric, names, stated_license, views, wilson_interval, write_model_card
+from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, put_model_id
 from hf_sgdr.hub.record import RunRecord
 from hf_sgdr.recipe import RunResults
 from hf_sgdr.training.record import run_record

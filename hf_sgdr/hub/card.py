@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
+from timm.models import get_pretrained_cfg, is_model
 from transformers.utils import logging
 
 from hf_sgdr._utils.files import RUN_PICTURE
 from hf_sgdr._utils.metrics import wilson_interval
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr._utils.text import html_text, markdown_text, printable
-from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id, stated_license
+from hf_sgdr.hub.card_facts import PLACEHOLDER, CardFacts, hub_id
 from hf_sgdr.hub.environment import environment
 from hf_sgdr.hub.record import Interpretation, RunRecord
 from hf_sgdr.inference.multi_label import MultiLabelInterpretation
@@ -39,6 +40,8 @@ METRICS = {
 MOST_MISTAKES = 3
 # More than rounding in 16 bits makes of the accuracy of the same weights.
 OTHER_WEIGHTS = 0.02
+# Seconds for the Hub to say what a model's licence is.
+LONGEST_WAIT = 10
 # Of the lesson: `learn.TTA(n_aug=4)`.
 DEFAULT_VIEWS = 4
 
@@ -115,6 +118,23 @@ def write_model_card(record: RunRecord, facts: CardFacts | None = None, folder: 
     path = folder / "README.md"
     replace_file(path, text.encode())
     return path
+
+
+def stated_license(model_id: str) -> str | None:
+    """The licence that timm or else the Hub states for a model's weights; None if neither does, or can be asked.
+
+    Args:
+        model_id (`str`): such as "timm/resnet34.a1_in1k".
+    """
+    user, name = model_id.split("/")
+    stated = get_pretrained_cfg(name) if user == "timm" and is_model(name) else None
+    if stated is not None and stated.license:
+        return str(stated.license)
+    try:
+        card = HfApi().model_info(model_id, timeout=LONGEST_WAIT).card_data
+    except Exception:  # offline, refused, no such model: no reason to lose a card
+        return None
+    return card.license if card is not None and isinstance(card.license, str) else None
 
 
 def metric(value: float | None) -> str:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in __all__
-from timm.models import get_pretrained_cfg, is_model
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -19,8 +17,6 @@ TASK = "image-classification"
 
 # Where the model is, as long as nobody has pushed it.
 PLACEHOLDER = "user/name"
-# Seconds for the Hub to say what a model's licence is.
-LONGEST_WAIT = 10
 
 
 @dataclass(frozen=True)
@@ -126,23 +122,6 @@ def hub_id(name: str, *, with_user: bool = True) -> str | None:
     except HFValidationError:
         return None
     return name if ("/" in name or not with_user) and not Path(name).exists() else None
-
-
-def stated_license(model_id: str) -> str | None:
-    """The licence that timm or else the Hub states for a model's weights; None if neither does, or can be asked.
-
-    Args:
-        model_id (`str`): such as "timm/resnet34.a1_in1k".
-    """
-    user, name = model_id.split("/")
-    stated = get_pretrained_cfg(name) if user == "timm" and is_model(name) else None
-    if stated is not None and stated.license:
-        return str(stated.license)
-    try:
-        card = HfApi().model_info(model_id, timeout=LONGEST_WAIT).card_data
-    except Exception:  # offline, refused, no such model: no reason to lose a card
-        return None
-    return card.license if card is not None and isinstance(card.license, str) else None
 
 
 def require_license(identifier: str | None) -> None:
