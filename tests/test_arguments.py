@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from helpers import same, weights
 
 from hf_sgdr import (
@@ -216,3 +217,10 @@ PIECES = [
 @pytest.mark.parametrize(("call", "message"), PIECES)
 def test_each_plug_in(call, message, tiny_model):
     refused(lambda: call(tiny_model), message)
+
+
+def test_copies_to_a_gpu_are_not_waited_for(tmp_path, monkeypatch):
+    assert not SGDRTrainingArguments(tmp_path, use_cpu=True).accelerator_config.non_blocking
+    monkeypatch.setattr(SGDRTrainingArguments, "device", torch.device("cuda"))
+    assert SGDRTrainingArguments(tmp_path).accelerator_config.non_blocking
+    assert not SGDRTrainingArguments(tmp_path, dataloader_pin_memory=False).accelerator_config.non_blocking

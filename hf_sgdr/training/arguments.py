@@ -211,6 +211,8 @@ class SGDRTrainingArguments(TrainingArguments):
             self.micro_batch_size = CPU_MICRO_BATCH
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
+        elif self.dataloader_pin_memory:
+            self.accelerator_config.non_blocking = True  # type: ignore[union-attr]  # no more a dict or a path
 
     def settle_epochs(self) -> None:
         """Let `num_train_epochs` follow from the cycles, unless somebody gave it; called again when training begins.
