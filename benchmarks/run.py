@@ -2,11 +2,12 @@
 
     pip install -e ".[bench]"                       # without it the rows of others are left out
     python benchmarks/run.py --data_dir dogscats [--only decoding readers extraction inference head training
-                             processes memory start] [--repetitions 5] [--write]
+                             processes memory start] [--repetitions 5] [--quick] [--write]
 
 Compared are like with like: the same images, network, precision and memory layout. `--write` puts the tables, the
 machine and the versions into benchmarks/RESULTS.md. `--device cuda` measures what a GPU changes (extraction, head,
-training), in one table of its own. `benchmarks/lesson.py` compares the whole lesson with fastai's.
+training), in one table of its own. `--quick` takes two repetitions, so that all of it ends within half an hour.
+`benchmarks/lesson.py` compares the whole lesson with fastai's.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True, help="a folder with at least 256 images below it")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--quick", action="store_const", const=2, dest="repetitions", help="two repetitions")
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a table of its own")
     options = parser.parse_args()
