@@ -513,9 +513,8 @@ def test_a_text_that_looks_like_a_flag_is_a_value(tmp_path):
 # ---- Fewer images ----
 
 
-@dataclass
-class Training:
-    seed: int = 42
+def arguments(seed=42):
+    return SGDRTrainingArguments("unused", use_cpu=True, report_to="none", seed=seed)
 
 
 @pytest.fixture
@@ -534,32 +533,31 @@ def paths(dataset):
 
 
 def test_fewer_samples_keep_the_share_of_each_class_and_lose_none(many):
-    loaded = load_images(DataArguments(data_dir=many, max_train_samples=16, max_eval_samples=8), Training())
+    loaded = load_images(DataArguments(data_dir=many, max_train_samples=16, max_eval_samples=8), arguments())
     assert counts(loaded["train"]) == [10, 4, 1, 1]
     assert counts(loaded["validation"]) == [2, 2, 2, 2]
-    whole = load_images(DataArguments(data_dir=many), Training())
+    whole = load_images(DataArguments(data_dir=many), arguments())
     assert set(paths(loaded["train"])) < set(paths(whole["train"]))
     assert paths(loaded["train"]) == sorted(paths(loaded["train"]))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(4, [1, 1, 1, 1]), (32, [20, 8, 3, 1]), (1000, [20, 8, 3, 1])])
 def test_every_class_has_a_sample_and_more_than_there_are_is_all_of_them(many, count, expected):
-    loaded = load_images(DataArguments(data_dir=many, max_train_samples=count), Training())
+    loaded = load_images(DataArguments(data_dir=many, max_train_samples=count), arguments())
     assert counts(loaded["train"]) == expected
     assert counts(loaded["validation"]) == [4, 4, 4, 4]
 
 
 def test_the_seed_decides_which_samples(many):
     def drawn(seed):
-        return paths(load_images(DataArguments(data_dir=many, max_train_samples=8), Training(seed))["train"])
+        return paths(load_images(DataArguments(data_dir=many, max_train_samples=8), arguments(seed))["train"])
 
     assert drawn(1) == drawn(1) != drawn(2)
-    assert len(load_images(DataArguments(data_dir=many, max_train_samples=2), Training())["train"]) == 2
+    assert len(load_images(DataArguments(data_dir=many, max_train_samples=2), arguments())["train"]) == 2
 
 
 def test_fewer_samples_of_a_data_set_likewise(many):
-    training = SGDRTrainingArguments("unused", use_cpu=True, report_to="none")
-    loaded = load_images(DataArguments(dataset_name=f"{many}/train", max_train_samples=10), training)
+    loaded = load_images(DataArguments(dataset_name=f"{many}/train", max_train_samples=10), arguments())
     assert len(loaded["train"]) == 10
     assert counts(loaded["train"])[0] == max(counts(loaded["train"]))
 

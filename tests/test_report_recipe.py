@@ -107,6 +107,7 @@ def test_figures_are_those_of_scikit_learn_on_single_predictions_whatever_the_or
     assert content["metrics"] == pytest.approx(
         {
             "accuracy": metrics.accuracy_score(truth, predicted),
+            "balanced_accuracy": metrics.balanced_accuracy_score(truth, predicted),
             "loss": metrics.log_loss(truth, probabilities, labels=[0, 1, 2]),
             **dict(zip(("precision", "recall", "f1"), macro, strict=False)),
         },
@@ -298,7 +299,7 @@ def test_what_cannot_be_read_is_named_left_out_and_reported(tmp_path, monkeypatc
         (["--data_dir", "flat", "--photos"], "--photos shows images in a report: give --output report.html"),
         (["--data_dir", "flat", "--tta", "-1"], "tta=-1"),
         (["--data_dir", "flat", "--batch_size", "0"], "batch_size=0"),
-        ([], "the following arguments are required: --data_dir"),
+        ([], "Which images? Give --data_dir FOLDER or --labels_file TABLE."),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_before_anything_is_written(
@@ -332,7 +333,8 @@ def test_in_a_process_of_its_own_it_does_not_hide_the_library_of_its_name(place)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Written: process.json" in done.stdout
-    assert set(figures(place / "process.json")[0]["metrics"]) == {"accuracy", "loss", "precision", "recall", "f1"}
+    expected = {"accuracy", "balanced_accuracy", "loss", "precision", "recall", "f1"}
+    assert set(figures(place / "process.json")[0]["metrics"]) == expected
 
 
 @pytest.mark.photos

@@ -66,6 +66,7 @@ class FileIndex:
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()  # as the user's umask has it; SQLite would let nobody else write, also in a shared folder
             return _connected(path)
         except sqlite3.DatabaseError as error:
             if not isinstance(error, sqlite3.OperationalError):  # damaged: nothing in it counts
