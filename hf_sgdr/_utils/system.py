@@ -80,12 +80,11 @@ class ProgressLines:
 
     Args:
         desc (`str`): what is being done.
-        total (`int`, *optional*): how many there are.
-        unit (`str`, *optional*, defaults to "image"): what is counted.
+        total (`int`, *optional*): how many images there are.
     """
 
-    def __init__(self, desc: str, total: int | None = None, unit: str = "image") -> None:
-        self.desc, self.total, self.unit, self.n = desc, total, unit, 0
+    def __init__(self, desc: str, total: int | None = None) -> None:
+        self.desc, self.total, self.n = desc, total, 0
         self._start = self._last = time.monotonic()
 
     def update(self, n: int = 1) -> None:
@@ -99,9 +98,9 @@ class ProgressLines:
     def _line(self, seconds: float) -> str:
         spent = tqdm.format_interval(seconds)
         if self.total is None:
-            return f"{self.desc}: {self.n:,} {self.unit}s in {spent}"
+            return f"{self.desc}: {self.n:,} images in {spent}"
         left = tqdm.format_interval(seconds * (self.total - self.n) / self.n)
-        return f"{self.desc}: {self.n:,} of {self.total:,} {self.unit}s in {spent}, {left} to go"
+        return f"{self.desc}: {self.n:,} of {self.total:,} images in {spent}, {left} to go"
 
     def __enter__(self) -> Self:
         return self
@@ -115,14 +114,13 @@ def progress_bar(desc: str | None, total: int | None = None, *, bars: bool = Tru
 
     Args:
         desc (`str` or None): what is being done; None shows nothing, as in all processes but the first.
-        total (`int`, *optional*): how many there are.
+        total (`int`, *optional*): how many images there are.
         bars (`bool`, *optional*, defaults to True): whether a bar is wanted where one can be seen.
         kwargs: tqdm's.
     """
-    unit = kwargs.pop("unit", "image")
     if desc is not None and not (bars and shows_bars()):
-        return ProgressLines(desc, total, unit)
-    return tqdm(desc=desc, total=total, unit=unit, disable=desc is None, **kwargs)
+        return ProgressLines(desc, total)
+    return tqdm(desc=desc, total=total, unit="image", disable=desc is None, **kwargs)
 
 
 def followed(items: Iterable[T], desc: str, total: int, **kwargs: Any) -> Iterator[T]:
