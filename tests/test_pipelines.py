@@ -254,12 +254,16 @@ def test_a_images_scores_depend_neither_on_its_batch_nor_on_its_place(pipe, pict
     assert_same(pipe([Image.open(name) for name in pictures], tta=3), expected)
 
 
-def test_the_scores_are_the_mean_of_the_views_probabilities(pipe, pictures):
+def test_the_scores_are_of_the_views_mean_logits_or_with_beta_their_mean(pipe, pictures):
     views = pipe.views(read_image(pictures[0]), 3)["pixel_values"][0]
     assert len({view.numpy().tobytes() for view in views}) == 4
     with torch.inference_mode():
-        each = pipe.model(pipe.views.plain.normalize(views)).logits.softmax(dim=-1)
-    for beta, expected in ((None, each.mean(dim=0)), (0.25, 0.25 * each[0] + 0.75 * each[1:].mean(dim=0))):
+        logits = pipe.model(pipe.views.plain.normalize(views)).logits
+    each, weights = logits.softmax(dim=-1), torch.tensor([0.4, 0.2, 0.2, 0.2])
+    for beta, expected in (
+        (None, (weights @ logits).softmax(dim=-1)),
+        (0.25, 0.25 * each[0] + 0.75 * each[1:].mean(dim=0)),
+    ):
         found = scores([pipe(pictures[0], tta=3, beta=beta)])[0]
         np.testing.assert_allclose([found[name] for name in LABELS], expected, atol=1e-6)
     assert each.std(dim=0).max() > 1e-3  # the views do differ
@@ -439,4 +443,4 @@ def test_large_images_are_decoded_in_part_where_that_is_asked_for(saved, monkeyp
     assert not decoded
     fast = pipeline(saved / "timm", device="cpu", exact=False)(image, tta=1)
     assert decoded == [(375, 500, 3)]
-    assert_same([fast], [exact], atol=0.05)
+    assert_same([fast], [exact], atol=0.1)

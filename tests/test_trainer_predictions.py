@@ -34,16 +34,18 @@ def test_the_logged_loss_is_the_mean_over_images_also_with_a_short_last_batch(ma
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_tta_averages_probabilities_and_beta_weighs_the_plain_image(make_trainer):
+def test_tta_averages_logits_or_with_beta_probabilities(make_trainer):
     trainer = make_trainer()
-    plain = np.exp(trainer.log_predictions())
+    log_plain = trainer.log_predictions()
+    plain, augmented = np.exp(log_plain), trainer.tta(n_aug=1, beta=0.0)
     np.testing.assert_array_equal(trainer.tta(n_aug=0), plain)
-    all_alike = trainer.tta(n_aug=2)
-    augmented = (3 * all_alike - plain) / 2
     assert np.abs(augmented - plain).max() > 1e-6
-    np.testing.assert_allclose(trainer.tta(n_aug=2, beta=0.25), 0.25 * plain + 0.75 * augmented, atol=1e-6)
-    np.testing.assert_allclose(trainer.tta(n_aug=2, beta=1.0), plain, atol=1e-7)
-    np.testing.assert_array_equal(trainer.tta(n_aug=2), all_alike)  # the views are seeded
+    np.testing.assert_allclose(trainer.tta(n_aug=1, beta=0.25), 0.25 * plain + 0.75 * augmented, atol=1e-6)
+    np.testing.assert_allclose(trainer.tta(n_aug=1, beta=1.0), plain, atol=1e-6)
+    geometric = np.exp(0.4 * log_plain + 0.6 * np.log(augmented))
+    by_default = trainer.tta(n_aug=1)
+    np.testing.assert_allclose(by_default, geometric / geometric.sum(1, keepdims=True), atol=1e-6)
+    np.testing.assert_array_equal(trainer.tta(n_aug=1), by_default)  # the views are seeded
 
 
 def test_tta_without_a_training_transform_is_refused(make_trainer):

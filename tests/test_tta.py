@@ -111,9 +111,20 @@ def test_neither_order_nor_batch_changes_an_images_views(folder):
     assert not torch.equal(views[1]["pixel_values"], views[2]["pixel_values"])
 
 
-def test_the_mean_weighs_all_views_alike_or_the_plain_one_by_beta():
-    probabilities = np.array([[0.9, 0.1], [0.5, 0.5], [0.4, 0.6]])
-    np.testing.assert_allclose(mean_of_views(probabilities), [0.6, 0.4])
-    np.testing.assert_allclose(mean_of_views(probabilities, 0.25), [0.5625, 0.4375])
-    np.testing.assert_allclose(mean_of_views(torch.tensor(probabilities), 1.0), [0.9, 0.1])
-    np.testing.assert_array_equal(mean_of_views(probabilities[:1], 0.25), [0.9, 0.1])
+def test_the_mean_is_of_logits_or_with_beta_of_probabilities():
+    probabilities = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.4, 0.6]], dtype=torch.float64)
+
+    def mean(views, *beta):
+        return mean_of_views(views.log(), lambda logits: logits.softmax(dim=-1), *beta).numpy()
+
+    odds = 9**0.4 * (1 * 4 / 6) ** 0.3
+    np.testing.assert_allclose(mean(probabilities), [odds / (1 + odds), 1 / (1 + odds)])
+    np.testing.assert_allclose(mean(probabilities, 0.25), [0.5625, 0.4375])
+    np.testing.assert_allclose(mean(probabilities, 1 / 3), [0.6, 0.4])
+    np.testing.assert_allclose(mean(probabilities, 1.0), [0.9, 0.1])
+    np.testing.assert_allclose(mean(probabilities[:1], 0.25), [0.9, 0.1])
+
+
+def test_a_mean_of_several_labels_is_of_each_labels_logits():
+    logits = torch.tensor([[3.0, -20.0], [-1.0, 30.0]])
+    np.testing.assert_allclose(mean_of_views(logits, torch.sigmoid), torch.sigmoid(torch.tensor([0.6, 10.0])))

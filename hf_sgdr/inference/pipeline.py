@@ -89,15 +89,15 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
     `datasets`, a generator or another iterator gives an iterator, which works as it is read. A generator is never asked
     for more than the batch at hand: with `batch_size=1` each image is answered before the next one is asked for.
 
-    With test-time augmentation the scores are averaged over the plain image and `tta` views of it, drawn as the model
+    With test-time augmentation the logits are averaged over the plain image and `tta` views of it, drawn as the model
     was trained (its configuration's `hf_sgdr`; otherwise `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says
     so). An image's views depend on its content alone, so neither batch nor order changes its scores. (Lesson step 7;
     `SGDRTrainer.tta` is the same average.)
 
     Args:
         tta (`int`, *optional*, defaults to 0): how many views; also an argument of a call.
-        beta (`float`, *optional*): weight of the plain image, in [0, 1], the mean of the views having the rest; by
-            default all `1 + tta` count alike; also of a call.
+        beta (`float`, *optional*): average scores instead of logits, the plain image counting `beta`, in [0, 1], and
+            the mean of the views the rest; also of a call.
         batch_size (`int`, *optional*): images a forward pass; 32 on the CPU, 64 elsewhere; also of a call.
         augment, max_zoom (*optional*): the views, as in [`image_transforms`]; by default as said above.
         exact (`bool`, *optional*, defaults to True): read images just as the model's own image processor does. False
@@ -269,10 +269,9 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
         beta: float | None = None,
         threshold: float | None = None,
     ) -> list[dict[str, Any]]:
-        """The best `top_k` labels of one image, from its logits (1, views, classes): the mean of the views' scores."""
+        """The best `top_k` labels of one image, from its logits (1, views, classes): see [`mean_of_views`]."""
         logits = model_outputs["logits"][0].float()
-        scores = _FUNCTIONS[function_to_apply or self._default_function()](logits)
-        score = mean_of_views(scores, beta)
+        score = mean_of_views(logits, _FUNCTIONS[function_to_apply or self._default_function()], beta)
         best = score.argsort(descending=True, stable=True)[:top_k]
         names: Any = self.model.config.id2label
         scored = zip(best.tolist(), score[best].tolist(), strict=True)

@@ -25,7 +25,7 @@ class ImagePredictor(Protocol):
         """Log-probabilities (images, classes)."""
 
     def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
-        """Probabilities (images, classes), averaged over views."""
+        """Probabilities (images, classes) from several views."""
 
 
 def labelled_predictions(

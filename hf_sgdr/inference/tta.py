@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views of an image that a model predicts from, and the mean over them.
+"""Test-time augmentation: the views of an image that a model predicts from, and one prediction of them all.
 
 The plain view is what the model's image processor makes; the augmented ones are drawn as the model was trained, by the
 image's content and their number alone, so that trainer and pipeline see the same.
@@ -25,22 +25,33 @@ logger = logging.get_logger(__name__)
 # For a model whose configuration does not say how it was trained: the lesson's views.
 DEFAULT_AUGMENT: Augment = "side_on"
 DEFAULT_MAX_ZOOM = 1.1
+# Of the plain view in the mean logit.
+PLAIN_WEIGHT = 0.4
 # Of normalised pixels: rounding alone. One of 255 steps is 4e-3 or more.
 _SAME_PIXELS = 1e-4
 
 
-def mean_of_views(probabilities: Any, beta: float | None = None) -> Any:
-    """The mean of probabilities over views, the plain one first.
+def mean_of_views(
+    logits: torch.Tensor, scores: Callable[[torch.Tensor], torch.Tensor], beta: float | None = None
+) -> Any:
+    """The scores of an image, or of many, from the logits of its views, the plain one first.
+
+    By default those of the mean logit, in which the plain view counts `PLAIN_WEIGHT`: of probabilities that is the
+    weighted geometric mean. The arithmetic one is unsure wherever a single view is, and its loss was higher on all sets
+    (docs/experiments.md, "Test-time augmentation").
 
     Args:
-        probabilities (array or tensor of float (views, ...)): of each view.
-        beta (`float`, *optional*): weight of the plain view, the mean of the others having the rest (fastai v2: 0.25);
-            by default all views count alike (fast.ai 0.7).
+        logits (`Tensor` of float (views, ..., classes)): of each view.
+        scores (callable): what makes scores of logits, such as a softmax over the last axis.
+        beta (`float`, *optional*): the arithmetic mean of scores instead, in which the plain view counts `beta` and the
+            mean of the others the rest (fastai v2: 0.25; `1 / views` is fast.ai 0.7's, all alike).
     """
-    if len(probabilities) == 1:
-        return probabilities[0]
-    weight = 1 / len(probabilities) if beta is None else beta
-    return weight * probabilities[0] + (1 - weight) * probabilities[1:].mean(0)
+    if len(logits) == 1:
+        return scores(logits[0])
+    if beta is None:
+        return scores(torch.lerp(logits[1:].mean(0), logits[0], PLAIN_WEIGHT))
+    each = scores(logits)
+    return beta * each[0] + (1 - beta) * each[1:].mean(0)
 
 
 def views_at_once(device: torch.device) -> int:

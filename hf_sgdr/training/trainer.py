@@ -679,21 +679,19 @@ class SGDRTrainer(Trainer):
 
         With several labels an image each has a probability of its own.
         """
-        predictions = self.predict(self._or_validation(dataset)).predictions
-        logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
-        if self.classes.is_multi_label:
-            return F.logsigmoid(logits.float()).numpy()
-        return torch.log_softmax(logits.float(), dim=-1).numpy()
+        logits = self._logits(self._or_validation(dataset))
+        return (F.logsigmoid(logits) if self.classes.is_multi_label else logits.log_softmax(dim=-1)).numpy()
 
     def tta(self, n_aug: int = 4, beta: float | None = None, dataset: Any = None) -> NDArray[np.float32]:
-        """Test-time augmentation: probabilities (images, classes), averaged over the plain image and augmented views.
+        """Test-time augmentation: probabilities (images, classes) from the plain image and augmented views of it.
 
         The views are those of [`~hf_sgdr.pipeline`] with the saved model.
 
         Args:
             n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
-            beta (`float`, *optional*): weight of the plain image, in [0, 1], the mean of the augmented ones having the
-                rest (fastai v2: 0.25); by default all `1 + n_aug` count alike (fast.ai 0.7).
+            beta (`float`, *optional*): average probabilities, the plain image counting `beta`, in [0, 1], and the mean
+                of the augmented ones the rest (fastai v2: 0.25; fast.ai 0.7: `1 / (1 + n_aug)`); by default the logits
+                are averaged, see [`~hf_sgdr.inference.tta.mean_of_views`].
             dataset (`datasets.Dataset`, *optional*): validation by default.
 
         Raises:
@@ -714,8 +712,9 @@ class SGDRTrainer(Trainer):
         views = ImageViews(images, replace(self.train_transform, spec=self.eval_transform.spec), n_aug)
         # as many at once as the pipeline takes: rounding in convolutions depends on the size of a batch
         with scoped.attributes(self.args, per_device_eval_batch_size=views_at_once(self.args.device)):
-            probabilities = np.exp(self.log_predictions(views))
-        return mean_of_views(probabilities.reshape(len(images), 1 + n_aug, -1).swapaxes(0, 1), beta)
+            logits = self._logits(views).unflatten(0, (len(images), 1 + n_aug)).transpose(0, 1)
+        probabilities = torch.sigmoid if self.classes.is_multi_label else functools.partial(torch.softmax, dim=-1)
+        return mean_of_views(logits, probabilities, beta).numpy()
 
     # ---- Sharing ----
 
@@ -921,6 +920,11 @@ class SGDRTrainer(Trainer):
                 "batch of all processes. Give a smaller batch size, or leave dataloader_drop_last out."
             )
         return loader
+
+    def _logits(self, dataset: Any) -> torch.Tensor:
+        """Float32 (images, classes), in the order of the data set."""
+        predictions = self.predict(dataset).predictions
+        return torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)).float()
 
     def _or_validation(self, dataset: Any) -> Any:
         dataset = dataset if dataset is not None else self.eval_dataset
