@@ -42,7 +42,7 @@ def test_tta_averages_logits_or_with_beta_probabilities(make_trainer):
     assert np.abs(augmented - plain).max() > 1e-6
     np.testing.assert_allclose(trainer.tta(n_aug=1, beta=0.25), 0.25 * plain + 0.75 * augmented, atol=1e-6)
     np.testing.assert_allclose(trainer.tta(n_aug=1, beta=1.0), plain, atol=1e-6)
-    geometric = np.exp(0.4 * log_plain + 0.6 * np.log(augmented))
+    geometric = np.exp(0.5 * log_plain + 0.5 * np.log(augmented))
     by_default = trainer.tta(n_aug=1)
     np.testing.assert_allclose(by_default, geometric / geometric.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_array_equal(trainer.tta(n_aug=1), by_default)  # the views are seeded

@@ -117,7 +117,7 @@ def test_the_mean_is_of_logits_or_with_beta_of_probabilities():
     def mean(views, *beta):
         return mean_of_views(views.log(), lambda logits: logits.softmax(dim=-1), *beta).numpy()
 
-    odds = 9**0.4 * (1 * 4 / 6) ** 0.3
+    odds = 9**0.5 * (1 * 4 / 6) ** 0.25
     np.testing.assert_allclose(mean(probabilities), [odds / (1 + odds), 1 / (1 + odds)])
     np.testing.assert_allclose(mean(probabilities, 0.25), [0.5625, 0.4375])
     np.testing.assert_allclose(mean(probabilities, 1 / 3), [0.6, 0.4])
@@ -127,4 +127,4 @@ def test_the_mean_is_of_logits_or_with_beta_of_probabilities():
 
 def test_a_mean_of_several_labels_is_of_each_labels_logits():
     logits = torch.tensor([[3.0, -20.0], [-1.0, 30.0]])
-    np.testing.assert_allclose(mean_of_views(logits, torch.sigmoid), torch.sigmoid(torch.tensor([0.6, 10.0])))
+    np.testing.assert_allclose(mean_of_views(logits, torch.sigmoid), torch.sigmoid(torch.tensor([1.0, 5.0])))

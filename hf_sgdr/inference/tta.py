@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 DEFAULT_AUGMENT: Augment = "side_on"
 DEFAULT_MAX_ZOOM = 1.1
 # Of the plain view in the mean logit.
-PLAIN_WEIGHT = 0.4
+PLAIN_WEIGHT = 0.5
 # Of normalised pixels: rounding alone. One of 255 steps is 4e-3 or more.
 _SAME_PIXELS = 1e-4
 
