@@ -1,17 +1,20 @@
 """How good the lesson's weights are: the solved head and the lesson, plain and with augmentation, on four sets.
 
     pip install -e ".[bench,demo]"
-    python benchmarks/quality.py --data_dir FOLDER [--sets dogscats digits] [--seeds 42 1 2] [--quick] [--write]
+    python benchmarks/quality.py --data_dir FOLDER [--sets dogscats digits] [--seeds 42 1 2] [--quick] [--runs RUNS]
+                                 [--write]
 
 FOLDER holds dogscats/, hymenoptera/ and trash/, each with images for training and validation; the digits are those of
 the demo, at its 80 px. Every run is a process of its own, started by accelerate's launcher, and does what
 recipes/train.py does. Beside the kept weights, which validation chose, stand figures of images that chose nothing: the
 evaluation with the lowest loss on one half of validation, measured on the other half, both ways, the mean of the two.
-`--quick` takes one seed.
+`--quick` takes one seed. `--runs` keeps each run's figures in a folder and does not repeat the runs that are there, so
+that an interrupted benchmark goes on; give another folder for another version of the code.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="or tf_efficientnet_lite2, from its wheel")
     parser.add_argument("--config", type=Path, help="a recipe; defaults to the lesson, for the digits the demo")
     parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument("--runs", type=Path, help="a folder that keeps the figures of each run")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -46,9 +50,10 @@ def main() -> None:
         options.child.write_text(json.dumps(figures), encoding="utf-8")
         return
     seeds = options.seeds[:1] if options.quick else options.seeds
-    runs: dict[str, list[dict[str, Any]]] = {
-        name: [in_a_process(name, seed, options) for seed in seeds] for name in options.sets
-    }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.sets}
+    for seed in seeds:
+        for name, of_set in runs.items():
+            of_set.append(in_a_process(name, seed, options))
     lines = table(runs)
     print("\n".join(lines))
     if options.write:
@@ -59,14 +64,20 @@ def main() -> None:
 
 
 def in_a_process(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One run through the launcher, as a user starts it."""
+    """One run through the launcher, as a user starts it, from an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "figures.json")
+        recipe = options.config.stem if options.config is not None else "lesson"
+        result = Path(options.runs or folder, f"{options.model}-{recipe}-{name}-{seed}.json")
+        if result.is_file():
+            figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+            return figures
+        result.parent.mkdir(parents=True, exist_ok=True)
         command = ["accelerate", "launch", __file__, "--data_dir", options.data_dir, "--sets", name, "--seeds", seed]
         command += ["--model", options.model, "--child", result]
         command += ["--config", options.config] if options.config is not None else []
-        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-        figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        environment = {**os.environ, "HF_SGDR_CACHE": str(Path(folder, "cache"))}
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=environment)
+        figures = json.loads(result.read_text(encoding="utf-8"))
     print(name, seed, json.dumps(figures), file=sys.stderr, flush=True)
     return figures
 
