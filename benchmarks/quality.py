@@ -173,8 +173,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A line for each set: loss / accuracy."""
     columns = {"solved": "solved head", "kept": "lesson", "tta": "lesson, TTA", "other half": "lesson, other half"}
     lines = [
-        f"| set | {' | '.join(columns.values())} | kept | seconds |",
-        "|---" * (len(columns) + 3) + "|",
+        f"| set | {' | '.join(columns.values())} | kept |",
+        "|---" * (len(columns) + 2) + "|",
     ]
     for name, figures in runs.items():
         cells = []
@@ -182,8 +182,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
             losses, accuracies = zip(*(run[key] for run in figures), strict=True)
             cells.append(f"{statistics.mean(losses):.4f} ({max(losses):.4f}) / {statistics.mean(accuracies):.3f}")
         kept = ", ".join(dict.fromkeys(run["best"] for run in figures))
-        seconds = statistics.median(run["seconds"] for run in figures)
-        lines.append(f"| {name} | {' | '.join(cells)} | {kept} | {seconds:.0f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {kept} |")
     return lines
 
 
