@@ -115,6 +115,15 @@ def trainer_for(
     return recipe.stages, build_trainer(load_images(data, training), model, training)
 
 
+def solved_trainer(name: str, seed: int, model_name: str, data_dir: Path, output: str) -> Any:
+    """A trainer whose head is solved on the images and four stored views of each, as the lesson's."""
+    words = ["--precompute_views", "4", "--output_dir", output, "--save_strategy", "no"]
+    words += ["--augment", "basic" if name == "digits" else "side_on", "--max_zoom", "1.1"]
+    _, trainer = trainer_for(name, seed, model_name, data_dir, words)
+    trainer.solve_head()
+    return trainer
+
+
 def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """What recipes/train.py does, with every evaluation looked at image by image."""
     from hf_sgdr import ClassifierInterpretation, run_stages

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from quality import SETS, trainer_for
+from quality import SETS, solved_trainer
 from timm.data.mixup import Mixup
 from torchvision.transforms.v2 import TrivialAugmentWide
 
@@ -83,10 +83,7 @@ def main() -> None:
     )
     for name in options.sets:
         with tempfile.TemporaryDirectory() as output:
-            words = ["--precompute_views", "4", "--output_dir", output, "--save_strategy", "no"]
-            words += ["--augment", "basic" if name == "digits" else "side_on", "--max_zoom", "1.1"]
-            _, trainer = trainer_for(name, options.seed, options.model, options.data_dir, words)
-            trainer.solve_head()
+            trainer = solved_trainer(name, options.seed, options.model, options.data_dir, output)
             start = copy.deepcopy(trainer.model.state_dict())
             trainer.args.precompute_views = 0
             metrics = trainer.evaluate()

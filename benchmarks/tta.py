@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from quality import SETS, trainer_for
+from quality import SETS, solved_trainer
 
 from hf_sgdr.data.dataset import ImageViews
 
@@ -35,10 +35,7 @@ def main() -> None:
     for name in options.sets:
         for seed in options.seeds:
             with tempfile.TemporaryDirectory() as output:
-                words = ["--precompute_views", str(VIEWS), "--output_dir", output]
-                words += ["--augment", "basic" if name == "digits" else "side_on", "--max_zoom", "1.1"]
-                _, trainer = trainer_for(name, seed, "tf_efficientnet_lite0", options.data_dir, words)
-                trainer.solve_head()
+                trainer = solved_trainer(name, seed, "tf_efficientnet_lite0", options.data_dir, output)
                 print(f"| {name} | {seed} | {' | '.join(losses(trainer))} |", flush=True)
 
 

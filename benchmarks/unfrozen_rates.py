@@ -15,12 +15,13 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from quality import SETS, trainer_for
+from quality import SETS, solved_trainer
 from safetensors.torch import save_file
 
 from hf_sgdr import LESSON, average_with_start
@@ -40,19 +41,16 @@ def main() -> None:
     recorded: dict[str, Any] = {}
     for name in options.sets:
         with tempfile.TemporaryDirectory() as folder:
-            words = ["--precompute_views", "4", "--output_dir", folder, "--save_strategy", "no"]
-            words += ["--augment", "basic" if name == "digits" else "side_on", "--max_zoom", "1.1"]
-            _, trainer = trainer_for(name, options.seed, "tf_efficientnet_lite0", options.data_dir, words)
+            trainer = solved_trainer(name, options.seed, "tf_efficientnet_lite0", options.data_dir, folder)
             for curves in record(trainer, Path(folder, "start.safetensors")):
                 recorded[name] = curves
                 options.output.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
                 print(name, {key: value for key, value in curves.items() if key != "range test"}, file=sys.stderr)
 
 
-def record(trainer: Any, start: Path) -> Any:
+def record(trainer: Any, start: Path) -> Iterator[dict[str, Any]]:
     """The record of one set, again after each rate."""
     stage = LESSON[-1]
-    trainer.solve_head()
     trainer.args.precompute_views = 0
     weights = copy.deepcopy(trainer.model.state_dict())
     save_file({key: value.contiguous() for key, value in weights.items()}, start)
