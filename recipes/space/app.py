@@ -86,9 +86,9 @@ def page(model: str) -> gr.Blocks:
         """Results as a list in HTML, and what a screen reader says of them."""
         files = files or []
         taken = files[:MOST_IMAGES]
-        views = VIEWS if with_tta else 0
+        views = VIEWS if with_tta and taken else 0
         answers = classifier(taken, tta=views, top_k=min(BARS, len(classes)), return_exceptions=True)
-        items, sentences = [], []
+        items, sentences = [], ["With test-time augmentation:"] if views else []
         for path, answer in zip(taken, answers, strict=True):
             file = Path(path).name
             if isinstance(answer, UnreadableImageError):
