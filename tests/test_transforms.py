@@ -119,25 +119,25 @@ def draws(augment, max_zoom, monkeypatch, count=600):
     seen = collections.defaultdict(list)
     network = timm.create_model("test_resnet")
     transform, _ = image_transforms(network, image_size=32, augment=augment, max_zoom=max_zoom)
-    resize, rotate, light = ImageTransform._resize, transforms._rotated_crop, transforms._lit
+    resize, turned, lighting = ImageTransform._resize, transforms._turned, transforms._lighting
 
     def noting_resize(self, pixels, height, width):
         seen["side"].append(min(height, width))
         return resize(self, pixels, height, width)
 
-    def noting_rotate(pixels, degrees, top, left, size):
+    def noting_turned(x, y, degrees, turns, is_flipped):
         seen["degrees"].append(degrees)
-        seen["corner"].append((top, left))
-        return rotate(pixels, degrees, top, left, size)
+        seen["corner"].append((y + (seen["side"][-1] - 32) / 2, x + (seen["side"][-1] - 32) / 2))
+        return turned(x, y, degrees, turns, is_flipped)
 
-    def noting_light(pixels, mean, brightness, contrast):
+    def noting_lighting(pixels, brightness, contrast):
         seen["brightness"].append(brightness)
         seen["contrast"].append(contrast)
-        return light(pixels, mean, brightness, contrast)
+        return lighting(pixels, brightness, contrast)
 
     monkeypatch.setattr(ImageTransform, "_resize", noting_resize)
-    monkeypatch.setattr(transforms, "_rotated_crop", noting_rotate)
-    monkeypatch.setattr(transforms, "_lit", noting_light)
+    monkeypatch.setattr(transforms, "_turned", noting_turned)
+    monkeypatch.setattr(transforms, "_lighting", noting_lighting)
     image = noise(64, 64)
     for seed in range(count):
         view = transform.pixels(image, (seed,))
@@ -200,20 +200,31 @@ def test_basic_flips_nothing_side_on_half_and_top_down_all_eight_ways():
 
 
 def test_lighting_is_fast_ais_formula():
-    pixels = torch.rand(3, 4, 4) * 255
-    mean = pixels.mean()
+    pixels = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
+    mean = pixels.float().mean()
     for contrast, factor in ((0.05, 1.05), (-0.05, 1 / 1.05), (0.0, 1.0)):
-        torch.testing.assert_close(
-            transforms._lit(pixels, mean, 0.02, contrast), (pixels - mean) * factor + mean + 0.02 * 255
-        )
+        scale, summand = transforms._lighting(pixels, 0.02, contrast)
+        lit = (pixels.float() - mean) * factor + mean + 0.02 * 255
+        torch.testing.assert_close(pixels.float() * scale + summand, lit)
+
+
+def rotated(pixels, degrees, turns=0, is_flipped=False):
+    view = torch.tensor([*transforms._turned(0, 0, degrees, turns, is_flipped), 1.0, 0.0])
+    return transforms.render(pixels[None], view[None], pixels.shape[2])[0]
 
 
 def test_rotation_turns_about_the_middle_and_reflects_the_border():
     pixels = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
-    quarter = transforms._rotated_crop(pixels.float(), 90.0, 0, 0, 8)
-    torch.testing.assert_close(quarter, torch.rot90(pixels.float(), 1, (1, 2)), atol=0.02, rtol=0)
-    white = torch.full((3, 16, 16), 255.0)
-    assert transforms._rotated_crop(white, 7.0, 0, 0, 16).min() > 254.9
+    assert torch.equal(rotated(pixels, 90.0), torch.rot90(pixels, 1, (1, 2)))
+    assert rotated(torch.full((3, 16, 16), 255, dtype=torch.uint8), 7.0).min() == 255
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_quarter_turns_come_before_the_flip(turns, is_flipped):
+    pixels = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
+    expected = torch.rot90(pixels, turns, (1, 2))
+    assert torch.equal(rotated(pixels, 0.0, turns, is_flipped), expected.flip(2) if is_flipped else expected)
 
 
 def test_a_seed_names_a_view(network):

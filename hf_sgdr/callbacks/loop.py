@@ -61,6 +61,9 @@ class EqualBuffers(TrainerCallback):
 class StopOnNonFiniteLoss(TrainerCallback):
     """Raises before the optimizer's step if the loss is NaN or infinite; on any Trainer.
 
+    On a GPU it looks at the loss one step later, before something is saved and at the end of an epoch, so that no step
+    waits for the device; the weights have then taken the step.
+
     Give the Trainer `logging_nan_inf_filter=False`, or it hides such a loss.
 
     Args:
@@ -69,12 +72,20 @@ class StopOnNonFiniteLoss(TrainerCallback):
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the steps of another training."""
+        self._on_its_way = None
 
     @override
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at the loss of this step.
+        """Look at the loss of this step, or of the one before.
 
         Raises:
             FloatingPointError: in every process, if it is NaN or infinite in any.
@@ -82,13 +93,40 @@ class StopOnNonFiniteLoss(TrainerCallback):
         losses = loss_since_last_log(self.trainer)
         if args.world_size > 1:
             losses = self.trainer.accelerator.gather(losses.reshape(1))
-        if torch.isfinite(losses).all():
+        if losses.device.type != "cuda":
+            _require_finite(losses, state.global_step + 1, "before", state, kwargs["optimizer"])
             return
-        rates = ", ".join(
-            f"{group.get('name', i)} {group['lr']:.2e}" for i, group in enumerate(kwargs["optimizer"].param_groups)
-        )
-        raise FloatingPointError(
-            f"The loss is {'NaN' if torch.isnan(losses).any() else 'infinite'} at step {state.global_step + 1} of "
-            f"{state.max_steps}, learning rate {rates}. The weights are those of before this step. Take a lower rate; "
-            "lr_find() shows where the loss takes off."
-        )
+        self._look_back(state, kwargs["optimizer"])
+        event = torch.cuda.Event()
+        self._on_its_way = losses.to("cpu", non_blocking=True), event
+        event.record()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look before a checkpoint is written."""
+        if control.should_save:
+            self._look_back(state, kwargs["optimizer"])
+
+    @override
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the last step's."""
+        self._look_back(state, kwargs["optimizer"])
+
+    def _look_back(self, state: TrainerState, optimizer: Any) -> None:
+        if self._on_its_way is not None:
+            (losses, event), self._on_its_way = self._on_its_way, None
+            event.synchronize()
+            _require_finite(losses, state.global_step, "after", state, optimizer)
+
+
+def _require_finite(losses: torch.Tensor, step: int, when: str, state: TrainerState, optimizer: Any) -> None:
+    if torch.isfinite(losses).all():
+        return
+    rates = ", ".join(f"{group.get('name', i)} {group['lr']:.2e}" for i, group in enumerate(optimizer.param_groups))
+    raise FloatingPointError(
+        f"The loss is {'NaN' if torch.isnan(losses).any() else 'infinite'} at step {step} of {state.max_steps}, "
+        f"learning rate {rates}. The weights are those of {when} this step. Take a lower rate; lr_find() shows where "
+        "the loss takes off."
+    )

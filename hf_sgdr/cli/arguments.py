@@ -49,10 +49,10 @@ GROUPS: dict[str, dict[str, str | None]] = {
     },
     "machine": {
         **dict.fromkeys(("per_device_eval_batch_size", "micro_batch_size")),
-        "bf16": "Train in mixed precision with bfloat16.",
+        "bf16": None,
         "use_cpu": "Leave the accelerator alone.",
         **dict.fromkeys(("dataloader_num_workers", "feature_dtype", "feature_memory_gb")),
-        **dict.fromkeys(("cache_images", "cache_disk_gb", "verify", "keep_freed_memory")),
+        **dict.fromkeys(("cache_images", "cache_disk_gb", "augment_on_device", "verify", "keep_freed_memory")),
         "disable_tqdm": "true: no progress bars, as where standard error is no terminal.",
     },
 }

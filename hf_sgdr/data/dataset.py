@@ -49,6 +49,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         names (sequence of `str`, *optional*): of the classes, by which labels that are text are numbered, and integers
             where the names are integers other than 0, 1, 2 and so on.
         cache ([`ImageCache`], *optional*): what is kept of the same images, so that none is decoded.
+        renders_on_device (`bool`, *optional*, defaults to False): leave rotation, flip and light to
+            `transform.normalize`; "views" beside the pixels, float32 (8,), says which.
 
     Raises:
         ValueError: if the dataset is of no use; see [`require_images`].
@@ -64,6 +66,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         names: Sequence[str] | None = None,
         cache: DecodedImages | None = None,
+        renders_on_device: bool = False,
     ) -> None:
         require_images("dataset", dataset, image_column, label_column)
         self.rows = undecoded(dataset, image_column)
@@ -72,6 +75,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self._encode = LabelEncoder.of(self.rows, label_column, names)
         self.seed = seed
         self.cache = cache
+        self.renders_on_device = renders_on_device
         # In shared memory, so that persistent workers see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -85,12 +89,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         seed = (self.seed, int(self._epoch), index)
-        if self.cache is not None:
-            pixels = self.transform.of_kept(self.cache[index], seed)
+        item: dict[str, Any] = {}
+        if self.renders_on_device:
+            image = row[self.image_column] if self.cache is None else self.cache[index]
+            item["pixel_values"], view = self.transform.unrendered(image, seed)
+            if view is not None:
+                item["views"] = view
+        elif self.cache is not None:
+            item["pixel_values"] = self.transform.of_kept(self.cache[index], seed)
         else:
-            pixels = self.transform.pixels(row[self.image_column], seed)
+            item["pixel_values"] = self.transform.pixels(row[self.image_column], seed)
         label = self._encode(row.get(self.label_column))
-        return {"pixel_values": pixels} if label is None else {"pixel_values": pixels, "labels": label}
+        return item if label is None else {**item, "labels": label}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """A batch at once. Outside worker processes its images are read by threads, one a processor.

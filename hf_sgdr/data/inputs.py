@@ -29,6 +29,8 @@ class ImageInputs:
         seed (`int`): of the augmentation.
         names (sequence of `str`, *optional*): of the classes, by which labels that are text are numbered.
         caches ([`ImageCaches`], *optional*): keeps decoded images on disk.
+        augment_on_device (`bool`, *optional*, defaults to False): rotate, flip and light training images in batches
+            on the device.
 
     Raises:
         TypeError: if a transform is not an [`ImageTransform`], also when it is set later.
@@ -43,12 +45,14 @@ class ImageInputs:
         seed: int,
         names: Sequence[str] | None = None,
         caches: ImageCaches | None = None,
+        augment_on_device: bool = False,
     ) -> None:
         self.eval_transform = evaluation
         self._train_transform = _checked("train_transform", train) if train is not None else None
         self.image_column, self.label_column = columns
         self.seed, self.names = seed, names
         self.caches = caches
+        self.augment_on_device = augment_on_device
         self._labels: list[tuple[Any, list[Any]]] = []  # of the rows that were asked for last
 
     @property
@@ -161,7 +165,9 @@ class ImageInputs:
             rows (`datasets.Dataset`): with images and labels.
             draw (`int`): which fit it is; each draws augmentations of its own.
         """
-        return self._kept(self._dataset(rows, self.train_transform, "train", draw), rows, "train")
+        images = self._dataset(rows, self.train_transform, "train", draw)
+        images.renders_on_device = self.augment_on_device
+        return self._kept(images, rows, "train")
 
     def evaluation(self, rows: Any, *, name: str | None = None) -> ImageDataset:
         """Images as evaluation sees them.
@@ -182,15 +188,19 @@ class ImageInputs:
         self._require_steady(rows)
         if number == 0:
             return self._dataset(rows, self.eval_transform.fast())
-        return self._dataset(rows, self.train_transform, "view", number - 1)
+        images = self._dataset(rows, self.train_transform, "view", number - 1)
+        images.renders_on_device = self.augment_on_device
+        return images
 
     def normalize(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch whose 8-bit pixels, uint8 (batch, 3, size, size), are normalised; anything else stays."""
+        """A batch whose 8-bit pixels, uint8 (batch, 3, side, side), are rendered and normalised; all else stays."""
         pixels = batch.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return batch
-        values = self.eval_transform.normalize(pixels)
-        return {**batch, "pixel_values": values.contiguous(memory_format=torch.channels_last)}
+        rest = {name: value for name, value in batch.items() if name not in ("pixel_values", "views")}
+        transform = self.train_transform if "views" in batch else self.eval_transform
+        values = transform.normalize(pixels, batch.get("views"))
+        return {**rest, "pixel_values": values.contiguous(memory_format=torch.channels_last)}
 
     def content_hash(self, rows: Any) -> str:
         """SHA-256 of a data set's images and labels, in order; of a stream, of what it says of itself."""

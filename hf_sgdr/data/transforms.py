@@ -72,7 +72,7 @@ class ImageTransform:
     def pixels(self, image: Any, seed: tuple[int, ...]) -> torch.Tensor:
         """The picture before normalising, uint8 (3, size, size); the same seed gives the same view."""
         if self.is_random:
-            return self._random_view(read_pixels(image, self._highest_zoom), np.random.default_rng(seed))
+            return self._random_view(read_pixels(image, self._highest_zoom), seed)
         if self.exact:
             return self._exact_view(read_image(image))
         pixels = read_pixels(image, self.spec.resize)
@@ -94,7 +94,29 @@ class ImageTransform:
 
     def of_kept(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
         """The view that `pixels(image, seed)` would be, up to one more resizing, from what `to_keep(image)` was."""
-        return self._random_view(pixels, np.random.default_rng(seed)) if self.is_random else pixels
+        return self._random_view(pixels, seed) if self.is_random else pixels
+
+    def unrendered(self, image: Any, seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `normalize` makes the view `pixels(image, seed)` of on a device, up to one level of 255.
+
+        Reading, zooming and cutting out is done, which is all that pictures of different sizes need one by one.
+
+        Args:
+            image: as for `pixels`, or what `to_keep` made of it.
+            seed (`tuple[int, ...]`): names the view.
+
+        Returns:
+            Pixels, uint8 (3, side, side), a little larger than the view, and what [`render`] does to them, float32
+            (8,); None where they are the view itself.
+        """
+        if not self.is_random:
+            return (image if isinstance(image, torch.Tensor) else self.pixels(image, seed)), None
+        picture, view = self._drawn(read_pixels(image, self._highest_zoom), seed)
+        if view is None:
+            return picture, None
+        angle = math.radians(ROTATE_DEGREES)
+        margin = math.ceil((self.spec.size * (math.cos(angle) + math.sin(angle) - 1) + 3) / 2)
+        return _cut(picture, view, self.spec.size + 2 * margin)
 
     def views(self, image: Image.Image | torch.Tensor, plain: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
         """Augmented views of an image for test-time augmentation, uint8 (views, 3, size, size).
@@ -114,8 +136,15 @@ class ImageTransform:
             return self.to_dict()
         return {"shorter_side": self._highest_zoom, "interpolation": self.spec.interpolation, "decoding": "scaled"}
 
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """A batch of pixels, uint8 (N, 3, H, W) on any device, as float32 with the model's mean and std."""
+    def normalize(self, pixels: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+        """A batch of pixels, uint8 (N, 3, H, W) on any device, as float32 with the model's mean and std.
+
+        Args:
+            pixels (`Tensor`): of views, or `unrendered`.
+            views (`Tensor`, *optional*): float32 (N, 8), what is to be rendered of them.
+        """
+        if views is not None:
+            pixels = render(pixels, views, self.spec.size)
         scaled = pixels.to(torch.float32).div_(255)
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.spec.mean, self.spec.std))
         return scaled.sub_(mean).div_(std)
@@ -164,8 +193,17 @@ class ImageTransform:
         mode = InterpolationMode(self.spec.interpolation)
         return vision.resize(pixels, [height, width], interpolation=mode, antialias=True)
 
-    def _random_view(self, pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Zoom, rotate, light, crop at random, flip: fast.ai 0.7's order, with rotation and crop sampled in one go."""
+    def _random_view(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
+        picture, view = self._drawn(pixels, seed)
+        return picture if view is None else render(picture[None], view[None], self.spec.size)[0]
+
+    def _drawn(self, pixels: torch.Tensor, seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The zoomed picture, uint8 (3, height, width), and what [`render`] does to it, float32 (8,).
+
+        Zoom, rotation, light, crop and flip are drawn in fast.ai 0.7's order. Without augmentation the picture is
+        already cropped, and nothing is left to do.
+        """
+        rng = np.random.default_rng(seed)
         size = self.spec.size
         zoom = rng.uniform(1.0, self.max_zoom) if rng.random() < ZOOM_P else 1.0
         short = max(size, int(size * zoom))
@@ -175,16 +213,14 @@ class ImageTransform:
         pixels = self._resize(pixels, height, width)
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         if self.augment is None:
-            return vision.crop(pixels, top, left, size, size)
-        picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+            return vision.crop(pixels, top, left, size, size), None
         degrees = rng.uniform(-ROTATE_DEGREES, ROTATE_DEGREES) if rng.random() < ROTATE_P else 0.0
-        view = _rotated_crop(picture, degrees, top, left, size)
-        view = _lit(view, picture.mean(), rng.uniform(-LIGHTING, LIGHTING), rng.uniform(-LIGHTING, LIGHTING))
-        if self.augment == "top_down":
-            view = torch.rot90(view, int(rng.integers(4)), dims=(1, 2))
-        if self.augment != "basic" and rng.random() < FLIP_P:
-            view = view.flip(2)
-        return view.round_().clamp_(0, 255).to(torch.uint8)
+        light = _lighting(pixels, rng.uniform(-LIGHTING, LIGHTING), rng.uniform(-LIGHTING, LIGHTING))
+        turns = int(rng.integers(4)) if self.augment == "top_down" else 0
+        is_flipped = self.augment != "basic" and rng.random() < FLIP_P
+        # The crop's centre, from the picture's.
+        x, y = left + (size - width) / 2, top + (size - height) / 2
+        return pixels, torch.tensor([*_turned(x, y, degrees, turns, is_flipped), *light])
 
 
 def image_transforms(
@@ -240,23 +276,60 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _rotated_crop(pixels: torch.Tensor, degrees: float, top: int, left: int, size: int) -> torch.Tensor:
-    """The crop at (top, left) of a float32 picture turned about its centre, borders reflected."""
-    if degrees == 0.0:
-        return vision.crop(pixels, top, left, size, size)
-    height, width = pixels.shape[1:]
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = left + (size - width) / 2, top + (size - height) / 2  # the crop's centre, from the picture's
+def render(pixels: torch.Tensor, views: torch.Tensor, size: int) -> torch.Tensor:
+    """Rotate, flip, crop and light pictures, each by its own numbers, on their device.
+
+    Args:
+        pixels (`Tensor`): uint8 (N, 3, height, width).
+        views (`Tensor`): float32 (N, 8): by which matrix (4, by rows) and vector (2) an offset in pixels from a view's
+            centre, (column, row), becomes one from the picture's centre; factor and summand of every pixel.
+        size (`int`): of the views, in pixels. What they show beyond a picture's border is reflected.
+
+    Returns:
+        `Tensor`: uint8 (N, 3, size, size).
+    """
+    height, width = pixels.shape[2:]
+    xx, xy, yx, yy, x, y, factor, summand = views[:, :, None, None].unbind(1)
     # `affine_grid` makes this grid by a batched matrix product, which takes longer than sampling.
-    steps = torch.arange(size) + (1 - size) / 2
-    column, row = steps, steps[:, None]
-    grid = torch.empty(1, size, size, 2)
-    torch.add((cos * (column + x) - sin * y) * (2 / width), row * (-sin * 2 / width), out=grid[0, ..., 0])
-    torch.add((sin * (column + x) + cos * y) * (2 / height), row * (cos * 2 / height), out=grid[0, ..., 1])
-    return F.grid_sample(pixels[None], grid, "bilinear", padding_mode="reflection", align_corners=False)[0]
+    column = torch.arange(size, device=pixels.device) + (1 - size) / 2
+    row = column[:, None]
+    grid = torch.empty(len(pixels), size, size, 2, device=pixels.device)
+    torch.add((xx * column + x) * (2 / width), xy * (2 / width) * row, out=grid[..., 0])
+    torch.add((yx * column + y) * (2 / height), yy * (2 / height) * row, out=grid[..., 1])
+    pictures = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    sampled = F.grid_sample(pictures, grid, "bilinear", padding_mode="reflection", align_corners=False)
+    lit = sampled.mul_(factor[:, None]).add_(summand[:, None])
+    return lit.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _lit(pixels: torch.Tensor, mean: torch.Tensor, brightness: float, contrast: float) -> torch.Tensor:
-    """fast.ai 0.7's lighting: contrast about the picture's mean, then brightness as a share of the full range."""
+def _turned(x: float, y: float, degrees: float, turns: int, is_flipped: bool) -> list[float]:
+    """Matrix and vector of [`render`]: a crop at (x, y) from the middle of a picture that is rotated about it.
+
+    The crop itself is then turned by quarters and flipped from left to right.
+    """
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = cos * x - sin * y, sin * x + cos * y
+    cos, sin = math.cos(math.radians(degrees + 90 * turns)), math.sin(math.radians(degrees + 90 * turns))
+    sign = -1 if is_flipped else 1
+    return [sign * cos, -sin, sign * sin, cos, x, y]
+
+
+def _lighting(pixels: torch.Tensor, brightness: float, contrast: float) -> tuple[float, float]:
+    """fast.ai 0.7's lighting, as factor and summand of every pixel.
+
+    That is contrast about the picture's mean, then brightness as a share of the full range.
+    """
     factor = 1 + contrast if contrast >= 0 else 1 / (1 - contrast)
-    return (pixels - mean).mul_(factor).add_(mean + 255 * brightness)
+    mean = float(pixels.mean(dtype=torch.float32))
+    return factor, mean * (1 - factor) + 255 * brightness
+
+
+def _cut(pixels: torch.Tensor, view: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The square (3, side, side) about a view's centre, reflected beyond the border, and the view from its middle."""
+    height, width = pixels.shape[1:]
+    corner = view[4:6] + torch.tensor([width - side, height - side]) / 2
+    left, top = corner.floor().int().tolist()
+    missing = [(max(0, -start), max(0, start + side - length)) for start, length in ((top, height), (left, width))]
+    padded = torch.from_numpy(np.pad(pixels.numpy(), [(0, 0), *missing], mode="symmetric"))
+    square = vision.crop(padded, max(0, top), max(0, left), side, side).contiguous()
+    return square, torch.cat([view[:4], corner - corner.floor(), view[6:]])

@@ -182,9 +182,9 @@ def _features_of_batches(
 ) -> Iterator[torch.Tensor]:
     """The features of each batch of pixels; the first one shows that the rest makes the model's logits of them."""
     model.eval()
-    for number, pixels in enumerate(one_ahead(loader)):
+    for number, inputs in enumerate(one_ahead(loader)):
         with torch.inference_mode(), _autocast(device, dtype):
-            batch = transform.normalize(pixels.to(device, non_blocking=True))
+            batch = transform.normalize(*(tensor.to(device, non_blocking=True) for tensor in inputs))
             batch = batch.contiguous(memory_format=torch.channels_last)
             features, logits = boundary.caught(batch, with_logits=number == 0)
             if logits is not None:
@@ -256,5 +256,5 @@ def _plain(value: Any) -> str:
         return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def _stack(rows: list[dict[str, Any]]) -> torch.Tensor:
-    return torch.stack([row["pixel_values"] for row in rows])
+def _stack(rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+    return [torch.stack([row[name] for row in rows]) for name in ("pixel_values", "views") if name in rows[0]]

@@ -59,6 +59,13 @@ class SGDRTrainingArguments(TrainingArguments):
             pixels on disk, so that later epochs decode nothing.
         verify (`bool`, *optional*, defaults to False): hash and check every image file anew; by default one whose path,
             size and time of modification are those of an earlier run counts as unchanged.
+        augment_on_device (`bool`, *optional*): rotate, flip and light training images in batches on the device, so that
+            worker processes only read, zoom and cut; the same views up to one level of 255. Defaults to True where
+            there is a GPU.
+        bf16 (`bool`, *optional*): by default, on a GPU that has bfloat16, the training steps on images are computed in
+            it by autocast, and nothing else: features have `feature_dtype`, heads on features and evaluation stay in
+            float32. True, as in transformers, is for training and evaluation; False computes all in float32. `tf32`
+            is left as torch has it: convolutions may use it, matrix products do not.
         cache_disk_gb (`float`, *optional*, defaults to 50.0): features or images of more GB than this are refused
             before they are computed.
         keep_freed_memory (`bool`, *optional*, defaults to True): on a CPU, tell the C library to keep the memory that
@@ -119,6 +126,13 @@ class SGDRTrainingArguments(TrainingArguments):
     feature_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
     feature_memory_gb: float | None = field(default=None, metadata={"help": "Features above this stay on disk."})
     cache_images: bool = field(default=False, metadata={"help": "Keep decoded images on disk for later epochs."})
+    augment_on_device: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Rotate, flip and light in batches, as on a GPU."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]  # None: of training steps on a GPU
+        default=None,
+        metadata={"help": "Train and evaluate in bfloat16; a GPU's training steps are.", "nargs": "?", "const": True},
+    )
     cache_disk_gb: float = field(default=50.0, metadata={"help": "Features or images above this are refused."})
     verify: bool = field(default=False, metadata={"help": "Hash and check all image files, also unchanged ones."})
     keep_freed_memory: bool = field(default=True, metadata={"help": "On a CPU, keep freed memory: twice as fast."})

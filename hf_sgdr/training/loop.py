@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_sgdr.features.extract import resolve_feature_dtype
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 
@@ -38,6 +40,13 @@ def micro_batches(batch: dict[str, Any], size: int) -> Iterator[tuple[dict[str, 
     for start in range(0, count, size):
         part = {name: value[start : start + size] for name, value in batch.items()}
         yield part, min(size, count - start) / count, start + size >= count
+
+
+def steps_autocast(args: SGDRTrainingArguments) -> AbstractContextManager[Any]:
+    """bfloat16 for a training step, where `bf16` says nothing and the GPU has it."""
+    if args.bf16 is None and not args.fp16 and args.device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=resolve_feature_dtype(args.device) == torch.bfloat16)
+    return nullcontext()
 
 
 def light_optimizer(optimizer: Any, accelerator: Accelerator) -> Any:

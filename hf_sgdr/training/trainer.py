@@ -67,7 +67,7 @@ from hf_sgdr.training.arguments import SGDRTrainingArguments
 from hf_sgdr.training.checkpoints import SealCheckpoints, checkpoint_to_resume
 from hf_sgdr.training.classes import TrainingClasses
 from hf_sgdr.training.history import TrainingHistory, fit_curve, fit_record
-from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches
+from hf_sgdr.training.loop import light_optimizer, loop_arguments, loss_of_all, micro_batches, steps_autocast
 from hf_sgdr.training.record import write_card, write_run_files
 
 logger = logging.get_logger(__name__)
@@ -134,6 +134,7 @@ class SGDRTrainer(Trainer):
             columns=(args.image_column_name, args.label_column_name),
             seed=args.data_seed if args.data_seed is not None else args.seed,
             names=class_names(model.config),
+            augment_on_device=args.augment_on_device,
         )
         classes = ClassNames.of(model.config, train_dataset, args.label_column_name)
         for name, rows in _named(train_dataset, eval_dataset).items():
@@ -497,6 +498,7 @@ class SGDRTrainer(Trainer):
             images = self.images.view(rows, min(1, self.args.precompute_views))
         else:
             images = self.images.training(rows, self.num_fits + 1)
+        images.renders_on_device = False
         chosen = np.random.default_rng(require_whole("seed", seed, at_least=0)).permutation(len(images))[:n]
         shown, names = [images[int(index)] for index in chosen], class_names(self.model.config)
         captions = [[_in_words(row["labels"], names)] if "labels" in row else [] for row in shown]
@@ -607,8 +609,9 @@ class SGDRTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Transformers' own; a micro-batch has the weight of its images."""
-        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """Transformers' own; a micro-batch has the weight of its images, and a GPU trains on images in bfloat16."""
+        with steps_autocast(self.args) if model.training and "pixel_values" in inputs else nullcontext():
+            result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._share_of_batch == 1.0:
             return result
         return (result[0] * self._share_of_batch, result[1]) if return_outputs else result * self._share_of_batch
