@@ -39,7 +39,9 @@ def decoding(files: list[Path], repetitions: int) -> list[Row]:
             "fast": every(lambda file: exact.fast().pixels(file, (0,))),
             "exact": every(lambda file: exact.pixels(file, (0,))),
             "augmented": every(lambda file: train.pixels(file, (1, 2, 3))),
+            "worker's part": every(lambda file: train.unrendered(file, (1, 2, 3))),
             "cached": every(lambda pixels: train.of_kept(pixels, (1, 2, 3)), kept),
+            "cached, worker's part": every(lambda pixels: train.unrendered(pixels, (1, 2, 3)), kept),
         },
         repetitions,
     )
@@ -50,7 +52,9 @@ def decoding(files: list[Path], repetitions: int) -> list[Row]:
         ("decode and transform, as features are computed", against, rates["fast"], rates["timm"]),
         ("decode and transform, evaluation (the same pixels as timm)", against, rates["exact"], rates["timm"]),
         ("decode and transform, side_on and zoom", against, rates["augmented"], rates["timm"]),
+        ("the same, a worker's part with augment_on_device", against, rates["worker's part"], rates["timm"]),
         ("side_on and zoom of decoded images (cache_images)", against, rates["cached"], rates["timm"]),
+        ("the same, a worker's part with augment_on_device", against, rates["cached, worker's part"], rates["timm"]),
     ]
 
 
