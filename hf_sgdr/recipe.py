@@ -210,6 +210,7 @@ LESSON: tuple[Stage, ...] = (
         freeze_to=0,
         freeze_batch_norm=True,
         until_overfitting=True,
+        max_cycles=2,  # a third one, of four epochs, gained nothing on three sets of four
         from_best=True,
         average=True,
         # A step through the whole network costs a thousand times one through the head: look where the answer is.

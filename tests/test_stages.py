@@ -44,7 +44,7 @@ def test_the_lesson_is_its_eight_steps():
     assert 3 <= unfrozen.lr_spread <= 10  # 6
     assert unfrozen.lr == "auto"  # 7
     assert (unfrozen.cycle_len, unfrozen.cycle_mult, unfrozen.until_overfitting) == (1, 2, True)  # 8
-    assert unfrozen.max_cycles == 3
+    assert unfrozen.max_cycles == 2
 
 
 def test_a_recipe_runs_and_leaves_its_results(trainer, tmp_path):

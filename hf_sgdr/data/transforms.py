@@ -18,10 +18,9 @@ from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from hf_sgdr._utils.scoped import modes_restored
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image, read_pixels
-from hf_sgdr.models.patches import blank_images, take_square_images
+from hf_sgdr.models.patches import size_problem
 
 Augment = Literal["basic", "side_on", "top_down"]
 
@@ -255,21 +254,12 @@ def image_transforms(
     spec = ImageSpec.from_model(model)
     if image_size is not None and image_size != spec.size:
         spec = spec.with_size(image_size)
-        _check_size(model, spec.size)
+        if problem := size_problem(model, spec.size):
+            raise ValueError(
+                f"image_size={spec.size}: {type(model).__name__} cannot take pictures of that size ({problem}). "
+                "Leave image_size out to use the model's own."
+            )
     return ImageTransform(spec, augment, max_zoom), ImageTransform(spec)
-
-
-def _check_size(model: nn.Module, size: int) -> None:
-    take_square_images(model)
-    try:
-        with modes_restored(model), torch.inference_mode():
-            model.eval()(blank_images(model, 1, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"image_size={size}: {type(model).__name__} cannot take pictures of that size ({reason}). "
-            "Leave image_size out to use the model's own."
-        ) from error
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

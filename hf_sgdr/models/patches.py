@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import Siglip2ForImageClassification
 
+from hf_sgdr._utils.scoped import modes_restored
+
 
 def take_square_images(model: nn.Module) -> None:
     """Let SigLIP 2's NaFlex vision model take images (batch, 3, size, size) beside the patches that it is made for.
@@ -44,3 +46,14 @@ def _cut_into_patches(
 def blank_images(model: nn.Module, count: int, size: int) -> torch.Tensor:
     """Black images (count, 3, size, size) of a model's dtype, on its device."""
     return next(model.parameters()).new_zeros(count, 3, size, size)
+
+
+def size_problem(model: nn.Module, size: int) -> str:
+    """Why a model does not take images of this size, in its own words; nothing if it does."""
+    take_square_images(model)
+    try:
+        with modes_restored(model), torch.inference_mode():
+            model.eval()(blank_images(model, 1, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ""
