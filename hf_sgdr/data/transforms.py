@@ -253,7 +253,7 @@ def image_transforms(
     """
     spec = ImageSpec.from_model(model)
     if image_size is not None and image_size != spec.size:
-        spec = spec.with_size(image_size)
+        spec = ImageSpec.from_model(model, image_size)
         if problem := size_problem(model, spec.size):
             raise ValueError(
                 f"image_size={spec.size}: {type(model).__name__} cannot take pictures of that size ({problem}). "
