@@ -71,9 +71,9 @@ def test_micro_batches_give_the_gradients_and_losses_of_the_batch(trained, kwarg
 
 def test_a_batch_size_that_is_given_is_kept_and_the_default_is_divided_on_a_cpu(trained, tmp_path):
     arguments = SGDRTrainingArguments(str(tmp_path), use_cpu=True)
-    assert (arguments.per_device_train_batch_size, arguments.micro_batch_size) == (64, 32)
+    assert (arguments.per_device_train_batch_size, arguments.micro_batch_size) == (64, 16)
     again = dataclasses.replace(arguments, num_cycles=2)
-    assert (again.per_device_train_batch_size, again.micro_batch_size) == (64, 32)
+    assert (again.per_device_train_batch_size, again.micro_batch_size) == (64, 16)
     given = SGDRTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=64)
     assert (given.per_device_train_batch_size, given.micro_batch_size) == (64, None)
     assert trained(per_device_train_batch_size=20)[2] == [20]
