@@ -145,7 +145,10 @@ class ImageTransform:
         if views is not None:
             pixels = render(pixels, views, self.spec.size)
         scaled = pixels.to(torch.float32).div_(255)
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.spec.mean, self.spec.std))
+        # not made on the device, for which a processor would wait
+        mean, std = (
+            torch.tensor(v).view(3, 1, 1).to(pixels.device, non_blocking=True) for v in (self.spec.mean, self.spec.std)
+        )
         return scaled.sub_(mean).div_(std)
 
     def fast(self) -> "ImageTransform":
