@@ -12,8 +12,8 @@ from hf_sgdr.optim.balance import checked_class_weights
 from hf_sgdr.optim.schedule import require_whole, total_epochs
 
 DEFAULT_BATCH = 64
-# tf_efficientnet_lite0 at 288 px, all layers, two cores: 6.7 GB at 32 images, 3.9 GB at 16 and not slower, 2.5 GB at 8 and
-# a fifth slower.
+# tf_efficientnet_lite0 at 288 px, all layers, two cores: 6.7 GB at 32 images, 3.9 GB at 16 and not slower, 2.5 GB at
+# 8 and a fifth slower.
 CPU_MICRO_BATCH = 16
 
 
@@ -76,8 +76,8 @@ class SGDRTrainingArguments(TrainingArguments):
             groups that train too (fast.ai 0.7's `bn_freeze`).
         micro_batch_size (`int`, *optional*): images that go through the model at once in training; the gradients of a
             larger batch are accumulated from so many, each image counting alike, and batch norms that train see the
-            micro-batch. Defaults to 16 on a CPU where `per_device_train_batch_size` is not given, which takes a third of the
-            memory of training, else to the whole batch. Batches of features are never divided.
+            micro-batch. Defaults to 16 on a CPU where `per_device_train_batch_size` is not given, for a third of the
+            memory, else to the whole batch. Batches of features are never divided.
         class_weights (`str` or `dict[str, float]`, *optional*): weights of the classes in the training loss and in
             `solve_head`: "balanced", inversely to their images, or some classes' weights by name, 1 for the others; on
             a command line as JSON. Evaluation stays unweighted.
