@@ -1,6 +1,7 @@
 """What a device does in batches, shown on a processor: rendering, bfloat16 steps, a late look at losses."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,19 +96,21 @@ def test_a_head_on_features_is_float32(make_trainer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "expected"),
-    [("cuda", {}, True), ("cuda", {"bf16": False}, None), ("cuda", {"fp16": True}, None), ("cpu", {}, None)],
+    ("device", "given", "steps", "by_us"),
+    [
+        ("cuda", {}, True, True),
+        ("cuda", {"bf16": False}, False, False),
+        ("cuda", {"bf16": True}, True, False),  # accelerate's autocast
+        ("cuda", {"fp16": True}, False, False),
+        ("cpu", {}, False, False),
+    ],
 )
-def test_a_gpu_with_bfloat16_trains_in_it_unless_told_otherwise(device, given, expected, monkeypatch):
-    class Arguments:
-        bf16, fp16 = given.get("bf16"), given.get("fp16", False)
-
-    Arguments.device = torch.device(device)
-    made = []
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_gpu_with_bfloat16_trains_in_it_unless_told_otherwise(device, given, steps, by_us, monkeypatch):
+    arguments = SimpleNamespace(**{"bf16": None, "fp16": False, "device": torch.device(device), **given})
     monkeypatch.setattr(loop, "resolve_feature_dtype", lambda device: torch.bfloat16)
-    monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: made.append(enabled))
-    loop.steps_autocast(Arguments())
-    assert made == ([] if expected is None else [expected])
+    assert loop.trains_in_bfloat16(arguments) == steps
+    assert isinstance(loop.steps_autocast(arguments), torch.autocast) == by_us
 
 
 # ---- No step waits ----

@@ -42,11 +42,17 @@ def micro_batches(batch: dict[str, Any], size: int) -> Iterator[tuple[dict[str, 
         yield part, min(size, count - start) / count, start + size >= count
 
 
+def trains_in_bfloat16(args: SGDRTrainingArguments) -> bool:
+    """Whether training steps on images are computed in bfloat16: where `bf16` says so, or nothing and a GPU has it."""
+    if args.bf16 is not None or args.fp16 or args.device.type != "cuda":
+        return bool(args.bf16)
+    return resolve_feature_dtype(args.device) == torch.bfloat16
+
+
 def steps_autocast(args: SGDRTrainingArguments) -> AbstractContextManager[Any]:
-    """bfloat16 for a training step, where `bf16` says nothing and the GPU has it."""
-    if args.bf16 is None and not args.fp16 and args.device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16, enabled=resolve_feature_dtype(args.device) == torch.bfloat16)
-    return nullcontext()
+    """bfloat16 for a training step, where nothing but the GPU asks for it; accelerate sees to `bf16=True`."""
+    is_default = args.bf16 is None and trains_in_bfloat16(args)
+    return torch.autocast(args.device.type, torch.bfloat16) if is_default else nullcontext()
 
 
 def light_optimizer(optimizer: Any, accelerator: Accelerator) -> Any:

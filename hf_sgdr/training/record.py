@@ -22,6 +22,7 @@ from hf_sgdr.inference.multi_label import MultiLabelInterpretation
 from hf_sgdr.optim.rates import varies
 from hf_sgdr.recipe import NO_EFFECT_ON_RESULT, SAID_BY_STAGES
 from hf_sgdr.training.arguments import SGDRTrainingArguments
+from hf_sgdr.training.loop import trains_in_bfloat16
 
 logger = logging.get_logger(__name__)
 
@@ -129,7 +130,7 @@ def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, .
 
     What the stages say is left out, and what names a folder of this machine.
     """
-    settings, changed = {}, []
+    settings, changed = {"bf16": trains_in_bfloat16(args)}, []
     for item in fields(args):
         value = getattr(args, item.name)
         value = value.value if isinstance(value, Enum) else value
