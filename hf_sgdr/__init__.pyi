@@ -10,6 +10,7 @@ from .data.folders import load_image_folder as load_image_folder
 from .data.hub import load_image_dataset as load_image_dataset
 from .data.tables import load_image_table as load_image_table
 from .data.transforms import ImageTransform as ImageTransform
+from .data.transforms import fine_tuning_size as fine_tuning_size
 from .data.transforms import image_transforms as image_transforms
 from .features.extract import extract_features as extract_features
 from .features.store import FeatureStore as FeatureStore

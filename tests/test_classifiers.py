@@ -7,9 +7,7 @@ from helpers import tiny_vit
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification
 
-from hf_sgdr import create_image_classifier, image_transforms
-from hf_sgdr.data.image_spec import ImageSpec
-from hf_sgdr.data.inputs import ImageInputs
+from hf_sgdr import create_image_classifier
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 
 LABELS = ["cats", "dogs"]
@@ -65,40 +63,6 @@ def test_the_demos_weights_are_imagenets_in_timms_keys():
 class Anything:
     def __reduce__(self):
         return (print, ("this must not run",))
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "resize"),
-    [
-        (DEMO_MODEL, 288, 329),  # 9/7 of 224, timm's share of 7/8
-        ("resnet18", 288, 288),  # where timm tests it, and with that share of the image
-        ("mobilenetv4_conv_small_050", 256, 269),
-        ("tf_efficientnet_lite2", 320, 359),
-        ("vit_tiny_patch16_224", 224, 248),  # takes no other size
-    ],
-)
-def test_a_pretrained_network_gets_the_size_that_it_does_best_at(name, size, resize, tmp_path):
-    path = tmp_path / "w.safetensors"
-    save_file(timm.create_model(name).state_dict(), path)
-    spec = ImageSpec.from_model(create_image_classifier(name, labels=LABELS, weights_file=path))
-    assert (spec.size, spec.resize) == (size, resize)
-
-
-def test_a_size_is_enlarged_once_and_not_without_weights(tmp_path):
-    assert ImageSpec.from_model(create_image_classifier("test_resnet", labels=LABELS, pretrained=False)).size == 160
-    model = create_image_classifier(DEMO_MODEL, labels=LABELS, weights_file=demo_weights_file())
-    assert image_transforms(model, image_size=224)[1].spec.resize == 256
-    train, evaluation = image_transforms(model, augment="side_on")
-    ImageInputs(train, evaluation, columns=("image", "label"), seed=0).record_in(model)
-    model.save_pretrained(tmp_path)
-    for labels in (LABELS, ["ants", "bees"]):
-        assert ImageSpec.from_model(create_image_classifier(tmp_path, labels=labels)).size == 288
-
-
-def test_a_checkpoint_of_timm_is_enlarged_where_its_head_is_replaced(tmp_path):
-    create_image_classifier(DEMO_MODEL, labels=["a", "b", "c"], pretrained=False).save_pretrained(tmp_path)
-    assert ImageSpec.from_model(create_image_classifier(tmp_path, labels=["a", "b", "c"])).size == 224
-    assert ImageSpec.from_model(create_image_classifier(tmp_path, labels=LABELS)).size == 288
 
 
 def test_weights_that_do_not_fit_are_refused(network, tmp_path, capsys):

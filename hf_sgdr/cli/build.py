@@ -17,7 +17,7 @@ from hf_sgdr.data.labels import MULTI_LABEL, is_multi_label, label_names
 from hf_sgdr.data.splits import stratified_sample
 from hf_sgdr.data.stream import is_stream
 from hf_sgdr.data.tables import load_image_table
-from hf_sgdr.data.transforms import image_transforms
+from hf_sgdr.data.transforms import fine_tuning_size, image_transforms
 from hf_sgdr.models.classifiers import create_image_classifier
 from hf_sgdr.recipe import LESSON, Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
@@ -80,9 +80,12 @@ def build_trainer(images: DatasetDict, model_args: ModelArguments, training: SGD
         weights_file=model_args.weights_file,
         problem_type=MULTI_LABEL if is_multi_label(feature) else None,
     )
+    size = model_args.image_size
+    if size is None and model_args.pretrained:
+        size = fine_tuning_size(model)
     augment: Any = None if model_args.augment in (None, "none") else model_args.augment
     train_transform, eval_transform = image_transforms(
-        model, image_size=model_args.image_size, augment=augment, max_zoom=model_args.max_zoom
+        model, image_size=size, augment=augment, max_zoom=model_args.max_zoom
     )
     with remove_empty_dir_on_error(str(training.output_dir)):
         return SGDRTrainer(

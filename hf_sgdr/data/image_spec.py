@@ -52,28 +52,17 @@ class ImageSpec:
     resizer: str
 
     @classmethod
-    def from_model(cls, model: nn.Module, size: int | None = None) -> "ImageSpec":
+    def from_model(cls, model: nn.Module) -> "ImageSpec":
         """The spec of a timm network, of a wrapped one, or of an image classifier of transformers.
 
-        Args:
-            model (`nn.Module`): whose configuration says it.
-            size (`int`, *optional*): of the input in pixels, instead of the model's own; the crop's share of the image
-                stays.
-
         Raises:
-            ValueError: if the model's input is not square and of three channels, or the size is no size.
+            ValueError: if the model's input is not square and of three channels.
         """
         config = getattr(model, "config", None)
         network = timm_network(model)
         timm_config = getattr(config, "pretrained_cfg", None) or getattr(network, "pretrained_cfg", None)
         if timm_config:
-            return _from_timm(dict(timm_config), size)
-        spec = cls._of_transformers(model)
-        return spec if size is None else spec.with_size(size)
-
-    @classmethod
-    def _of_transformers(cls, model: nn.Module) -> "ImageSpec":
-        config = getattr(model, "config", None)
+            return _from_timm(dict(timm_config))
         processor = _stock_processor(getattr(config, "name_or_path", None))
         if processor is not None:
             return _from_processor(processor.to_dict())
@@ -100,7 +89,8 @@ class ImageSpec:
 
     def with_size(self, size: int) -> "ImageSpec":
         """The same transform for another input size, the crop's share of the image kept."""
-        _require_size(size)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 8:
+            raise ValueError(f"image_size={size!r}: give the side of the square input in pixels, at least 8.")
         # floor, as timm does; the small term keeps an exact ratio (224 / 0.875) from falling to the pixel below
         return replace(self, size=size, resize=max(size, math.floor(size * self.resize / self.size + 1e-6)))
 
@@ -149,22 +139,14 @@ def image_processor_of(model: PreTrainedModel) -> BaseImageProcessor:
     return _stock_processor(model.config.name_or_path) or ImageSpec.from_model(model).write_to(model)
 
 
-def _require_size(size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 8:
-        raise ValueError(f"image_size={size!r}: give the side of the square input in pixels, at least 8.")
-
-
-def _from_timm(config: dict[str, Any], size: int | None = None) -> ImageSpec:
+def _from_timm(config: dict[str, Any]) -> ImageSpec:
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise ValueError(f"input_size={config['input_size']}: only square inputs of three channels are supported.")
-    if size is not None:
-        _require_size(size)
-    side = height if size is None else size
     interpolation = config.get("interpolation") or "bicubic"
     return ImageSpec(
-        size=side,
-        resize=math.floor(side / (config.get("crop_pct") or DEFAULT_CROP_PCT)),
+        size=height,
+        resize=math.floor(height / (config.get("crop_pct") or DEFAULT_CROP_PCT)),
         squash=config.get("crop_mode") == "squash",
         interpolation="bilinear" if interpolation == "random" else interpolation,
         mean=tuple(config["mean"]),

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
+from transformers import PreTrainedModel
 
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image, read_pixels
@@ -30,6 +31,9 @@ ROTATE_DEGREES, ROTATE_P = 10.0, 0.75
 LIGHTING = 0.05
 ZOOM_P = 0.75
 FLIP_P = 0.5
+
+# How much larger than in its training a network sees images best, and how often networks halve them: five times.
+MORE_PIXELS, STRIDE = 9 / 7, 32
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,8 @@ def image_transforms(
 
     Args:
         model (`PreTrainedModel` or a timm model): what the pictures are for; it is not changed.
-        image_size (`int`, *optional*): side of the square input in pixels; the model's own by default.
+        image_size (`int`, *optional*): side of the square input in pixels; the model's own by default. See
+            [`fine_tuning_size`].
         augment (`str`, *optional*): None, "basic", "side_on" or "top_down".
         max_zoom (`float`, *optional*, defaults to 1.0): at least 1; the lesson uses 1.1.
 
@@ -256,13 +261,32 @@ def image_transforms(
     """
     spec = ImageSpec.from_model(model)
     if image_size is not None and image_size != spec.size:
-        spec = ImageSpec.from_model(model, image_size)
+        spec = spec.with_size(image_size)
         if problem := size_problem(model, spec.size):
             raise ValueError(
                 f"image_size={spec.size}: {type(model).__name__} cannot take pictures of that size ({problem}). "
                 "Leave image_size out to use the model's own."
             )
     return ImageTransform(spec, augment, max_zoom), ImageTransform(spec)
+
+
+def fine_tuning_size(model: PreTrainedModel) -> int:
+    """The image size that a pretrained model is best fine-tuned at, in pixels; what recipes take where none is given.
+
+    A network that was trained on random crops saw things larger there than evaluation shows them, and does best at more
+    pixels than it was trained at: Touvron et al. 2019 (arXiv 1906.06423) find 288 after 224. So this is the size that
+    timm tests a network at, else 9/7 of its own in whole strides. It is the model's own size where that cannot be
+    changed, for models of transformers, and for one that was saved here, whose size was chosen before.
+
+    Args:
+        model (`PreTrainedModel`): from [`create_image_classifier`].
+    """
+    own = ImageSpec.from_model(model).size
+    config = getattr(model.config, "pretrained_cfg", None) or {}
+    if not config or config.get("fixed_input_size") or hasattr(model.config, "hf_sgdr"):
+        return own
+    larger = (config.get("test_input_size") or [round(own * MORE_PIXELS / STRIDE) * STRIDE])[-1]
+    return own if size_problem(model, larger) else larger
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

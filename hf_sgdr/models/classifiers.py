@@ -19,17 +19,11 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperFo
 from transformers.utils import logging
 
 from hf_sgdr.models.lite_weights import lite_keys_to_timm
-from hf_sgdr.models.patches import size_problem, take_square_images
+from hf_sgdr.models.patches import take_square_images
 from hf_sgdr.optim.architecture import timm_classifiers
 from hf_sgdr.optim.layer_groups import LayerGroups
 
 logger = logging.get_logger(__name__)
-
-# A network that was trained on random crops saw things larger than evaluation shows them, and does best at more pixels
-# than it was trained at: Touvron et al. 2019 (arXiv 1906.06423) find 288 after 224, where timm tests most of its own.
-MORE_PIXELS = 9 / 7
-# Networks halve the size up to five times.
-STRIDE = 32
 
 # transformers initialises a fresh classifier so; a timm checkpoint with another number of classes gets the same.
 HEAD_INIT_STD = 0.02
@@ -56,9 +50,7 @@ def create_image_classifier(
     """An image classifier with a head for your labels.
 
     A head that already has these very labels is kept, so training can go on from a saved model; any other head is
-    replaced by a fresh one. A pretrained timm network that takes other sizes than its own then gets larger images: of
-    the size that timm tests it at, else 9/7 of its own (288 px for 224; `image_transforms(model, image_size=224)`
-    takes its own).
+    replaced by a fresh one.
 
     Args:
         model_name_or_path (`str` or `PathLike`): a model id of the Hub or a folder (of transformers or timm), or the
@@ -106,7 +98,6 @@ def create_image_classifier(
     check_trainable(model)
     if pretrained and [trained_labels[i] for i in sorted(trained_labels)] != labels:
         _fresh_head(model)
-        _enlarge(model)
     if getattr(model.config, "label_names", None) is not None:
         model.config.label_names = labels  # timm's configuration keeps those of the checkpoint beside id2label
     return model
@@ -157,8 +148,6 @@ def _from_timm_name(
     if pretrained and weights_file is None:
         model.name_or_path = network.pretrained_cfg.get("hf_hub_id") or ""
     _fresh_head(model)
-    if pretrained:
-        _enlarge(model)
     return model.eval()
 
 
@@ -205,20 +194,6 @@ def _fresh_head(model: PreTrainedModel) -> None:
     for layer in heads:
         if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
-
-
-def _enlarge(model: PreTrainedModel) -> None:
-    """Write into a timm model's configuration the size that its body does best at, if it takes another than its own."""
-    config = dict(getattr(model.config, "pretrained_cfg", None) or {})
-    _, *own = config.get("input_size") or (0,)
-    if not own or config.get("fixed_input_size") or hasattr(model.config, "hf_sgdr"):  # saved here, larger already
-        return
-    larger = round(own[0] * MORE_PIXELS / STRIDE) * STRIDE
-    _, *sides = config.get("test_input_size") or (3, larger, larger)
-    if sides == own or size_problem(model, sides[0]):
-        return
-    config["crop_pct"] = config.get("test_crop_pct") or config.get("crop_pct")
-    model.config.pretrained_cfg = {**config, "input_size": [3, *sides]}
 
 
 def _checked_labels(labels: Sequence[str]) -> list[str]:
