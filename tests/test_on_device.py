@@ -70,11 +70,11 @@ def test_show_batch_shows_whole_views(make_trainer):
     assert all(np.array_equal(*pair) for pair in zip(*shown, strict=True))
 
 
-def test_it_is_the_default_beside_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert not SGDRTrainingArguments(tmp_path).augment_on_device
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_it_is_the_default_beside_a_gpu(monkeypatch, has_gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
     field = next(field for field in dataclasses.fields(SGDRTrainingArguments) if field.name == "augment_on_device")
-    assert field.default_factory is torch.cuda.is_available or field.default_factory() is False
+    assert field.default_factory() == has_gpu
 
 
 # ---- bfloat16 ----

@@ -128,7 +128,8 @@ class SGDRTrainingArguments(TrainingArguments):
     feature_memory_gb: float | None = field(default=None, metadata={"help": "Features above this stay on disk."})
     cache_images: bool = field(default=False, metadata={"help": "Keep decoded images on disk for later epochs."})
     augment_on_device: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Rotate, flip and light in batches, as on a GPU."}
+        default_factory=lambda: torch.cuda.is_available(),
+        metadata={"help": "Rotate, flip and light in batches, as on a GPU."},
     )
     bf16: bool | None = field(  # type: ignore[assignment]  # None: of training steps on a GPU
         default=None,
