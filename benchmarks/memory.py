@@ -71,7 +71,7 @@ def memory(files: list[Path], data_dir: Path, many: int) -> list[str]:
     lines.append(f"| growth | {growth:+,.0f} | {ratio:.2f} times |")
     weights = {DEMO_MODEL: ["--weights_file", str(demo_weights_file())], "resnet34": ["--pretrained", "false"]}
     for model, words in weights.items():
-        peak = lesson_peak(data_dir, [*words, "--model", model])
+        peak = lesson_peak(data_dir, [*words, "--model", model, "--image_size", "224"])
         lines.append(f"| lesson.yaml, 224 px, {model} | {peak:,.0f} | |")
     return lines
 
