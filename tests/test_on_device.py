@@ -10,6 +10,7 @@ import torch
 from hf_sgdr import SGDRTrainingArguments, image_transforms
 from hf_sgdr.callbacks.loop import StopOnNonFiniteLoss
 from hf_sgdr.training import loop
+from hf_sgdr.training.record import run_record
 
 SIZES = [(64, 64), (33, 60), (32, 400), (150, 40), (20, 24), (500, 375)]  # height, width
 
@@ -111,6 +112,15 @@ def test_a_gpu_with_bfloat16_trains_in_it_unless_told_otherwise(device, given, s
     monkeypatch.setattr(loop, "resolve_feature_dtype", lambda device: torch.bfloat16)
     assert loop.trains_in_bfloat16(arguments) == steps
     assert isinstance(loop.steps_autocast(arguments), torch.autocast) == by_us
+
+
+@pytest.mark.parametrize(("given", "recorded"), [({}, False), ({"bf16": False}, True), ({"bf16": True}, True)])
+def test_a_precision_that_was_given_is_recorded(make_trainer, given, recorded):
+    trainer = make_trainer(**given)
+    trainer.fit(1e-2, 1)
+    record = run_record(trainer)
+    assert ("bf16" in record.changed) == recorded
+    assert record.settings["bf16"] == given.get("bf16", False)
 
 
 # ---- No step waits ----

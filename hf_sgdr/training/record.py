@@ -142,7 +142,9 @@ def _settings(args: SGDRTrainingArguments) -> tuple[dict[str, Any], tuple[str, .
         if is_plain and not is_local and item.name not in SAID_BY_STAGES and not NO_EFFECT_ON_RESULT.match(item.name):
             settings[item.name] = value
             default = item.default_factory() if item.default_factory is not MISSING else item.default
-            is_unset = (value is False or value == []) and not default
+            # what transformers makes of a None that nobody gave
+            is_theirs = item.name not in SGDRTrainingArguments.__annotations__
+            is_unset = is_theirs and (value is False or value == []) and not default
             if value != default and not is_unset:
                 changed.append(item.name)
     return settings, tuple(changed)
