@@ -115,9 +115,11 @@ def trainer_for(
     return recipe.stages, build_trainer(load_images(data, training), model, training)
 
 
-def solved_trainer(name: str, seed: int, model_name: str, data_dir: Path, output: str) -> Any:
-    """A trainer whose head is solved on the images and four stored views of each, as the lesson's."""
-    words = ["--precompute_views", "4", "--output_dir", output, "--save_strategy", "no"]
+def solved_trainer(
+    name: str, seed: int, model_name: str, data_dir: Path, output: str, views: int = 4, *more: str
+) -> Any:
+    """A trainer whose head is solved on the images and stored views of each, the lesson's four; `more` are flags."""
+    words = ["--precompute_views", str(views), "--output_dir", output, "--save_strategy", "no", *more]
     words += ["--augment", "basic" if name == "digits" else "side_on", "--max_zoom", "1.1"]
     _, trainer = trainer_for(name, seed, model_name, data_dir, words)
     trainer.solve_head()

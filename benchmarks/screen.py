@@ -1,7 +1,8 @@
-"""What could make the unfrozen stage gain over the solved head: one seed, four epochs a variant, four sets.
+"""What could make the unfrozen stage gain over the solved head: one seed, a variant of the stage a line, four sets.
 
     pip install -e ".[bench,demo]"
     python benchmarks/screen.py --data_dir FOLDER [--sets trash] [--variants plain mixup] [--seed 42] [--model NAME]
+                                [--views 4] [--batch_size 64] [--cycles 1 --cycle_len 4 --cycle_mult 1]
 
 FOLDER is that of quality.py. Every variant begins at the head that is solved on stored views, and prints the validation
 loss of each epoch, of the averages of start and end at a quarter, a half and three quarters, and the best accuracy.
@@ -25,8 +26,8 @@ from torchvision.transforms.v2 import TrivialAugmentWide
 from hf_sgdr import LayerGroups
 from hf_sgdr.data.transforms import ImageTransform
 from hf_sgdr.optim.architecture import body_stages, head_modules
+from hf_sgdr.optim.schedule import total_epochs
 
-EPOCHS = 4
 RATE = {"digits": 1e-3}  # of the head, a third of it for each group below; other sets: 5e-3
 
 
@@ -47,6 +48,7 @@ class Variant:
 
 VARIANTS = {
     "plain": Variant(),
+    "twice the rate": Variant(rate=2.0),
     "label smoothing .1": Variant(smoothing=0.1),
     "mixup .2": Variant(mixup=0.2),
     "TrivialAugment": Variant(trivial=True),
@@ -76,14 +78,21 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--views", type=int, default=4, help="stored views on which the head is solved")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--cycles", type=int, default=1)
+    parser.add_argument("--cycle_len", type=int, default=4)
+    parser.add_argument("--cycle_mult", type=int, default=1)
     options = parser.parse_args()
+    shape = options.cycles, options.cycle_len, options.cycle_mult
     print(
         "| set | variant | epochs | averages | best accuracy | seconds of all cores |\n|---|---|---|---|---|---|",
         flush=True,
     )
     for name in options.sets:
         with tempfile.TemporaryDirectory() as output:
-            trainer = solved_trainer(name, options.seed, options.model, options.data_dir, output)
+            batch = ("--per_device_train_batch_size", str(options.batch_size))
+            trainer = solved_trainer(name, options.seed, options.model, options.data_dir, output, options.views, *batch)
             start = copy.deepcopy(trainer.model.state_dict())
             trainer.args.precompute_views = 0
             metrics = trainer.evaluate()
@@ -93,11 +102,11 @@ def main() -> None:
             )
             for variant in options.variants:
                 trainer.model.load_state_dict(start)
-                print(f"| {name} | {variant} | {run(trainer, VARIANTS[variant], start, name)} |", flush=True)
+                print(f"| {name} | {variant} | {run(trainer, VARIANTS[variant], start, name, shape)} |", flush=True)
 
 
-def run(trainer: Any, variant: Variant, start: dict[str, torch.Tensor], name: str) -> str:
-    """One variant of the stage: losses of its epochs and its averages."""
+def run(trainer: Any, variant: Variant, start: dict[str, torch.Tensor], name: str, shape: tuple[int, int, int]) -> str:
+    """One variant of the stage: losses of its epochs and its averages. `shape` is cycles, cycle_len and cycle_mult."""
     groups, rate = LayerGroups.from_model(trainer.model), RATE.get(name, 5e-3) * variant.rate
     if variant.decay is not None:
         heads = {id(parameter) for head in head_modules(trainer.model) for parameter in head.parameters()}
@@ -119,17 +128,19 @@ def run(trainer: Any, variant: Variant, start: dict[str, torch.Tensor], name: st
     torch.manual_seed(0)
     rates, evaluations, seconds = [rate * factor ** (count - 1 - i) for i in range(count)], [], 0.0
     try:
-        for size, epochs in variant.sizes or ((0, EPOCHS),):
+        fits = [(size, (1, epochs, 1)) for size, epochs in variant.sizes] or [(0, shape)]
+        for size, (cycles, cycle_len, cycle_mult) in fits:
             if size:
                 spec = replace(plain_transform.spec, size=size, resize=size)
                 trainer.train_transform = replace(plain_transform, spec=spec)
             begin = time.process_time()
-            trainer.fit(rates, 1, cycle_len=epochs)
+            trainer.fit(rates, cycles, cycle_len=cycle_len, cycle_mult=cycle_mult)
             seconds += time.process_time() - begin
+            epochs = total_epochs(cycle_len, cycle_mult, cycles)
             evaluations += [entry for entry in trainer.state.log_history if "eval_loss" in entry][-epochs:]
     finally:
         trainer.train_transform, trainer.compute_loss, trainer.args = plain_transform, plain_loss, plain_args
-    epochs = [entry["eval_loss"] for entry in evaluations]
+    losses_of_epochs = [entry["eval_loss"] for entry in evaluations]
     accuracy = max(entry["eval_accuracy"] for entry in evaluations)
     end = copy.deepcopy(trainer.model.state_dict())
     averages = []
@@ -142,7 +153,7 @@ def run(trainer: Any, variant: Variant, start: dict[str, torch.Tensor], name: st
         metrics = trainer.evaluate()
         averages.append(metrics["eval_loss"])
         accuracy = max(accuracy, metrics["eval_accuracy"])
-    shown = [", ".join(f"{loss:.4f}" for loss in losses) for losses in (epochs, averages)]
+    shown = [", ".join(f"{loss:.4f}" for loss in losses) for losses in (losses_of_epochs, averages)]
     return f"{shown[0]} | {shown[1]} | {accuracy:.3f} | {seconds:.0f}"
 
 
