@@ -28,7 +28,7 @@ COUNTS = [10_000, 100_000, 1_000_000]
 RUN = """
 import json, os, sys, time, threading
 import torch
-from hf_sgdr import image_transforms, load_image_folder
+from hf_sgdr import image_transforms, load_image_folder, load_image_table
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.features.head import FeatureDataset
 from hf_sgdr.features.store import FeatureStore
@@ -87,6 +87,7 @@ def epoch():
         rows_of.__getitems__(order[start : start + 64])
 
 step("an epoch of rows from disk, shuffled", epoch)
+step("a table of them, no image looked at", lambda: load_image_table(folder + "/table.csv", on_error=None))
 is_done.set()
 print(json.dumps(steps))
 """
@@ -129,6 +130,8 @@ def linked(count: int) -> Iterator[Path]:
             for i in range(images):
                 target = f"{pictures}/{i % PICTURES}.jpg"
                 os.symlink(target, f"{folder}/{split}/class-{i % CLASSES}/{i:07d}.jpg")
+        rows = [f"train/class-{i % CLASSES}/{i:07d}.jpg,class-{i % CLASSES}\n" for i in range(count)]
+        Path(folder, "table.csv").write_text("file_name,label\n" + "".join(rows), encoding="utf-8")
         yield folder
 
 
