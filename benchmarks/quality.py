@@ -128,7 +128,7 @@ def solved_trainer(
 
 def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """What recipes/train.py does, with every evaluation looked at image by image."""
-    from hf_sgdr import ClassifierInterpretation, run_stages
+    from hf_sgdr import run_stages
     from hf_sgdr.cli.build import chosen_stages
 
     config = options.config or ROOT / "recipes" / "configs" / ("demo.yaml" if name == "digits" else "lesson.yaml")
@@ -140,7 +140,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         results = run_stages(trainer, chosen_stages(stages))
         seconds = time.perf_counter() - start
         noted = evaluations.log_probabilities[:]
-        tta = ClassifierInterpretation.from_trainer(trainer, tta=4)
+        tta = trainer.fit_tta(4)
     labels = np.asarray(trainer.eval_dataset["label"])
     losses = np.stack([-one[np.arange(len(labels)), labels] for one in noted])
     hits = np.stack([one.argmax(1) == labels for one in noted])
@@ -148,7 +148,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     return {
         "solved": [solved["eval_loss"], solved["eval_accuracy"]],
         "kept": [results.best["eval_loss"], results.best["eval_accuracy"]],
-        "tta": [tta.loss, tta.accuracy],
+        "tta": [tta["loss"], tta["accuracy"], tta["plain_weight"]],
         "other half": in_halves(losses, hits, labels),
         "best": results.best["stage"],
         "rates": [stage["learning_rates"][-1] for stage in results.stages],
@@ -190,7 +190,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     for name, figures in runs.items():
         cells = []
         for key in columns:
-            losses, accuracies = zip(*(run[key] for run in figures), strict=True)
+            losses, accuracies = zip(*(run[key][:2] for run in figures), strict=True)
             cells.append(f"{statistics.mean(losses):.4f} ({max(losses):.4f}) / {statistics.mean(accuracies):.3f}")
         kept = ", ".join(dict.fromkeys(run["best"] for run in figures))
         lines.append(f"| {name} | {' | '.join(cells)} | {kept} |")

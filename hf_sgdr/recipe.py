@@ -269,7 +269,8 @@ class RunResults:
         stages (`list[FitRecord]`): a record for each stage.
         best (`dict`): stage, epoch, eval_loss and eval_accuracy of the weights that the model has now, and metric, by
             which they were chosen: "eval_loss", or with several evaluation sets the mean of their losses.
-        tta (`dict`): loss and accuracy with test-time augmentation, where that was done.
+        tta (`dict`): loss and metrics with test-time augmentation, where that was done, and `plain_weight`, how much
+            the plain image counts in it.
         solved (`FitRecord` or None): of the head solved on the features of a recipe that precomputes: a yardstick for
             its stages. Its name is `SOLVED_HEAD`, or that of the stage that solved it.
         run (`str`): the SHA-256 of all that the run depends on: arguments, stages, images, transforms, starting

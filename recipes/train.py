@@ -25,7 +25,7 @@ from hf_sgdr.demo import demo_image_folder, demo_weights_file
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.space import push_space
-from hf_sgdr.training.record import interpret, run_record
+from hf_sgdr.training.record import run_record
 from hf_sgdr.training.stages import is_finished, run_stages, save_results
 
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         results = run_stages(trainer, stages, resume=recipe.resume)
         if recipe.n_aug and trainer.train_transform.is_random:
-            results.tta = interpret(trainer, tta=recipe.n_aug).metrics
+            results.tta = trainer.fit_tta(recipe.n_aug)
         trainer.save_model()
         trainer.create_model_card(**stated_facts(data, model_args, recipe, args.is_demo, training.world_size))
         if is_main:

@@ -255,7 +255,7 @@ def test_the_recipe_records_map_and_f1_everywhere(trained):
     for record in (*results["stages"], results["best"], results["solved"]):
         assert {"eval_loss", "eval_map", "eval_f1"} <= record.keys()
         assert "eval_accuracy" not in record
-    assert set(results["tta"]) == {"loss", "map", "f1"}
+    assert set(results["tta"]) == {"loss", "map", "f1", "plain_weight"}
     recipe = yaml.safe_load((trained / "recipe.yaml").read_text())
     assert recipe["label_delimiter"] == " "
     assert recipe["split_column_name"] == "part"

@@ -304,6 +304,10 @@ def test_for_a_model_of_others_the_views_are_the_lessons_and_the_log_says_so(sav
         ({"augment": "basic"}, "does not say which views to draw: give augment= and max_zoom="),
         ({"augment": "basic", "max_zoom": "big"}, "does not say which views to draw"),
         ("basic", "does not say which views to draw"),
+        (
+            {"augment": "basic", "max_zoom": 1.1, "plain_weight": "all"},
+            "plain_weight='all' must be a number from 0 to 1",
+        ),
     ],
 )
 def test_a_model_without_views_to_draw_says_so_at_once(saved, pictures, recorded, message):

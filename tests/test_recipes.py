@@ -115,7 +115,7 @@ def test_train_leaves_model_results_and_plots_and_says_so(trained):
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert [stage["name"] for stage in results["stages"]] == ["head", "whole"]
-    assert set(results["tta"]) == {"loss", "accuracy"}
+    assert set(results["tta"]) == {"loss", "accuracy", "plain_weight"}
     for word in ("stage", "head", "whole", "best", "with TTA"):
         assert word in done.stdout
     assert not list(out.rglob("*training_args*"))

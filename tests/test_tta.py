@@ -1,5 +1,8 @@
 """One test-time augmentation: trainer, pipeline and interpretation see the same views and give the same mean."""
 
+from functools import partial
+from unittest.mock import ANY
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,7 @@ from hf_sgdr import (
 from hf_sgdr.data.dataset import ImageDataset, ImageViews
 from hf_sgdr.demo import DEMO_MODEL, demo_weights_file
 from hf_sgdr.inference.pipeline import pipeline
-from hf_sgdr.inference.tta import mean_of_views
+from hf_sgdr.inference.tta import PLAIN_WEIGHT, fitted_weight, mean_of_views
 
 NAMES = ["cats", "dogs"]
 
@@ -81,6 +84,44 @@ def test_interpretation_has_its_loss_and_accuracy(make_trainer, folder):
     labels = np.array(trainer.eval_dataset["label"])
     assert result.accuracy == (probabilities.argmax(axis=1) == labels).mean()
     assert result.loss == pytest.approx(-np.log(probabilities[np.arange(len(labels)), labels]).mean(), rel=1e-6)
+
+
+def test_the_plain_images_weight_is_chosen_on_validation_and_saved(make_trainer, folder):
+    trainer = make_trainer(sharpened(tiny_resnet()), images=folder)
+    files = [image["path"] for image in ClassifierInterpretation.from_trainer(trainer).images]
+    before = ClassifierInterpretation.from_trainer(trainer, tta=3)
+    chosen = trainer.fit_tta(3)
+    after = ClassifierInterpretation.from_trainer(trainer, tta=3)
+    assert chosen == {"loss": pytest.approx(after.loss, rel=1e-5), "accuracy": after.accuracy, "plain_weight": ANY}
+    assert chosen["plain_weight"] != PLAIN_WEIGHT
+    assert after.loss < before.loss
+    np.testing.assert_allclose(by_pipeline(trainer, files, tta=3), after.probabilities, atol=1e-6, rtol=0)
+    assert trainer.model.config.hf_sgdr == {
+        "augment": "side_on",
+        "max_zoom": 1.1,
+        "plain_weight": chosen["plain_weight"],
+    }
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_the_chosen_weight_has_the_lowest_loss_of_all(is_multi_label):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (40, 3), generator=generator) if is_multi_label else torch.arange(40) % 3
+    truth = labels.float() if is_multi_label else torch.eye(3)[labels]
+    views = 4 * truth + torch.randn(5, 40, 3, generator=generator) * torch.tensor([2.0, 5, 5, 5, 5])[:, None, None]
+    score = torch.sigmoid if is_multi_label else partial(torch.softmax, dim=-1)
+
+    def loss(weight):
+        likelihood = mean_of_views(views.double(), score, weight=weight)
+        missed = torch.where(truth > 0, likelihood, 1 - likelihood if is_multi_label else 1.0)
+        return -missed.log().mean()
+
+    best = fitted_weight(views, labels)
+    assert 0 < best < 1
+    assert loss(best) == min(loss(step / 20) for step in range(21))
+    # views that say the opposite count less, and a plain view that does, nothing
+    assert fitted_weight(torch.cat([views[:1], -views[1:]]), labels) > best
+    assert fitted_weight(torch.cat([-4 * truth[None], views[1:]]), labels) == 0.0
 
 
 @pytest.mark.photos

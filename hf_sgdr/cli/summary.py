@@ -35,7 +35,9 @@ def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     why = "lowest valid loss" if training.best_by == "loss" else f"highest {training.best_by}"
     print(f"{'best':<33}{_metric(best['eval_loss'])}{_metrics(best, names)}   {why}: {at}")
     if tta := {f"eval_{name}": value for name, value in results.tta.items()}:
-        print(f"{'with TTA':<33}{_metric(tta['eval_loss'])}{_metrics(tta, names)}")
+        counts = tta.get("eval_plain_weight")
+        note = f"   the plain image counts {counts:.2f}" if counts is not None else ""
+        print(f"{'with TTA':<33}{_metric(tta['eval_loss'])}{_metrics(tta, names)}{note}")
     out = printable(shlex.quote(str(training.output_dir)))
     print(f"\nModel, card, plots and results.json are in {out}. Next:")
     print(f"  hf-sgdr predict --model {out} IMAGES                                  # labels of other images")

@@ -16,7 +16,7 @@ from hf_sgdr.data.hashes import image_hash
 from hf_sgdr.data.images import has_own_transform, undecoded
 from hf_sgdr.data.labels import UNLABELLED, ClassNames
 from hf_sgdr.data.stream import MATERIALISE, check_stream, is_stream, stream_identity
-from hf_sgdr.data.transforms import ImageTransform
+from hf_sgdr.data.transforms import ImageTransform, recorded_views
 
 
 class ImageInputs:
@@ -226,7 +226,8 @@ class ImageInputs:
         # What a stock pipeline ignores and test-time augmentation needs; nobody's word does not replace what is there.
         if self._train_transform is not None or not hasattr(model.config, "hf_sgdr"):
             transform = self.train_transform
-            model.config.hf_sgdr = {"augment": transform.augment, "max_zoom": transform.max_zoom}
+            views = {"augment": transform.augment, "max_zoom": transform.max_zoom}
+            model.config.hf_sgdr = recorded_views(model.config) | views
         return processor
 
     # ---- Helpers ----

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image, read_pixels
@@ -287,6 +287,12 @@ def fine_tuning_size(model: PreTrainedModel) -> int:
         return own
     larger = (config.get("test_input_size") or [round(own * MORE_PIXELS / STRIDE) * STRIDE])[-1]
     return own if size_problem(model, larger) else larger
+
+
+def recorded_views(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a model's configuration says of its views; empty where it says nothing that can be read."""
+    recorded = getattr(config, "hf_sgdr", None)
+    return dict(recorded) if isinstance(recorded, dict) else {}
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

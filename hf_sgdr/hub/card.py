@@ -170,9 +170,9 @@ def _metadata(
     measured = dict(seen.metrics)
     loss = measured.pop("loss")
     metrics = [(kind, METRICS[kind], value) for kind, value in (*measured.items(), ("loss", loss))]
-    for kind, value in record.results.tta.items():
+    for kind in (name for name in METRICS if name in record.results.tta):
         name = f"{METRICS[kind]} with test-time augmentation ({views(facts.tta_views)})"
-        metrics.append((kind, name, value))
+        metrics.append((kind, name, record.results.tta[kind]))
     return ModelCardData(
         language=facts.language,
         library_name="transformers",

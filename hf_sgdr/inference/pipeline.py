@@ -23,7 +23,7 @@ from hf_sgdr.data.image_spec import image_processor_of
 from hf_sgdr.data.images import UnreadableImageError
 from hf_sgdr.data.transforms import Augment
 from hf_sgdr.inference.inputs import SizedIterator, as_image, as_inputs, read_in_threads
-from hf_sgdr.inference.tta import ModelViews, check_beta, mean_of_views, views_at_once
+from hf_sgdr.inference.tta import ModelViews, check_beta, mean_of_views, plain_weight, views_at_once
 from hf_sgdr.models.patches import take_square_images
 from hf_sgdr.optim.schedule import require_whole
 
@@ -91,8 +91,9 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
 
     With test-time augmentation the logits are averaged over the plain image and `tta` views of it, drawn as the model
     was trained (its configuration's `hf_sgdr`; otherwise `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says
-    so). An image's views depend on its content alone, so neither batch nor order changes its scores. (Lesson step 7;
-    `SGDRTrainer.tta` is the same average.)
+    so), the plain image counting as much as suited validation (in `hf_sgdr`, too; otherwise half). An image's views
+    depend on its content alone, so neither batch nor order changes its scores. (Lesson step 7; `SGDRTrainer.tta` is the
+    same average.)
 
     Args:
         tta (`int`, *optional*, defaults to 0): how many views; also an argument of a call.
@@ -271,7 +272,9 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
     ) -> list[dict[str, Any]]:
         """The best `top_k` labels of one image, from its logits (1, views, classes): see [`mean_of_views`]."""
         logits = model_outputs["logits"][0].float()
-        score = mean_of_views(logits, _FUNCTIONS[function_to_apply or self._default_function()], beta)
+        scores = _FUNCTIONS[function_to_apply or self._default_function()]
+        has_views = len(logits) > 1
+        score = mean_of_views(logits, scores, beta, plain_weight(self.model.config) if has_views else 1.0)
         best = score.argsort(descending=True, stable=True)[:top_k]
         names: Any = self.model.config.id2label
         scored = zip(best.tolist(), score[best].tolist(), strict=True)

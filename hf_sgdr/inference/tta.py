@@ -12,32 +12,37 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
 from hf_sgdr.data.image_spec import ImageSpec
 from hf_sgdr.data.images import read_image, read_pixels
-from hf_sgdr.data.transforms import Augment, ImageTransform
+from hf_sgdr.data.transforms import Augment, ImageTransform, recorded_views
 
 logger = logging.get_logger(__name__)
 
 # For a model whose configuration does not say how it was trained: the lesson's views.
 DEFAULT_AUGMENT: Augment = "side_on"
 DEFAULT_MAX_ZOOM = 1.1
-# Of the plain view in the mean logit.
+# Of the plain view in the mean logit, where validation chose none, and those it chooses among.
 PLAIN_WEIGHT = 0.5
+WEIGHTS = [step / 20 for step in range(21)]
 # Of normalised pixels: rounding alone. One of 255 steps is 4e-3 or more.
 _SAME_PIXELS = 1e-4
 
 
 def mean_of_views(
-    logits: torch.Tensor, scores: Callable[[torch.Tensor], torch.Tensor], beta: float | None = None
+    logits: torch.Tensor,
+    scores: Callable[[torch.Tensor], torch.Tensor],
+    beta: float | None = None,
+    weight: float = PLAIN_WEIGHT,
 ) -> torch.Tensor:
     """The scores of an image, or of many, from the logits of its views, the plain one first.
 
-    By default those of the mean logit, in which the plain view counts `PLAIN_WEIGHT`: of probabilities that is the
-    weighted geometric mean. The arithmetic one is unsure wherever a single view is; with fast.ai's equal weights its
+    By default those of the mean logit, in which the plain view counts `weight`: of probabilities that is the weighted
+    geometric mean. The arithmetic one is unsure wherever a single view is; with fast.ai's equal weights its
     loss was higher on four sets, on one of them hardly (docs/experiments.md, "Test-time augmentation").
 
     Args:
@@ -45,13 +50,45 @@ def mean_of_views(
         scores (callable): what makes scores of logits, such as a softmax over the last axis.
         beta (`float`, *optional*): the arithmetic mean of scores instead, in which the plain view counts `beta` and the
             mean of the others the rest (fastai v2: 0.25; `1 / views` is fast.ai 0.7's, all alike).
+        weight (`float`, *optional*, defaults to 0.5): of the plain view; see [`plain_weight`].
     """
     if len(logits) == 1:
         return scores(logits[0])
     if beta is None:
-        return scores(torch.lerp(logits[1:].mean(0), logits[0], PLAIN_WEIGHT))
+        return scores(torch.lerp(logits[1:].mean(0), logits[0], weight))
     each = scores(logits)
     return beta * each[0] + (1 - beta) * each[1:].mean(0)
+
+
+def fitted_weight(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The plain view's weight in the mean logit with the lowest loss on labelled images, of `WEIGHTS`.
+
+    The loss is convex in it, so there is one best weight. Where images hardly differ from each other in size and place,
+    views mislead and it is near 1; where they do, views tell more (Shanmugam et al. 2021, arXiv 2011.11156, who learn
+    weights for each class and view; this is one number).
+
+    Args:
+        logits (`Tensor` of float (views, images, classes)): the plain view first.
+        labels (`Tensor`): class ids (images,), or 0 and 1 (images, classes).
+    """
+    loss = F.binary_cross_entropy_with_logits if labels.ndim == 2 else F.cross_entropy
+    means = (mean_of_views(logits.double(), torch.Tensor.clone, weight=weight) for weight in WEIGHTS)
+    losses = [float(loss(mean, labels.double() if labels.ndim == 2 else labels)) for mean in means]
+    return WEIGHTS[int(np.argmin(losses))]
+
+
+def plain_weight(config: PreTrainedConfig) -> float:
+    """The plain view's weight that a model's configuration names, else `PLAIN_WEIGHT`.
+
+    Raises:
+        ValueError: if it is no number from 0 to 1.
+    """
+    weight = recorded_views(config).get("plain_weight", PLAIN_WEIGHT)
+    if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+        raise ValueError(
+            f"config.hf_sgdr: plain_weight={weight!r} must be a number from 0 to 1; trainer.fit_tta sets it."
+        )
+    return weight
 
 
 def views_at_once(device: torch.device) -> int:
@@ -161,6 +198,7 @@ class ModelViews:
                 "tta needs views to draw, and this model was trained without augmentation: use tta=0, or give "
                 'augment="basic" (or "side_on", "top_down") and max_zoom=1.1.'
             )
+        plain_weight(self.config)  # an error of it shows with those of the views
         return transform
 
     def reader(self, tta: int) -> Callable[[Any], Any]:

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 from transformers.utils import logging
 from typing_extensions import override
 
@@ -46,16 +46,16 @@ from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
 from hf_sgdr.callbacks.trackers import TrackedFits
 from hf_sgdr.data.cache import ImageCaches
-from hf_sgdr.data.dataset import ImageViews
+from hf_sgdr.data.dataset import ImageViews, rows_of
 from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.data.labels import ClassNames, class_names
 from hf_sgdr.data.stream import MATERIALISE, is_stream
-from hf_sgdr.data.transforms import ImageTransform, image_transforms
+from hf_sgdr.data.transforms import ImageTransform, image_transforms, recorded_views
 from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
 from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
-from hf_sgdr.inference.tta import check_beta, mean_of_views, views_at_once
+from hf_sgdr.inference.tta import check_beta, fitted_weight, mean_of_views, plain_weight, views_at_once
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.balance import BalancedLoss
 from hf_sgdr.optim.layer_groups import LayerGroups
@@ -703,21 +703,53 @@ class SGDRTrainer(Trainer):
         require_whole("n_aug", n_aug, at_least=0)
         check_beta(beta)
         dataset = self._or_validation(dataset)
-        if n_aug and not self.train_transform.is_random:
+        if n_aug == 0:
+            return np.exp(self.log_predictions(dataset))
+        logits, config = self._logits_of_views(dataset, n_aug), self.features.model.config
+        probabilities = torch.sigmoid if self.classes.is_multi_label else functools.partial(torch.softmax, dim=-1)
+        return mean_of_views(logits, probabilities, beta, plain_weight(config)).numpy()
+
+    def fit_tta(self, n_aug: int = 4) -> dict[str, float]:
+        """Choose how much the plain image counts beside its views in test-time augmentation, and measure that.
+
+        It is the weight with the lowest loss on the validation images. The model's configuration keeps it, and `tta`
+        and the pipeline with the saved model weigh views by it: see [`~hf_sgdr.inference.tta.fitted_weight`].
+
+        Args:
+            n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
+
+        Returns:
+            `dict[str, float]`: `loss` and the metrics of evaluation with test-time augmentation, and `plain_weight`; at
+            1.0 views do not help on these images.
+
+        Raises:
+            ValueError: if there is nothing random to draw views with, no single set of validation images, or a number
+                is out of range.
+        """
+        require_whole("n_aug", n_aug, at_least=1)
+        dataset, config = self._or_validation(None), self.features.model.config
+        logits, labels = self._logits_of_views(dataset, n_aug), torch.as_tensor(self.images.labels(rows_of(dataset)))
+        weight = fitted_weight(logits, labels)
+        config.hf_sgdr = recorded_views(config) | {"plain_weight": weight}
+        mean = mean_of_views(logits, torch.Tensor.clone, weight=weight)
+        loss = F.binary_cross_entropy_with_logits(mean, labels) if labels.ndim == 2 else F.cross_entropy(mean, labels)
+        compute = self.compute_metrics or (lambda _: {})
+        measured = compute(EvalPrediction(predictions=mean.numpy(), label_ids=labels.numpy()))
+        return {"loss": float(loss), **measured, "plain_weight": weight}
+
+    def _logits_of_views(self, dataset: Any, n_aug: int) -> torch.Tensor:
+        """Float32 (1 + n_aug, images, classes), the plain view first."""
+        if not self.train_transform.is_random:
             raise ValueError(
                 f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
                 'image_transforms(model, augment="side_on", max_zoom=1.1).'
             )
-        if n_aug == 0:
-            return np.exp(self.log_predictions(dataset))
         self._check_images("The data set", dataset)
         images = self.images.evaluation(dataset)
         views = ImageViews(images, replace(self.train_transform, spec=self.eval_transform.spec), n_aug)
         # as many at once as the pipeline takes: rounding in convolutions depends on the size of a batch
         with scoped.attributes(self.args, per_device_eval_batch_size=views_at_once(self.args.device)):
-            logits = self._logits(views).unflatten(0, (len(images), 1 + n_aug)).transpose(0, 1)
-        probabilities = torch.sigmoid if self.classes.is_multi_label else functools.partial(torch.softmax, dim=-1)
-        return mean_of_views(logits, probabilities, beta).numpy()
+            return self._logits(views).unflatten(0, (len(images), 1 + n_aug)).transpose(0, 1)
 
     # ---- Sharing ----
 
