@@ -121,7 +121,7 @@ def test_the_chosen_weight_has_the_lowest_loss_of_all(is_multi_label):
     assert loss(best) == min(loss(step / 20) for step in range(21))
     # views that say the opposite count less, and a plain view that does, nothing
     assert fitted_weight(torch.cat([views[:1], -views[1:]]), labels) > best
-    assert fitted_weight(torch.cat([-4 * truth[None], views[1:]]), labels) == 0.0
+    assert fitted_weight(torch.cat([4 - 8 * truth[None], views[1:]]), labels) == 0.0
 
 
 @pytest.mark.photos
