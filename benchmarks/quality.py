@@ -8,8 +8,9 @@ FOLDER holds dogscats/, hymenoptera/ and trash/, each with images for training a
 the demo, at its 80 px. Every run is a process of its own, started by accelerate's launcher, and does what
 recipes/train.py does. Beside the kept weights, which validation chose, stand figures of images that chose nothing: the
 evaluation with the lowest loss on one half of validation, measured on the other half, both ways, the mean over draws.
-`--quick` takes one seed. `--runs` keeps each run's figures in a folder and does not repeat the runs that are there, so
-that an interrupted benchmark goes on; give another folder for another version of the code.
+`--quick` takes one seed. `--runs` keeps each run's figures in a folder, with the log-probabilities of every evaluation
+(.npz), and does not repeat the runs that are there, so that an interrupted benchmark goes on; give another folder for
+another version of the code.
 """
 
 import argparse
@@ -143,6 +144,7 @@ def one_run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
         noted = evaluations.log_probabilities[:]
         tta = trainer.fit_tta(4)
     labels = np.asarray(trainer.eval_dataset["label"])
+    np.savez_compressed(options.child.with_suffix(".npz"), log_probabilities=np.stack(noted), labels=labels)
     losses = np.stack([-one[np.arange(len(labels)), labels] for one in noted])
     hits = np.stack([one.argmax(1) == labels for one in noted])
     solved = results.solved or {"eval_loss": losses[0].mean(), "eval_accuracy": hits[0].mean()}

@@ -12,10 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import OneLineParser
 from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.recipes import recipes_folder
+from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.hub.push import push_folder, push_snapshots, pushed_files
 from hf_sgdr.hub.space import push_space
 
@@ -27,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--space_examples are for the page: give --push_space, too.")
     private = args.hub_private_repo or None
     names = [file.name for file in pushed_files(args.output_dir)]
+    if args.push_space and AutoConfig.from_pretrained(args.output_dir).problem_type == MULTI_LABEL:
+        raise ValueError("--push_space: the page is for one label an image, and this model gives several.")
     branches: Sequence[str] = ()
     if args.snapshots or args.best is not None:
         branches = list(push_snapshots(args.output_dir, args.model_id, best=args.best, private=private))

@@ -195,6 +195,11 @@ def test_push_publishes_the_page_too(hub, tiny_model, tmp_path):
     alone = push("push.py", "out", "ann/cats", "--space_examples", "cat.png")
     assert alone.returncode == 2
     assert "give --push_space, too" in alone.stderr
+    tiny_model.config.problem_type = "multi_label_classification"
+    tiny_model.save_pretrained(tmp_path / "several")
+    several = push("push.py", "several", "ann/several", "--push_space")
+    assert (several.returncode, "ann/several" in hub.repos) == (2, False)
+    assert "the page is for one label an image, and this model gives several" in several.stderr
     train = push("train.py", "--push_space", "--output_dir", "new")
     assert (train.returncode, (tmp_path / "new").exists()) == (2, False)
     assert "--push_space shows a model of the Hub: give --push_to_hub, too." in train.stderr
