@@ -148,7 +148,7 @@ CALLS = [
     (lambda t: t.lr_find(-1.0, 0.1), "start_lr"),
     (lambda t: t.lr_find(num_steps=1), "num_steps=1"),
     (lambda t: t.lr_find(group_learning_rates=[1.0]), "1 learning rates for 3 layer groups"),
-    (lambda t: t.tta(4), "tta(n_aug=4) needs a training transform that augments"),
+    (lambda t: t.tta(4), "n_aug=4: views need a training transform that augments"),
     (lambda t: t.tta(-1), "n_aug=-1: must be an integer >= 0"),
     (lambda t: t.tta(4, beta=1.5), "beta=1.5: give the plain image's weight, from 0 to 1"),
     (lambda t: t.tta(4, beta=NAN), "beta=nan: give the plain image's weight"),

@@ -28,6 +28,9 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?%?")
 # Lines that are of a machine, or that name the worst of several classes which are nearly as bad.
 LEFT_OUT = re.compile(r"Its most frequent mistakes|validation images leave the accuracy|precision of training features")
 
+# The plain image's share in test-time augmentation, which rounding may move.
+OF_PLAIN = re.compile(r"whose share is \d\.\d\d")
+
 
 def prose(text: str) -> list[str]:
     """The lines that are no table, numbers as #, without what a machine decides."""
@@ -39,6 +42,7 @@ def is_near(head: str, old: str, new: str) -> bool:
     """Whether two cells of a column tell about the same."""
     if head == "seconds":
         return True
+    old, new = (OF_PLAIN.sub("", cell) for cell in (old, new))
     if head in SHARES and "–" not in old + new:
         return old == new or abs(float(old) - float(new)) <= SHARE
     factor = LOSS if head.endswith("loss") else RATE if head.endswith("rates") else None

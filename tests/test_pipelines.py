@@ -306,7 +306,7 @@ def test_for_a_model_of_others_the_views_are_the_lessons_and_the_log_says_so(sav
         ("basic", "does not say which views to draw"),
         (
             {"augment": "basic", "max_zoom": 1.1, "plain_weight": "all"},
-            "plain_weight='all' must be a number from 0 to 1",
+            "plain_weight='all' in the model's config.hf_sgdr must be a number from 0 to 1",
         ),
     ],
 )

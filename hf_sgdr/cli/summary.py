@@ -35,8 +35,9 @@ def print_summary(results: RunResults, training: SGDRTrainingArguments) -> None:
     why = "lowest valid loss" if training.best_by == "loss" else f"highest {training.best_by}"
     print(f"{'best':<33}{_metric(best['eval_loss'])}{_metrics(best, names)}   {why}: {at}")
     if tta := {f"eval_{name}": value for name, value in results.tta.items()}:
-        counts = tta.get("eval_plain_weight")
-        note = f"   the plain image counts {counts:.2f}" if counts is not None else ""
+        share = tta.get("eval_plain_weight")
+        note = f"   the plain image's share is {share:.2f}" if share is not None else ""
+        note += ": views do not help" if share == 1 else ""
         print(f"{'with TTA':<33}{_metric(tta['eval_loss'])}{_metrics(tta, names)}{note}")
     out = printable(shlex.quote(str(training.output_dir)))
     print(f"\nModel, card, plots and results.json are in {out}. Next:")

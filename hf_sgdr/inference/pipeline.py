@@ -92,8 +92,8 @@ class TTAImageClassificationPipeline(ImageClassificationPipeline):
     With test-time augmentation the logits are averaged over the plain image and `tta` views of it, drawn as the model
     was trained (its configuration's `hf_sgdr`; otherwise `DEFAULT_AUGMENT` and `DEFAULT_MAX_ZOOM`, and the log says
     so), the plain image counting as much as suited validation (in `hf_sgdr`, too; otherwise half). An image's views
-    depend on its content alone, so neither batch nor order changes its scores. (Lesson step 7; `SGDRTrainer.tta` is the
-    same average.)
+    depend on its content alone, so neither batch nor order changes its scores. (`SGDRTrainer.tta` is
+    the same average.)
 
     Args:
         tta (`int`, *optional*, defaults to 0): how many views; also an argument of a call.

@@ -28,7 +28,7 @@ DEFAULT_AUGMENT: Augment = "side_on"
 DEFAULT_MAX_ZOOM = 1.1
 # Of the plain view in the mean logit, where validation chose none, and those it chooses among.
 PLAIN_WEIGHT = 0.5
-WEIGHTS = [step / 20 for step in range(21)]
+WEIGHTS = [step / 20 for step in range(20, -1, -1)]
 # Of normalised pixels: rounding alone. One of 255 steps is 4e-3 or more.
 _SAME_PIXELS = 1e-4
 
@@ -61,7 +61,7 @@ def mean_of_views(
 
 
 def fitted_weight(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The plain view's weight in the mean logit with the lowest loss on labelled images, of `WEIGHTS`.
+    """The plain view's weight in the mean logit with the lowest loss on labelled images, of equals the highest.
 
     The loss is convex in it, so there is one best weight. Where images hardly differ from each other in size and place,
     views mislead and it is near 1; where they do, views tell more (Shanmugam et al. 2021, arXiv 2011.11156, who learn
@@ -71,10 +71,15 @@ def fitted_weight(logits: torch.Tensor, labels: torch.Tensor) -> float:
         logits (`Tensor` of float (views, images, classes)): the plain view first.
         labels (`Tensor`): class ids (images,), or 0 and 1 (images, classes).
     """
-    loss = F.binary_cross_entropy_with_logits if labels.ndim == 2 else F.cross_entropy
-    means = (mean_of_views(logits.double(), torch.Tensor.clone, weight=weight) for weight in WEIGHTS)
-    losses = [float(loss(mean, labels.double() if labels.ndim == 2 else labels)) for mean in means]
-    return WEIGHTS[int(np.argmin(losses))]
+    plain, others = logits[0].double(), logits[1:].double().mean(0)
+    return min(WEIGHTS, key=lambda weight: float(log_loss(torch.lerp(others, plain, weight), labels)))
+
+
+def log_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of class ids (images,), or binary cross-entropy of 0 and 1 (images, classes)."""
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels)
 
 
 def plain_weight(config: PreTrainedConfig) -> float:
@@ -84,9 +89,9 @@ def plain_weight(config: PreTrainedConfig) -> float:
         ValueError: if it is no number from 0 to 1.
     """
     weight = recorded_views(config).get("plain_weight", PLAIN_WEIGHT)
-    if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
         raise ValueError(
-            f"config.hf_sgdr: plain_weight={weight!r} must be a number from 0 to 1; trainer.fit_tta sets it."
+            f"plain_weight={weight!r} in the model's config.hf_sgdr must be a number from 0 to 1: set it, or use tta=0."
         )
     return weight
 

@@ -55,7 +55,7 @@ from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
 from hf_sgdr.hub.card_facts import card_facts
 from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
-from hf_sgdr.inference.tta import check_beta, fitted_weight, mean_of_views, plain_weight, views_at_once
+from hf_sgdr.inference.tta import check_beta, fitted_weight, log_loss, mean_of_views, plain_weight, views_at_once
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.balance import BalancedLoss
 from hf_sgdr.optim.layer_groups import LayerGroups
@@ -344,6 +344,7 @@ class SGDRTrainer(Trainer):
         if self.args.world_size > 1:
             broadcast_object_list(solution)
         linear = self.features.linear_head()
+        self._forget_plain_weight()
         with torch.no_grad():
             linear.weight.copy_(solution[0].weight)
             linear.bias.copy_(solution[0].bias)
@@ -475,6 +476,7 @@ class SGDRTrainer(Trainer):
             ValueError: if the one for evaluation draws at random. Then both stay as they were.
         """
         self.images.set_transforms(train, eval)
+        self._forget_plain_weight()
 
     def show_batch(self, n: int = 8, *, seed: int = 0, ax: Axes | None = None) -> Axes:
         """Training images as the next fit shows them to the model, augmented and cut, with their labels.
@@ -694,7 +696,7 @@ class SGDRTrainer(Trainer):
             n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
             beta (`float`, *optional*): average probabilities, the plain image counting `beta`, in [0, 1], and the mean
                 of the augmented ones the rest (fastai v2: 0.25; fast.ai 0.7: `1 / (1 + n_aug)`); by default the logits
-                are averaged, see [`~hf_sgdr.inference.tta.mean_of_views`].
+                are averaged, the plain image counting what [`fit_tta`] chose, else half.
             dataset (`datasets.Dataset`, *optional*): validation by default.
 
         Raises:
@@ -705,43 +707,53 @@ class SGDRTrainer(Trainer):
         dataset = self._or_validation(dataset)
         if n_aug == 0:
             return np.exp(self.log_predictions(dataset))
-        logits, config = self._logits_of_views(dataset, n_aug), self.features.model.config
+        weight = plain_weight(self.features.model.config)
+        logits = self._logits_of_views(dataset, n_aug)
         probabilities = torch.sigmoid if self.classes.is_multi_label else functools.partial(torch.softmax, dim=-1)
-        return mean_of_views(logits, probabilities, beta, plain_weight(config)).numpy()
+        return mean_of_views(logits, probabilities, beta, weight).numpy()
 
-    def fit_tta(self, n_aug: int = 4) -> dict[str, float]:
+    def fit_tta(self, n_aug: int = 4, dataset: Any = None) -> dict[str, float]:
         """Choose how much the plain image counts beside its views in test-time augmentation, and measure that.
 
-        It is the weight with the lowest loss on the validation images. The model's configuration keeps it, and `tta`
-        and the pipeline with the saved model weigh views by it: see [`~hf_sgdr.inference.tta.fitted_weight`].
+        It is the weight with the lowest loss on the validation images. The model's configuration keeps it until the
+        model is trained on, and `tta` and the pipeline with the saved model weigh views by it: see
+        [`~hf_sgdr.inference.tta.fitted_weight`].
 
         Args:
             n_aug (`int`, *optional*, defaults to 4): augmented views, drawn by the training transform.
+            dataset (`datasets.Dataset`, *optional*): labelled images; validation by default.
 
         Returns:
-            `dict[str, float]`: `loss` and the metrics of evaluation with test-time augmentation, and `plain_weight`; at
-            1.0 views do not help on these images.
+            `dict[str, float]`: loss and metrics with test-time augmentation, named as in `results.json`, and
+            `plain_weight`; at 1.0 views do not help on these images.
 
         Raises:
-            ValueError: if there is nothing random to draw views with, no single set of validation images, or a number
-                is out of range.
+            ValueError: if there is nothing random to draw views with, no single set of validation images, a label is
+                missing, or a number is out of range.
         """
         require_whole("n_aug", n_aug, at_least=1)
-        dataset, config = self._or_validation(None), self.features.model.config
-        logits, labels = self._logits_of_views(dataset, n_aug), torch.as_tensor(self.images.labels(rows_of(dataset)))
+        dataset, model = self._or_validation(dataset), self.features.model
+        labels = torch.as_tensor(self.images.labels(rows_of(dataset)))
+        logits = self._logits_of_views(dataset, n_aug)
         weight = fitted_weight(logits, labels)
-        config.hf_sgdr = recorded_views(config) | {"plain_weight": weight}
+        self.images.record_in(model)
+        model.config.hf_sgdr = recorded_views(model.config) | {"plain_weight": weight}
         mean = mean_of_views(logits, torch.Tensor.clone, weight=weight)
-        loss = F.binary_cross_entropy_with_logits(mean, labels) if labels.ndim == 2 else F.cross_entropy(mean, labels)
-        compute = self.compute_metrics or (lambda _: {})
-        measured = compute(EvalPrediction(predictions=mean.numpy(), label_ids=labels.numpy()))
-        return {"loss": float(loss), **measured, "plain_weight": weight}
+        compute_metrics = self.classes.compute_metrics(self.args.best_by)
+        measured = compute_metrics(EvalPrediction(predictions=mean.numpy(), label_ids=labels.numpy()))
+        return {"loss": float(log_loss(mean, labels)), **measured, "plain_weight": weight}
+
+    def _forget_plain_weight(self) -> None:
+        """What was chosen for other weights or views no longer holds."""
+        config = self.features.model.config
+        if "plain_weight" in (recorded := recorded_views(config)):
+            config.hf_sgdr = {name: value for name, value in recorded.items() if name != "plain_weight"}
 
     def _logits_of_views(self, dataset: Any, n_aug: int) -> torch.Tensor:
         """Float32 (1 + n_aug, images, classes), the plain view first."""
         if not self.train_transform.is_random:
             raise ValueError(
-                f"tta(n_aug={n_aug}) needs a training transform that augments: give the trainer the first one of "
+                f"n_aug={n_aug}: views need a training transform that augments: give the trainer the first one of "
                 'image_transforms(model, augment="side_on", max_zoom=1.1).'
             )
         self._check_images("The data set", dataset)
@@ -838,6 +850,7 @@ class SGDRTrainer(Trainer):
     ) -> TrainOutput:
         """Train, and note it in the history under this name."""
         self._check_before_training()
+        self._forget_plain_weight()
         self.args.settle_epochs()
         self.optimizer, self.lr_scheduler = self._given_optimizers
         self._set_given_rates()
