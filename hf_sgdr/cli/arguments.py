@@ -118,7 +118,7 @@ class ModelArguments:
     weights_file: str | None = HfArg(default=None, help="Local weights for a bare timm name.")
     pretrained: bool = HfArg(default=True, help="Start from pretrained weights.")
     image_size: int | None = HfArg(
-        default=None, help="Input side, pixels; by default as timm tests the network, or 9/7 of its own."
+        default=None, help="Input side, pixels; by default timm's test size, else 9/7 of its own."
     )
     augment: str | None = HfArg(default="side_on", help="none, basic, side_on or top_down.")
     max_zoom: float = HfArg(default=1.1, help="Highest zoom of augmentation, at least 1.")
