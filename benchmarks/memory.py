@@ -71,16 +71,20 @@ def memory(files: list[Path], data_dir: Path, many: int) -> list[str]:
     lines.append(f"| growth | {growth:+,.0f} | {ratio:.2f} times |")
     weights = {DEMO_MODEL: ["--weights_file", str(demo_weights_file())], "resnet34": ["--pretrained", "false"]}
     for model, words in weights.items():
-        peak = lesson_peak(data_dir, [*words, "--model", model, "--image_size", "224"])
-        lines.append(f"| lesson.yaml, 224 px, {model} | {peak:,.0f} | |")
+        peak = lesson_peak(data_dir, [*words, "--model", model])
+        lines.append(f"| lesson.yaml, {model} | {peak:,.0f} | |")
     return lines
 
 
 def lesson_peak(data_dir: Path, words: list[str]) -> float:
-    """Peak of `accelerate launch recipes/train.py recipes/configs/lesson.yaml`, each fit cut off after five steps."""
+    """Peak of `accelerate launch recipes/train.py recipes/configs/lesson.yaml`, each fit cut off after five steps.
+
+    So are the images: five batches, and as many for validation as one, which take as much memory as all.
+    """
     with tempfile.TemporaryDirectory() as place:
         launch = [sys.executable, "-m", "accelerate.commands.launch", str(TRAIN), str(LESSON)]
         words = ["--data_dir", str(data_dir), "--output_dir", f"{place}/out", "--max_steps", "5", *words]
+        words += ["--max_train_samples", "320", "--max_eval_samples", "64"]
         return peak_mb([*launch, *words], HF_SGDR_CACHE=f"{place}/cache")[0]
 
 

@@ -427,6 +427,8 @@ def test_a_given_rate_takes_the_place_of_the_range_test_also_where_it_is_the_def
 def test_stages_by_name():
     assert chosen_stages(None) == LESSON
     assert chosen_stages(["augmented"]) == (LESSON[1],)
+    assert [stage.lr for stage in chosen_stages(["augmented", "unfrozen"], 0.02)] == [0.02, 0.02]
+    assert [stage.lr for stage in chosen_stages(None, 0.02)] == [0.02, None, 0.02]
 
 
 # ---- Arguments ----

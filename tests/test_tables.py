@@ -77,6 +77,17 @@ def test_a_folder_with_metadata_just_works(folder, place, ending):
     assert content(load_image_folder(folder)) == expected
 
 
+def test_a_folder_of_test_images_is_none_of_training_by_either_name(folder):
+    rows = rows_of(folder)
+    for name in ("test", "test1"):
+        (folder / name).mkdir()
+        (folder / rows[0][0]).rename(folder / name / "x.jpg")
+        write(folder / "metadata.csv", [*rows[1:], (f"{name}/x.jpg", rows[0][1], "test")])
+        images = load_image_folder(folder)
+        assert {split: len(part) for split, part in images.items()} == {"train": 9, "validation": 4, "test": 1}
+        (folder / name / "x.jpg").rename(folder / rows[0][0])
+
+
 def test_metadata_without_labels_leaves_class_folders_as_they_are(folder, caplog):
     expected = content(load_image_folder(folder))
     write(folder / "metadata.csv", [(row[0], "who") for row in rows_of(folder)], ["file_name", "photographer"])

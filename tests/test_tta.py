@@ -103,6 +103,19 @@ def test_the_plain_images_weight_is_chosen_on_validation_and_saved(make_trainer,
     }
 
 
+def test_a_weight_is_of_these_weights_and_views(make_trainer, folder):
+    trainer = make_trainer(sharpened(tiny_resnet()), images=folder)
+    for change in (
+        lambda: trainer.fit(1e-3, 1),
+        lambda: trainer.solve_head(folds=2),
+        lambda: trainer.set_transforms(trainer.train_transform, trainer.eval_transform),
+    ):
+        trainer.fit_tta(2)
+        assert "plain_weight" in trainer.model.config.hf_sgdr
+        change()
+        assert set(trainer.model.config.hf_sgdr) == {"augment", "max_zoom"}
+
+
 @pytest.mark.parametrize("is_multi_label", [False, True])
 def test_the_chosen_weight_has_the_lowest_loss_of_all(is_multi_label):
     generator = torch.Generator().manual_seed(0)

@@ -128,5 +128,9 @@ def chosen_stages(names: Sequence[str] | None, learning_rate: float | None = Non
                 "in a YAML file."
             )
     if learning_rate is not None:
-        stages = [replace(stage, lr=learning_rate) if stage.lr == "auto" else stage for stage in stages]
+        first = next((stage for stage in stages if not stage.solve), None)  # none before it has a rate
+        stages = [
+            replace(stage, lr=learning_rate) if stage.lr == "auto" or (stage is first and stage.lr is None) else stage
+            for stage in stages
+        ]
     return tuple(stages)

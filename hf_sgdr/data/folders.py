@@ -20,12 +20,11 @@ from hf_sgdr._utils.files import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.audit import OnError, check_on_error, readable, unreadable_files
 from hf_sgdr.data.labels import UNLABELLED
-from hf_sgdr.data.splits import LAYOUT, VALIDATION_NAMES, check_fraction, split_off, stratified_split
+from hf_sgdr.data.splits import LAYOUT, TEST_NAMES, VALIDATION_NAMES, check_fraction, split_off, stratified_split
 from hf_sgdr.data.tables import labelled_splits, rows_of_metadata
 
 logger = logging.get_logger(__name__)
 
-TEST_FOLDERS = ("test", "test1")
 # imagefolder would leave telephones' HEIC images out without a word; here they are named, with the mend.
 ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
 # What the recipes write into an output folder: train.py while it runs and at its end, find_lr.py.
@@ -96,7 +95,7 @@ def load_image_folder(
             raise ValueError(
                 f"{printable(root)}: {few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
             )
-    test_root = next((root / name for name in TEST_FOLDERS if train_root != root and (root / name).is_dir()), None)
+    test_root = next((root / name for name in TEST_NAMES if train_root != root and (root / name).is_dir()), None)
     if label_pattern is None:
         folders = {"": root, "train": train_root, "validation": validation_root, "test": test_root}
         parts = rows_of_metadata(folders, label_column_name, label_delimiter)
@@ -167,7 +166,7 @@ def folders_of_split(root: Path, split: str | None) -> tuple[list[Path], bool]:
         raise FileNotFoundError(f"{printable(root)}: {problem} folder. {LAYOUT}")
     folders = {
         kind: root / name
-        for kind, names in (("train", ("train",)), ("validation", VALIDATION_NAMES), ("test", TEST_FOLDERS))
+        for kind, names in (("train", ("train",)), ("validation", VALIDATION_NAMES), ("test", TEST_NAMES))
         for name in reversed(names)
         if (root / name).is_dir()
     }

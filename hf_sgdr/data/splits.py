@@ -12,9 +12,13 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What a folder or a split of validation images may be called.
-VALIDATION_NAMES = ("validation", "valid", "val")
-SPLIT_NAMES = {"train": "train", **dict.fromkeys(VALIDATION_NAMES, "validation"), "test": "test"}
+# What a folder or a split of validation or of test images may be called.
+VALIDATION_NAMES, TEST_NAMES = ("validation", "valid", "val"), ("test", "test1")
+SPLIT_NAMES = {
+    "train": "train",
+    **dict.fromkeys(VALIDATION_NAMES, "validation"),
+    **dict.fromkeys(TEST_NAMES, "test"),
+}
 LAYOUT = "Lay the images out as PATH/CLASS/*.jpg, or as PATH/train/CLASS/*.jpg and PATH/valid/CLASS/*.jpg."
 
 

@@ -23,7 +23,7 @@ def stratified_folds(labels: NDArray[Any], folds: int, seed: int, groups: NDArra
 
     Args:
         labels (array of int (rows,), or of 0 and 1 (rows, classes)): several labels of one row count as a class.
-        folds (`int`): how many, at least 2; no more than there are images of the largest class.
+        folds (`int`): how many, at least 2; empty ones are left out.
         seed (`int`): of the draw.
         groups (array of int (rows,)): the image of each row.
 
@@ -38,7 +38,7 @@ def stratified_folds(labels: NDArray[Any], folds: int, seed: int, groups: NDArra
         kinds = np.where(counts[kinds] >= 2, kinds, len(counts))
         counts = np.bincount(kinds[plain])
     if counts.max() < 2:
-        raise ValueError("No class has two images, so none can be held out: give more images, or one strength.")
+        raise ValueError("No class has two images, so none can be held out: give more images.")
     rng = np.random.default_rng(seed)
     part = np.full(len(plain), -1)
     start = 0

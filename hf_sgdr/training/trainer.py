@@ -451,6 +451,7 @@ class SGDRTrainer(Trainer):
     @train_transform.setter
     def train_transform(self, value: ImageTransform) -> None:
         self.images.train_transform = value
+        self._forget_plain_weight()
 
     @property
     def eval_transform(self) -> ImageTransform:
@@ -460,6 +461,7 @@ class SGDRTrainer(Trainer):
     @eval_transform.setter
     def eval_transform(self, value: ImageTransform) -> None:
         self.images.eval_transform = value
+        self._forget_plain_weight()
 
     def set_transforms(self, train: ImageTransform, eval: ImageTransform) -> None:
         """Change what images go through, both at once: another size, for example, after a fit at a smaller one.
