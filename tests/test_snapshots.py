@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import same, weights
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hf_sgdr import (
@@ -67,6 +67,18 @@ def test_average_and_ensemble(make_trainer, tmp_path):
         else:
             assert torch.equal(tensor, values[-1])
     assert same(mean, trainer.model.state_dict())
+
+
+def test_an_ensemble_of_several_labels_is_the_mean_of_sigmoids(make_stock_trainer, tiny_model, tmp_path):
+    tiny_model.config.problem_type = "multi_label_classification"
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i))} for i in range(4)]
+    trainer = make_stock_trainer(tiny_model, None, eval_dataset=rows)
+    files, probabilities = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], []
+    for file in files:
+        torch.nn.init.normal_(list(tiny_model.parameters())[-1])
+        save_file(weights(tiny_model), file)
+        probabilities.append(torch.from_numpy(trainer.predict(rows).predictions).sigmoid().numpy())
+    np.testing.assert_allclose(ensemble_predictions(trainer, files), np.mean(probabilities, axis=0), atol=1e-6)
 
 
 def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path):

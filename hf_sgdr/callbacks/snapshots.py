@@ -20,6 +20,7 @@ from hf_sgdr._utils.store import replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, mean_of
 from hf_sgdr.callbacks.epoch_table import print_row
 from hf_sgdr.callbacks.loop import equal_buffers
+from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.optim.schedule import SGDRScheduler
 
 METRICS_FILE = "figures.json"
@@ -225,6 +226,8 @@ def average_with_start(
 def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = None) -> NDArray[np.float32]:
     """Probabilities (images, classes), the mean over snapshots; afterwards the model has its own weights again.
 
+    With several labels an image they are each label's own, as in `log_predictions`.
+
     Args:
         trainer (`Trainer`): whose model and data.
         snapshots: a folder of [`SnapshotCallback`], or safetensors files.
@@ -238,6 +241,7 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
     assert model is not None
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     files = snapshot_files(snapshots)
+    is_multi_label = getattr(getattr(model, "config", None), "problem_type", None) == MULTI_LABEL
     total: Any = 0
     try:
         for file in files:
@@ -246,8 +250,9 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
                 raise ValueError(f"{file} does not fit {type(model).__name__}.")
             model.load_state_dict(weights, strict=False)
             predictions = trainer.predict(rows).predictions
-            logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
-            total = total + torch.softmax(logits.float(), dim=-1).numpy()
+            values = predictions[0] if isinstance(predictions, tuple) else predictions
+            logits = torch.from_numpy(np.asarray(values)).float()
+            total = total + (logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)).numpy()
     finally:
         model.load_state_dict(before)
     return np.asarray(total / len(files), dtype=np.float32)
