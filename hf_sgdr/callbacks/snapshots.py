@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
-from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, mean_of
+from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, mean_of, metrics_of
 from hf_sgdr.callbacks.epoch_table import print_row
 from hf_sgdr.callbacks.loop import equal_buffers
 from hf_sgdr.data.labels import MULTI_LABEL
@@ -31,20 +31,24 @@ Snapshots = str | Path | Sequence[str | Path]
 class SnapshotCallback(TrainerCallback):
     """Saves the model's weights at the end of each cycle, after its last step, and those with the best validation loss.
 
-    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` holds loss and accuracy of
+    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` holds loss and metrics of
     the evaluations at the ends of cycles. Each is replaced, never half written. Works on any Trainer whose scheduler is
     that of [`get_sgdr_schedule`].
 
     Args:
         folder (`str` or `Path`, *optional*): where; by default `_runs/snapshots` in the Trainer's `output_dir`. What an
             earlier training left there is removed when another one begins.
+        losses (sequence of `str`, *optional*, defaults to `["eval_loss"]`): of several, the mean counts; see
+            [`judged_losses`], which an [`SGDRTrainer`] gives by itself.
 
     Raises:
         ValueError: when training begins, if the scheduler has no cycles.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, losses: Sequence[str] = ("eval_loss",)) -> None:
         self.folder = Path(folder) if folder is not None else None
+        self.losses = list(losses)
+        self._evaluated: dict[str, Any] = {}  # since the last full one: the sets of a dict come one by one
         self._best: KeepBestWeights | None = None
 
     @override
@@ -66,7 +70,8 @@ class SnapshotCallback(TrainerCallback):
         if state.global_step == 0 and state.is_world_process_zero:
             for old in (best, self.folder / METRICS_FILE, *self.folder.glob("cycle-*.safetensors")):
                 old.unlink(missing_ok=True)
-        self._best = KeepBestWeights(whole_model(kwargs["model"]), best)
+        self._best = KeepBestWeights(whole_model(kwargs["model"]), best, self.losses)
+        self._evaluated = {}
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -84,10 +89,13 @@ class SnapshotCallback(TrainerCallback):
         if self._best is None:
             return
         self._best.on_evaluate(args, state, control, **kwargs)
+        self._evaluated |= kwargs["metrics"]
+        if mean_of(self._evaluated, self.losses) is None:
+            return
+        now, self._evaluated = {"epoch": state.epoch, **metrics_of(self._evaluated, self.losses)}, {}
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
-            recorded, metrics = recorded_metrics(path.parent), kwargs["metrics"]
-            now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
+            recorded = recorded_metrics(path.parent)
             recorded.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
             replace_file(path.with_name(METRICS_FILE), json.dumps(recorded, indent=1).encode())
 
@@ -106,7 +114,7 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 
 def recorded_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """Epoch, loss and accuracy of the evaluations at the ends of cycles, by snapshot."""
+    """Epoch, loss and metrics of the evaluations at the ends of cycles, by snapshot."""
     path = folder / METRICS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
