@@ -17,8 +17,9 @@ SOLVED_HEAD = "solved head"
 # Arguments of training that do not change its result: where it writes, what it shows and to whom, how it is fed and by
 # which machine, what its columns are called.
 NO_EFFECT_ON_RESULT = re.compile(
-    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_|push_to_hub|hub_|trackio|save_|local_rank|"
-    r"resume|restore|cache_disk|feature_memory|keep_freed|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|label_column|verify"
+    r"output_dir|run_name|project|log|report_to|disable_tqdm|dataloader_(?!drop_last)|push_to_hub|hub_|trackio|save_|"
+    r"local_rank|resume|restore|cache_disk|feature_memory|keep_freed|ddp_|do_|use_cpu|deepspeed|fsdp|image_column|"
+    r"label_column|verify"
 )
 # Arguments of training that the stages of a recipe decide.
 SAID_BY_STAGES = (

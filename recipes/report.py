@@ -28,7 +28,7 @@ from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.summary import print_evaluation
 from hf_sgdr.data.hashes import content_hashes, read_image_hashes
-from hf_sgdr.data.labels import class_names
+from hf_sgdr.data.labels import MULTI_LABEL, class_names
 from hf_sgdr.data.splits import check_fraction
 from hf_sgdr.hub.recipe_file import read_recipe
 from hf_sgdr.inference.evaluation import Evaluation, evaluate_files
@@ -82,12 +82,30 @@ class ReportArguments:
         if self.photos and not any(path.endswith(FORMATS) for path in self.output):
             raise ValueError("--photos shows images in a report: give --output report.html or report.md, too.")
 
+    def check_labels(self, is_multi_label: bool) -> None:
+        """What is known before a table is read: whether images have as many labels as the model is made for."""
+        model = f"the model {self.model} is made for {'several' if is_multi_label else 'one'}"
+        if not is_multi_label and self.label_delimiter is not None:
+            raise ValueError(
+                f"--label_delimiter {self.label_delimiter!r} gives an image several labels, and {model}: leave it out."
+            )
+        if is_multi_label and self.labels_file is None:
+            raise ValueError(
+                f"--data_dir {self.data_dir}: class folders give an image one label, and {model}: give --labels_file "
+                "TABLE and --label_delimiter."
+            )
+        if is_multi_label and self.label_delimiter is None and str(self.labels_file).lower().endswith((".csv", ".tsv")):
+            raise ValueError(
+                f"--labels_file {self.labels_file}: a cell is one label, and {model}: give --label_delimiter, too."
+            )
+
 
 def main(argv: Sequence[str]) -> int:
     hide_bars()
     (args,) = parse([ReportArguments], argv, __doc__)
     # evaluation is in float32, whatever precision the weights are saved in
     pipe = pipeline(args.model, tta=args.tta, batch_size=args.batch_size, dtype=torch.float32)
+    args.check_labels(pipe.model.config.problem_type == MULTI_LABEL)
     recipe = {"validation_fraction": 0.2, "seed": 42} | read_recipe(args.model)
     fraction = float(recipe["validation_fraction"] if args.validation_fraction is None else args.validation_fraction)
     seed = int(recipe["seed"] if args.seed is None else args.seed)

@@ -62,6 +62,9 @@ def test_another_number_of_classes_is_refused_and_names_count_only_where_there_a
     with pytest.raises(ValueError, match=r"classes 'dogs', 'cats' and train_dataset has 'cats', 'dogs'"):
         trainer.evaluate(with_names(images["validation"], ["dogs", "cats"]))
     plain = images["validation"].cast_column("label", Value("int64"))
+    lacking = plain.map(lambda row, i: {"label": row["label"] if i else None}, with_indices=True)
+    with pytest.raises(ValueError, match=r"1 of 11 images have no label\. Give each"):
+        make_trainer().evaluate(lacking)
     assert make_trainer().evaluate(plain)["eval_loss"] > 0
     wrong = plain.map(lambda row: {"label": row["label"] + 2}, new_fingerprint="wrong")
     with pytest.raises(ValueError, match=r"has the label 3, but the model has 2 classes \('cats', 'dogs'\)"):

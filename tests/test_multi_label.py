@@ -307,6 +307,37 @@ def test_the_report_tells_labels(trained, table, tmp_path, capsys):
     assert "blue" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("is_made_for_several", "table", "words", "message"),
+    [
+        (True, None, ["--data_dir", "."], "--data_dir .: class folders give an image one label, and the model m is"),
+        (True, "one.csv", [], "--labels_file one.csv: a cell is one label, and the model m is made for several: give"),
+        (True, "one.jsonl", [], "The images have one label each, and the model is made for several: give a table with"),
+        (False, "many.csv", ["--label_delimiter", " "], "--label_delimiter ' ' gives an image several labels, and the"),
+        (False, "many.jsonl", [], "The images have several labels each, and the model is made for one: give each"),
+    ],
+)
+def test_a_report_says_where_model_and_images_do_not_agree(
+    tmp_path, monkeypatch, make_image_folder, capsys, is_made_for_several, table, words, message
+):
+    monkeypatch.chdir(make_image_folder(tmp_path, {"": {"blue": 3, "red": 3}}))
+    kind = "multi_label_classification" if is_made_for_several else None
+    model = hf_sgdr.create_image_classifier("test_resnet", labels=NAMES, pretrained=False, problem_type=kind)
+    model.save_pretrained("m")
+    if table is not None:
+        lines = ["file_name,label"] if table.endswith(".csv") else []
+        for name in ("blue", "red"):
+            labels = ["green", name] if table.startswith("many") else [name]
+            for i in range(3):
+                row = {"file_name": f"{name}/{i:03d}.jpg", "label": labels if len(labels) > 1 else name}
+                lines.append(f"{row['file_name']},{' '.join(labels)}" if table.endswith(".csv") else json.dumps(row))
+        Path(table).write_text("\n".join(lines) + "\n")
+        words = ["--labels_file", table, *words]
+    assert run("report.py", "--model", "m", *words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert message in line
+
+
 @pytest.mark.photos
 def test_pairs_of_real_photos_side_by_side(shared_photos, tmp_path):
     """An image is two photos of dogscats, its labels what is on them."""

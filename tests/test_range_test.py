@@ -158,6 +158,15 @@ def test_training_is_identical_with_and_without_a_test_before(stock_trainer, pre
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_without_a_batch_it_says_so(stock_trainer):
+    trainer = stock_trainer(per_device_train_batch_size=65, dataloader_drop_last=True)
+    before = everything(trainer)
+    message = "no batch: 64 rows, for batches of 65 a process with dataloader_drop_last=True. Give more rows"
+    with pytest.raises(ValueError, match=message):
+        LRRangeTest().run(trainer)
+    assert_same(before, everything(trainer))
+
+
 def test_no_callback_is_called_and_nothing_is_written(stock_trainer, tmp_path):
     calls = []
 

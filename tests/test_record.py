@@ -244,7 +244,7 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
     (tmp_path / "w.pth").write_bytes(b"weights")
     trainer = make_trainer(
         seed=7, data_seed=0, weight_decay=1e-4, label_smoothing_factor=0.1, momentum=0.8, dataloader_num_workers=0,
-        run_name="secret", logging_steps=3, group_learning_rates=[1e-3, 1e-2, 1e-1],
+        dataloader_drop_last=True, run_name="secret", logging_steps=3, group_learning_rates=[1e-3, 1e-2, 1e-1],
     )  # fmt: skip
     path = write_recipe(
         replace(run_record(trainer), stages=(Stage("head", lr="auto", cycles=2, precompute=True),)),
@@ -257,7 +257,8 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
         "validation_fraction": 0.2, "on_error": "raise", "model_name_or_path": "my body", "weights_file": "w.pth",
         "pretrained": True, "image_size": 32, "augment": "side_on", "max_zoom": 1.1, "seed": 7, "data_seed": 0,
         "per_device_train_batch_size": 8, "weight_decay": 1e-4, "label_smoothing_factor": 0.1, "momentum": 0.8,
-        "n_aug": 2, "stages": [{"name": "head", "lr": "auto", "cycles": 2, "precompute": True}],
+        "dataloader_drop_last": True, "n_aug": 2,
+        "stages": [{"name": "head", "lr": "auto", "cycles": 2, "precompute": True}],
     }  # fmt: skip
     assert re.search(r"# weights_file was local, SHA-256 [0-9a-f]{64}: give --weights_file\.", text)
     assert "# model_name_or_path was local: give --model." in text

@@ -221,6 +221,7 @@ def test_another_run_is_not_gone_on_with(make_trainer, images, tmp_path):
     for change, message in (
         ({"seed": 7}, "seed was 42 and is now 7"),
         ({"per_device_train_batch_size": 8}, "per_device_train_batch_size was 4 and is now 8"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last was false and is now true"),
     ):
         with pytest.raises(ValueError, match=message):
             run_stages(make_trainer(**change), STAGES, resume=True)

@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
-from helpers import same, weights
-from safetensors.torch import load_file
+from helpers import losses, same, weights
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hf_sgdr import (
@@ -44,6 +46,20 @@ def test_a_snapshot_is_what_the_cycles_last_step_made(make_trainer, tmp_path, kw
     assert same(load_file(tmp_path / "shots" / "best.safetensors"), min(noted.losses, key=lambda pair: pair[0])[1])
 
 
+def test_with_several_evaluation_sets_the_mean_of_their_losses_decides(make_trainer, images, tmp_path):
+    whole = images["validation"]
+    trainer = make_trainer(eval_dataset={"large": whole.select(range(1, 8)), "small": whole.select(range(1))})
+    trainer.add_callback(SnapshotCallback(tmp_path / "shots"))
+    trainer.fit(1e-2, 2, cycle_len=1)
+    means = np.mean([losses(trainer, "eval_large_loss"), losses(trainer, "eval_small_loss")], axis=0)
+    recorded = json.loads((tmp_path / "shots" / "figures.json").read_text())
+    assert [recorded[name]["eval_loss"] for name in ("cycle-001", "cycle-002")] == pytest.approx(means)
+    best = load_file(tmp_path / "shots" / f"cycle-00{1 + means.argmin()}.safetensors")
+    assert same(best, load_file(tmp_path / "shots" / "best.safetensors"))
+    fit = trainer.history.fits[-1]
+    assert (fit["eval_loss"], fit["best_epoch"]) == (pytest.approx(means[-1]), 1 + means.argmin())
+
+
 def test_average_and_ensemble(make_trainer, tmp_path):
     trainer = make_trainer(freeze_to=0, freeze_batch_norm=True)
     trainer.add_callback(SnapshotCallback())
@@ -69,6 +85,18 @@ def test_average_and_ensemble(make_trainer, tmp_path):
     assert same(mean, trainer.model.state_dict())
 
 
+def test_an_ensemble_of_several_labels_is_the_mean_of_sigmoids(make_stock_trainer, tiny_model, tmp_path):
+    tiny_model.config.problem_type = "multi_label_classification"
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i))} for i in range(4)]
+    trainer = make_stock_trainer(tiny_model, None, eval_dataset=rows)
+    files, probabilities = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], []
+    for file in files:
+        torch.nn.init.normal_(list(tiny_model.parameters())[-1])
+        save_file(weights(tiny_model), file)
+        probabilities.append(torch.from_numpy(trainer.predict(rows).predictions).sigmoid().numpy())
+    np.testing.assert_allclose(ensemble_predictions(trainer, files), np.mean(probabilities, axis=0), atol=1e-6)
+
+
 def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.add_callback(SnapshotCallback())
@@ -76,6 +104,21 @@ def test_without_cycles_or_snapshots_it_says_so(make_trainer, tmp_path):
         trainer.fit(1e-2, 1)
     with pytest.raises(ValueError, match="no snapshot there"):
         average_weights(tmp_path)
+
+
+def test_on_a_stock_trainer_with_several_evaluation_sets(make_stock_trainer, tiny_model, tmp_path):
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i % 2)), "labels": i % 2} for i in range(8)]
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
+    trainer = make_stock_trainer(
+        tiny_model, rows, eval_dataset={"a": rows[:2], "b": rows[2:]}, eval_strategy="epoch", num_train_epochs=1,
+        callbacks=[SnapshotCallback(tmp_path / "shots", ["eval_a_loss", "eval_b_loss"])],
+        optimizers=(optimizer, get_sgdr_schedule(optimizer, 1)),
+    )  # fmt: skip
+    trainer.train()
+    assert same(weights(tiny_model), load_file(tmp_path / "shots" / "best.safetensors"))
+    recorded = json.loads((tmp_path / "shots" / "figures.json").read_text())
+    means = (losses(trainer, "eval_a_loss")[0] + losses(trainer, "eval_b_loss")[0]) / 2
+    assert recorded["cycle-001"]["eval_loss"] == pytest.approx(means)
 
 
 def test_on_a_stock_trainer(make_stock_trainer, tiny_model, tmp_path):

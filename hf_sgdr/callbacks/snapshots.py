@@ -17,9 +17,10 @@ from typing_extensions import override
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.store import replace_file, replace_weights
-from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, mean_of
+from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, mean_of, metrics_of
 from hf_sgdr.callbacks.epoch_table import print_row
 from hf_sgdr.callbacks.loop import equal_buffers
+from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.optim.schedule import SGDRScheduler
 
 METRICS_FILE = "figures.json"
@@ -30,20 +31,24 @@ Snapshots = str | Path | Sequence[str | Path]
 class SnapshotCallback(TrainerCallback):
     """Saves the model's weights at the end of each cycle, after its last step, and those with the best validation loss.
 
-    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` holds loss and accuracy of
+    The files are `cycle-001.safetensors` and so on, and `best.safetensors`; `figures.json` holds loss and metrics of
     the evaluations at the ends of cycles. Each is replaced, never half written. Works on any Trainer whose scheduler is
     that of [`get_sgdr_schedule`].
 
     Args:
         folder (`str` or `Path`, *optional*): where; by default `_runs/snapshots` in the Trainer's `output_dir`. What an
             earlier training left there is removed when another one begins.
+        losses (sequence of `str`, *optional*, defaults to `["eval_loss"]`): of several, the mean counts; see
+            [`judged_losses`], which an [`SGDRTrainer`] gives by itself.
 
     Raises:
         ValueError: when training begins, if the scheduler has no cycles.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, losses: Sequence[str] = ("eval_loss",)) -> None:
         self.folder = Path(folder) if folder is not None else None
+        self.losses = list(losses)
+        self._evaluated: dict[str, Any] = {}  # since the last full one: the sets of a dict come one by one
         self._best: KeepBestWeights | None = None
 
     @override
@@ -65,7 +70,8 @@ class SnapshotCallback(TrainerCallback):
         if state.global_step == 0 and state.is_world_process_zero:
             for old in (best, self.folder / METRICS_FILE, *self.folder.glob("cycle-*.safetensors")):
                 old.unlink(missing_ok=True)
-        self._best = KeepBestWeights(whole_model(kwargs["model"]), best)
+        self._best = KeepBestWeights(whole_model(kwargs["model"]), best, self.losses)
+        self._evaluated = {}
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -83,10 +89,13 @@ class SnapshotCallback(TrainerCallback):
         if self._best is None:
             return
         self._best.on_evaluate(args, state, control, **kwargs)
+        self._evaluated |= kwargs["metrics"]
+        if mean_of(self._evaluated, self.losses) is None:
+            return
+        now, self._evaluated = {"epoch": state.epoch, **metrics_of(self._evaluated, self.losses)}, {}
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
-            recorded, metrics = recorded_metrics(path.parent), kwargs["metrics"]
-            now = {"epoch": state.epoch, **{name: metrics.get(name) for name in ("eval_loss", "eval_accuracy")}}
+            recorded = recorded_metrics(path.parent)
             recorded.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
             replace_file(path.with_name(METRICS_FILE), json.dumps(recorded, indent=1).encode())
 
@@ -105,7 +114,7 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 
 def recorded_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """Epoch, loss and accuracy of the evaluations at the ends of cycles, by snapshot."""
+    """Epoch, loss and metrics of the evaluations at the ends of cycles, by snapshot."""
     path = folder / METRICS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -225,6 +234,8 @@ def average_with_start(
 def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = None) -> NDArray[np.float32]:
     """Probabilities (images, classes), the mean over snapshots; afterwards the model has its own weights again.
 
+    With several labels an image they are each label's own, as in `log_predictions`.
+
     Args:
         trainer (`Trainer`): whose model and data.
         snapshots: a folder of [`SnapshotCallback`], or safetensors files.
@@ -238,6 +249,7 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
     assert model is not None
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     files = snapshot_files(snapshots)
+    is_multi_label = getattr(getattr(model, "config", None), "problem_type", None) == MULTI_LABEL
     total: Any = 0
     try:
         for file in files:
@@ -246,8 +258,9 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
                 raise ValueError(f"{file} does not fit {type(model).__name__}.")
             model.load_state_dict(weights, strict=False)
             predictions = trainer.predict(rows).predictions
-            logits = torch.from_numpy(np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions))
-            total = total + torch.softmax(logits.float(), dim=-1).numpy()
+            values = predictions[0] if isinstance(predictions, tuple) else predictions
+            logits = torch.from_numpy(np.asarray(values)).float()
+            total = total + (logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)).numpy()
     finally:
         model.load_state_dict(before)
     return np.asarray(total / len(files), dtype=np.float32)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import datasets
-import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
@@ -254,7 +253,7 @@ class ClassNames:
                     f"{few(self.names)}. Give create_image_classifier the names, or mend the labels."
                 )
         elif feature.dtype.startswith(("int", "uint")):
-            highest = int(np.max(dataset.with_format("numpy")[label_column][:]))
+            highest = max((value for value in column_values(dataset, label_column) if value is not None), default=-1)
             if highest >= count:
                 raise ValueError(
                     f"{what} has the label {highest}, but the model has {count} classes ({few(self.names)}): labels "

@@ -117,10 +117,18 @@ def evaluate_files(
         pipe ([`TTAImageClassificationPipeline`]): whose model has these classes.
         files (sequence of `str`): images.
         classes (sequence of `str`, or of lists of them): the class of each by its name, or its labels.
+
+    Raises:
+        ValueError: if the images have several labels and the model is made for one, or the other way round.
     """
     names = class_names(pipe.model.config)
     ids = {name: i for i, name in enumerate(names)}
     is_multi_label = pipe.model.config.problem_type == MULTI_LABEL
+    if any(isinstance(one, list) != is_multi_label for one in classes):
+        given, made, mend = ("several labels", "one", "each image one label, or a model made for several")
+        if is_multi_label:
+            given, made, mend = ("one label", "several", "a table with lists of labels, or with a label_delimiter")
+        raise ValueError(f"The images have {given} each, and the model is made for {made}: give {mend}.")
     # as a data set, which is answered while it is read
     images: Subset[str] = Subset(files, range(len(files)))  # type: ignore[arg-type]  # a sequence serves
     answers = pipe(images, top_k=len(names), function_to_apply="sigmoid" if is_multi_label else "softmax")

@@ -168,6 +168,9 @@ class LRRangeTest:
         Args:
             trainer (`Trainer`): whose model and data.
             max_steps (`int`, *optional*): end after this many steps, whatever the rate is then.
+
+        Raises:
+            ValueError: if an epoch has no batch.
         """
         with trainer_restored(trainer), closing(_endless_batches(trainer)) as batches:
             return self._run(trainer, batches, self.learning_rates()[:max_steps])
@@ -231,5 +234,14 @@ def _endless_batches(trainer: Trainer) -> Generator[list[Any], None, None]:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         batches = iter(loader)
-        while micro_batches := list(islice(batches, trainer.args.gradient_accumulation_steps)):
+        micro_batches = list(islice(batches, trainer.args.gradient_accumulation_steps))
+        if not micro_batches:
+            raise ValueError(
+                f"The training data give no batch: {trainer.num_examples(loader)} rows, for batches of "
+                f"{trainer.args.train_batch_size} a process with dataloader_drop_last="
+                f"{trainer.args.dataloader_drop_last}. Give more rows or a smaller batch size, or leave "
+                "dataloader_drop_last out."
+            )
+        while micro_batches:
             yield micro_batches
+            micro_batches = list(islice(batches, trainer.args.gradient_accumulation_steps))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from transformers import TrainerState
 
 from hf_sgdr._utils.run_picture import plot_run
-from hf_sgdr.callbacks.best_weights import best_evaluation, mean_of, metrics_of
+from hf_sgdr.callbacks.best_weights import best_evaluation, last_evaluation, mean_of, metrics_of
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.optim.schedule import SGDRSchedule
 from hf_sgdr.recipe import FitRecord, RunResults, Stage
@@ -130,23 +130,28 @@ def fit_curve(name: str, state: TrainerState, rates: dict[str, list[float]], los
         rates (`dict[str, list[float]]`): at every step.
         losses (sequence of `str`): those of the evaluations by which weights are judged.
     """
+    every = max(1, state.global_step // MOST_RATES)
+    thinned = {group: values[::every] for group, values in rates.items()}
+    return {"name": name, "epochs": state.epoch or 0.0, "rates": thinned, "points": _points(state, losses)}
+
+
+def _points(state: TrainerState, losses: Sequence[str]) -> list[dict[str, float | None]]:
     points: list[dict[str, float | None]] = []
     evaluated: dict[str, Any] = {}  # the sets of a dict come one by one
     for entry in state.log_history:
         if "loss" in entry:
-            points.append({"epoch": entry["epoch"], "loss": entry["loss"]})
+            points.append({"epoch": entry.get("epoch"), "loss": entry["loss"]})
         evaluated |= {key: value for key, value in entry.items() if key.startswith("eval_")}
         if mean_of(evaluated, losses) is not None:
-            points.append({"epoch": entry["epoch"], **metrics_of(evaluated, losses)})
+            points.append({"epoch": entry.get("epoch"), **metrics_of(evaluated, losses)})
             evaluated = {}
-    every = max(1, state.global_step // MOST_RATES)
-    thinned = {group: values[::every] for group, values in rates.items()}
-    return {"name": name, "epochs": state.epoch or 0.0, "rates": thinned, "points": points}
+    return points
 
 
 def fit_record(
     state: TrainerState,
     schedule: SGDRSchedule | None,
+    losses: Sequence[str],
     *,
     name: str,
     learning_rates: Sequence[float],
@@ -160,15 +165,15 @@ def fit_record(
     Args:
         state (`TrainerState`): with the last losses in its history.
         schedule ([`SGDRSchedule`] or None): says how many cycles were finished; None is a constant rate.
+        losses (sequence of `str`): those of the evaluations by which weights are judged.
         name, learning_rates, seconds, precompute, freeze_to: see [`FitRecord`].
         max_steps (`int`): where the fit was cut off; -1 or less: not.
     """
-    evaluation: dict[str, Any] = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
     training: dict[str, Any] = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
-    best = best_evaluation(state.log_history)
+    best = best_evaluation(_points(state, losses))
     epochs = round(state.epoch or 0, 4)
     cycles = sum(end <= state.global_step for end in schedule.cycle_ends) if schedule else int(epochs)
-    metrics = metrics_of(evaluation, ["eval_loss"])
+    metrics = last_evaluation(state.log_history, losses)
     record = {
         "name": name,
         "epochs": int(epochs) if epochs == int(epochs) else epochs,

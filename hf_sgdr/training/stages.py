@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hf_sgdr._utils import scoped
 from hf_sgdr._utils.files import RUN_PICTURE, RUNS_FOLDER, clear_disk_errors
 from hf_sgdr._utils.store import replace_file
-from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses, last_evaluation
+from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback, average_with_start
 from hf_sgdr.data.dataset import rows_of
@@ -141,7 +141,6 @@ def _train(trainer: SGDRTrainer, stage: Stage, progress: RunProgress, best: Keep
             progress.save()
     _fit(trainer, stage, progress.rates[stage.name], newest_checkpoint(progress.folder / stage.name))
     record = trainer.history.fits[-1].copy()
-    record |= last_evaluation(trainer.state.log_history, best.losses)  # type: ignore[typeddict-item]
     if not best.metrics:
         raise ValueError(
             f"Stage {stage.name!r}: no evaluation gave a finite {' and '.join(best.losses)}, by which the best "

@@ -44,6 +44,7 @@ from hf_sgdr._utils.system import keep_freed_memory, use_all_processors
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
 from hf_sgdr.callbacks.epoch_table import show_epoch_table
 from hf_sgdr.callbacks.loop import DatasetEpoch, EqualBuffers, StopOnNonFiniteLoss
+from hf_sgdr.callbacks.snapshots import SnapshotCallback
 from hf_sgdr.callbacks.trackers import TrackedFits
 from hf_sgdr.data.cache import ImageCaches
 from hf_sgdr.data.dataset import ImageViews, rows_of
@@ -862,6 +863,9 @@ class SGDRTrainer(Trainer):
         # an evaluation outside training leaves it, and then it is in every later log, but in none of a resumed run
         vars(self).pop("model_preparation_time", None)
         self.history.run, self._frozen = None, None
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, SnapshotCallback):
+                callback.losses = judged_losses(self)
         start = time.perf_counter()
         checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
         self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
@@ -875,6 +879,7 @@ class SGDRTrainer(Trainer):
         record = fit_record(
             self.state,
             self.schedule,
+            judged_losses(self),
             name=name,
             learning_rates=self._highest_rates(),
             seconds=time.perf_counter() - start,
