@@ -112,15 +112,7 @@ class Stage:
 
     def _check_types(self) -> None:
         """A YAML file holds whatever somebody wrote into it."""
-        for name in (
-            "precompute",
-            "freeze_batch_norm",
-            "until_overfitting",
-            "snapshots",
-            "from_best",
-            "average",
-            "solve",
-        ):
+        for name in [item.name for item in fields(self) if isinstance(item.default, bool)]:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be true or false, without quotes.")
         for name in ("lr_spread", "range_test_start", "range_test_end"):
