@@ -72,12 +72,7 @@ class ImageInputs:
         self._eval_transform = _checked("eval_transform", value)
 
     def set_transforms(self, train: ImageTransform, evaluation: ImageTransform) -> None:
-        """Set both transforms, or neither.
-
-        Raises:
-            TypeError: if one is not an [`ImageTransform`].
-            ValueError: if the one for evaluation draws at random.
-        """
+        """Set both transforms, or neither; see [`SGDRTrainer.set_transforms`]."""
         train, evaluation = _checked("train", train), _checked("eval", evaluation)
         if evaluation.is_random:
             raise ValueError(
