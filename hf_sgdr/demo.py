@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_sgdr.features.store import cache_folder
+from hf_sgdr._utils.files import cache_folder
 
 DEMO_MODEL = "tf_efficientnet_lite0"
 ORIGIN = (

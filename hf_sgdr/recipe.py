@@ -96,8 +96,6 @@ class Stage:
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
         self._check_types()
         self._check_solve()
-        if isinstance(self.lr, str) and self.lr != "auto":
-            raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if self.cycle_len is None and (self.cycle_mult != 1 or self.until_overfitting or self.snapshots):
             raise ValueError(f"{self.name}: cycle_mult, until_overfitting and snapshots need cycle_len.")
         try:
@@ -113,22 +111,14 @@ class Stage:
 
     def _check_types(self) -> None:
         """A YAML file holds whatever somebody wrote into it."""
-        for name in (
-            "precompute",
-            "freeze_batch_norm",
-            "until_overfitting",
-            "snapshots",
-            "from_best",
-            "average",
-            "solve",
-        ):
+        for name in [item.name for item in fields(self) if isinstance(item.default, bool)]:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be true or false, without quotes.")
         for name in ("lr_spread", "range_test_start", "range_test_end"):
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"{self.name}: {name}={getattr(self, name)!r}: must be a number.")
         rates = self.lr if isinstance(self.lr, list | tuple) else [self.lr]
-        if not all(rate is None or isinstance(rate, str) or _is_number(rate) for rate in rates):
+        if not all(rate in (None, "auto") or _is_number(rate) for rate in rates):
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if isinstance(self.freeze_to, bool) or not isinstance(self.freeze_to, int):
             raise ValueError(f"{self.name}: freeze_to={self.freeze_to!r}: must be an integer: -1 the head only, 0 all.")

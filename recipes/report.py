@@ -13,12 +13,13 @@ left out; the exit code is then 1.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from transformers.hf_argparser import HfArg
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.text import printable
@@ -42,30 +43,28 @@ TABLE_ARGUMENTS = ("image_column_name", "label_column_name", "label_delimiter", 
 class ReportArguments:
     """Which model, which images, what to write."""
 
-    model: str = field(metadata={"help": "Folder or model id of the Hub.", "aliases": ["--model_name_or_path"]})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of images, one folder a class."})
-    labels_file: str | None = field(
-        default=None, metadata={"help": "Table of files and labels instead, below --data_dir if that is given."}
+    model: str = HfArg(help="Folder or model id of the Hub.", aliases=["--model_name_or_path"])
+    data_dir: str | None = HfArg(default=None, help="Folder of images, one folder a class.")
+    labels_file: str | None = HfArg(
+        default=None, help="Table of files and labels instead, below --data_dir if that is given."
     )
-    image_column_name: str | None = field(default=None, metadata={"help": "Of the table; file_name or image."})
-    label_column_name: str = field(default="label", metadata={"help": "Of the table."})
-    label_delimiter: str | None = field(default=None, metadata={"help": "What parts several labels in its cells."})
-    split_column_name: str | None = field(default=None, metadata={"help": "Of the table: train, validation or test."})
-    split: Literal["train", "validation", "test", "all"] | None = field(
+    image_column_name: str | None = HfArg(default=None, help="Of the table; file_name or image.")
+    label_column_name: str = HfArg(default="label", help="Of the table.")
+    label_delimiter: str | None = HfArg(default=None, help="What parts several labels in its cells.")
+    split_column_name: str | None = HfArg(default=None, help="Of the table: train, validation or test.")
+    split: Literal["train", "validation", "test", "all"] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Which images; validation by default. A folder without train/ is split as in training, unless the "
-            "model was trained on other images: then all is the default."
-        },
+        help="Which images; validation by default. A folder without train/ is split as in training, unless the model "
+        "was trained on other images: then all is the default.",
     )
-    validation_fraction: float | None = field(
-        default=None, metadata={"help": "Share of each class split off; that of the saved run by default, else 0.2."}
+    validation_fraction: float | None = HfArg(
+        default=None, help="Share of each class split off; that of the saved run by default, else 0.2."
     )
-    seed: int | None = field(default=None, metadata={"help": "Of that split; the saved run's by default, else 42."})
-    tta: int = field(default=0, metadata={"help": "Augmented views of test-time augmentation."})
-    batch_size: int | None = field(default=None, metadata={"help": "Images a forward pass."})
-    output: list[str] = field(default_factory=list, metadata={"help": "FILE.html, FILE.md, FILE.json, any of them."})
-    photos: bool = field(default=False, metadata={"help": "Show images in the report. They may be private."})
+    seed: int | None = HfArg(default=None, help="Of that split; the saved run's by default, else 42.")
+    tta: int = HfArg(default=0, help="Augmented views of test-time augmentation.")
+    batch_size: int | None = HfArg(default=None, help="Images a forward pass.")
+    output: list[str] = HfArg(default_factory=list, help="FILE.html, FILE.md, FILE.json, any of them.")  # noqa: RUF009
+    photos: bool = HfArg(default=False, help="Show images in the report. They may be private.")
 
     def __post_init__(self) -> None:  # what would stop the recipe after the work is done
         if not Path(self.model).is_dir() and "/" not in self.model:

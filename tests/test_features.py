@@ -11,9 +11,9 @@ from torch import nn
 
 from hf_sgdr import FeatureStore
 from hf_sgdr._utils import store as shards
-from hf_sgdr._utils.files import file_identity
+from hf_sgdr._utils.files import cache_folder, file_identity
 from hf_sgdr.features.__main__ import main, stores
-from hf_sgdr.features.store import cache_folder, module_hash
+from hf_sgdr.features.store import module_hash
 
 
 @pytest.fixture(autouse=True)

@@ -114,12 +114,12 @@ def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     return Accuracy().compute(predictions=predicted, references=prediction.label_ids) or {}
 
 
-def wilson_interval(right: int, count: int, z: float = Z_95) -> tuple[float, float]:
-    """The interval of a share, `right` of `count`; by default with 95 % confidence.
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """The interval of a share, `right` of `count`, with 95 % confidence.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    share, spread = right / count, z * z / count
+    share, spread = right / count, Z_95 * Z_95 / count
     middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     return max(0.0, middle - half), min(1.0, middle + half)

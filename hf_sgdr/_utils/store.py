@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file, save_model
+from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from transformers.utils import logging
 
@@ -212,6 +212,23 @@ def replace_weights(path: Path, model: nn.Module, metadata: dict[str, str] | Non
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def load_weights(model: nn.Module, path: Path, mend: str) -> None:
+    """Give a model the weights that [`replace_weights`] saved.
+
+    Raises:
+        ValueError: if the file is [`damaged`].
+    """
+    try:
+        load_model(model, path)
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, error, mend) from error
+
+
+def damaged(path: Path, error: Exception, mend: str) -> ValueError:
+    """That a file is damaged, and how, in one line that ends with the mend."""
+    return ValueError(f"{path} is damaged ({' '.join(str(error).split())}){mend}")
 
 
 def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

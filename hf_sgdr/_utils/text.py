@@ -52,10 +52,10 @@ def plot_text(text: object, longest: int = 40) -> str:
     return text.replace("$", r"\$")
 
 
-def few(names: Sequence[str], most: int = 8) -> str:
-    """The first names of a list, quoted, and how many there are beside them."""
-    shown = ", ".join(repr(printable(name)) for name in names[:most]) or "nothing"
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+def few(names: Sequence[str]) -> str:
+    """The first eight names of a list, quoted, and how many there are beside them."""
+    shown = ", ".join(repr(printable(name)) for name in names[:8]) or "nothing"
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from hf_sgdr._utils.store import replace_weights
+from hf_sgdr._utils.store import damaged, load_weights, replace_weights
 
 # What is recorded of an evaluation beside its loss.
 METRICS = ("accuracy", "balanced_accuracy", "f1", "map")
+_MEND = ": begin the run anew without resume, or delete this file to go on without the best weights so far."
 
 
 def judged_losses(trainer: Trainer) -> list[str]:
@@ -60,7 +60,7 @@ class KeepBestWeights(TrainerCallback):
                 with safe_open(path, "pt") as file:
                     self.metrics = json.loads(file.metadata()["figures"])
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-                raise _damaged(path, error) from error
+                raise damaged(path, error, _MEND) from error
 
     @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -93,10 +93,7 @@ class KeepBestWeights(TrainerCallback):
     def restore(self) -> None:
         """Load the best weights into the model."""
         if self.metrics:
-            try:
-                load_model(self.model, self.path)
-            except (OSError, SafetensorError) as error:
-                raise _damaged(self.path, error) from error
+            load_weights(self.model, self.path, _MEND)
 
 
 def best_evaluation(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -132,10 +129,3 @@ def mean_of(values: dict[str, Any], names: Sequence[str]) -> float | None:
     """The mean of some values; None unless each is a number."""
     numbers = [values[name] for name in names if isinstance(values.get(name), float | int)]
     return math.fsum(numbers) / len(names) if len(numbers) == len(names) else None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} is damaged ({' '.join(str(error).split())}): begin the run anew without resume, or delete this file "
-        "to go on without the best weights so far."
-    )

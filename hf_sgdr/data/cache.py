@@ -74,9 +74,7 @@ def fill_cache(
 
     Args:
         images ([`ImageDataset`]): the images, with the transform that will be asked for views.
-        rank, world_size (`int`, *optional*): this process, and how many share the work.
-        progress (`str`, *optional*): what progress is called; None shows none.
-        bars (`bool`, *optional*, defaults to True): show it as a bar where one can be seen, else as lines of a log.
+        rank, world_size, progress, bars: as for [`extract_features`].
         max_gb (`float`): refuse if they would take more GB than this.
 
     Returns:

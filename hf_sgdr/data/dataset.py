@@ -110,10 +110,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """
         if get_worker_info() is not None:
             leave_sigterm_to_main_process()
-            return [self[index] for index in indices]
-        if len(indices) < 2:
-            return [self[index] for index in indices]
-        return list(readers().map(self.__getitem__, indices))
+        elif len(indices) > 1:
+            return list(readers().map(self.__getitem__, indices))
+        return [self[index] for index in indices]
 
     @property
     def is_multi_label(self) -> bool:
@@ -223,7 +222,6 @@ def require_images(name: str, dataset: Any, image_column: str = "image", label_c
     if image_column not in dataset.column_names:
         return
     feature = dataset.features.get(label_column)
-    if feature is None or label_names(feature) is not None:
-        pass
-    elif not (isinstance(feature, datasets.Value) and feature.dtype.startswith(PLAIN_LABELS)):
+    is_plain = isinstance(feature, datasets.Value) and feature.dtype.startswith(PLAIN_LABELS)
+    if feature is not None and label_names(feature) is None and not is_plain:
         raise ValueError(f"{name}: the labels in {label_column!r} are {feature}; they must be class ids or names.")

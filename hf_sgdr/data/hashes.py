@@ -106,7 +106,5 @@ def read_image_hashes(folder: Path) -> set[str] | None:
 
 
 def content_hashes(images: Iterable[Any]) -> list[str]:
-    """The SHA-256 of every image: of the file's bytes where there is a file, of the pixels otherwise."""
-    every = list(images)
-    chunks = (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
-    return [digest.hex() for chunk in chunks for digest in _hashes(chunk, chunk.__getitem__)]
+    """[`image_hash`] of every image, in hexadecimal digits."""
+    return [digest.hex() for digest in image_hashes([{"image": image} for image in images], "image")]

@@ -28,7 +28,6 @@ class ImageInputs:
         columns (`tuple[str, str]`): of the images and of the labels.
         seed (`int`): of the augmentation.
         names (sequence of `str`, *optional*): of the classes, by which labels that are text are numbered.
-        caches ([`ImageCaches`], *optional*): keeps decoded images on disk.
         augment_on_device (`bool`, *optional*, defaults to False): rotate, flip and light training images in batches
             on the device.
 
@@ -44,14 +43,13 @@ class ImageInputs:
         columns: tuple[str, str],
         seed: int,
         names: Sequence[str] | None = None,
-        caches: ImageCaches | None = None,
         augment_on_device: bool = False,
     ) -> None:
         self.eval_transform = evaluation
         self._train_transform = _checked("train_transform", train) if train is not None else None
         self.image_column, self.label_column = columns
         self.seed, self.names = seed, names
-        self.caches = caches
+        self.caches: ImageCaches | None = None  # keep decoded images on disk
         self.augment_on_device = augment_on_device
         self._labels: list[tuple[Any, list[Any]]] = []  # of the rows that were asked for last
 
@@ -74,12 +72,7 @@ class ImageInputs:
         self._eval_transform = _checked("eval_transform", value)
 
     def set_transforms(self, train: ImageTransform, evaluation: ImageTransform) -> None:
-        """Set both transforms, or neither.
-
-        Raises:
-            TypeError: if one is not an [`ImageTransform`].
-            ValueError: if the one for evaluation draws at random.
-        """
+        """Set both transforms, or neither; see [`SGDRTrainer.set_transforms`]."""
         train, evaluation = _checked("train", train), _checked("eval", evaluation)
         if evaluation.is_random:
             raise ValueError(

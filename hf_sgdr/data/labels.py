@@ -55,10 +55,10 @@ def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
     return values
 
 
-def label_values(dataset: datasets.Dataset, label_column: str = "label") -> list[Any]:
-    """The name of each row's label, None for an unknown one; or the names of its labels."""
-    names = label_names(dataset.features[label_column]) or []
-    return [_named(label, names) for label in column_values(dataset, label_column)]
+def label_values(dataset: datasets.Dataset) -> list[Any]:
+    """The name of each row's `label`, None for an unknown one; or the names of its labels."""
+    names = label_names(dataset.features["label"]) or []
+    return [_named(label, names) for label in column_values(dataset, "label")]
 
 
 def _named(label: Any, names: Sequence[str]) -> Any:

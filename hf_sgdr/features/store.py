@@ -8,10 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hf_sgdr._utils.files import cache_folder
 from hf_sgdr._utils.store import ShardStore, mapped, tensors_hash
-
-__all__ = ["FeatureStore", "RowsOnDisk", "cache_folder", "module_hash"]
 
 
 class FeatureStore(ShardStore):

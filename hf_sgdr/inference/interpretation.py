@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from transformers import Trainer
 
-from hf_sgdr._utils.plots import plot_confusion_matrix, plot_images, plot_per_class
+from hf_sgdr._utils.plots import plot_confusion_matrix, plot_images
 from hf_sgdr._utils.text import few
-from hf_sgdr.data.images import file_of, read_image
 from hf_sgdr.data.labels import class_id
-from hf_sgdr.inference.predictions import labelled_predictions
+from hf_sgdr.inference.predictions import ClassReport, Pictured, labelled_predictions, plot_reports
 from hf_sgdr.optim.schedule import require_whole
 
 # How far the probabilities of an image may be from 1 in sum: those of 16-bit models are.
@@ -26,7 +24,7 @@ ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
-class ImagePrediction:
+class ImagePrediction(Pictured):
     """What was predicted for one image.
 
     Args:
@@ -45,41 +43,6 @@ class ImagePrediction:
     probability_of_truth: float
     loss: float
     source: Any = field(default=None, repr=False, compare=False)
-
-    @property
-    def image(self) -> Image.Image:
-        """The image in RGB, read each time it is asked for.
-
-        Raises:
-            ValueError: if there is none, or it cannot be read.
-        """
-        if self.source is None:
-            raise ValueError("There are no images to show: give ClassifierInterpretation its images=.")
-        return read_image(self.source)
-
-    @property
-    def file(self) -> str | None:
-        """The path of the image's file, None where it comes from no file."""
-        return file_of(self.source)
-
-
-@dataclass(frozen=True)
-class ClassReport:
-    """How well one class is recognised.
-
-    Args:
-        name (`str`): of the class.
-        images (`int`): how many are of it.
-        precision (`float` or None): the share of those predicted as it that are of it; None if none was.
-        recall (`float` or None): the share of its images predicted as it; None if it has none.
-        f1 (`float` or None): the harmonic mean of both, 0 where one of them is 0 or None; None if both are None.
-    """
-
-    name: str
-    images: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
 
 
 class ClassifierInterpretation:
@@ -244,9 +207,7 @@ class ClassifierInterpretation:
 
     def plot_per_class(self, ax: Axes | None = None) -> Axes:
         """Precision and recall of each class, the lowest F1 at the top; what is undefined is left out."""
-        reports = sorted(self.per_class(), key=lambda report: -1.0 if report.f1 is None else report.f1)
-        names, precision, recall = zip(*((x.name, x.precision, x.recall) for x in reports), strict=True)
-        return plot_per_class(names, precision, recall, ax)
+        return plot_reports(self.per_class(), ax)
 
     def plot_most_correct(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
         """The images of `most_correct` in one Axes."""

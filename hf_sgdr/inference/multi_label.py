@@ -3,24 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from transformers import Trainer
 
 from hf_sgdr._utils.metrics import average_precision, multi_label_metrics
-from hf_sgdr._utils.plots import plot_images, plot_per_class
-from hf_sgdr.data.images import file_of, read_image
+from hf_sgdr._utils.plots import plot_images
 from hf_sgdr.data.labels import class_id
-from hf_sgdr.inference.predictions import labelled_predictions
+from hf_sgdr.inference.predictions import ClassReport, Pictured, labelled_predictions, plot_reports
 from hf_sgdr.optim.schedule import require_whole
 
 
 @dataclass(frozen=True)
-class LabelPrediction:
+class LabelPrediction(Pictured):
     """What was predicted of one label of one image.
 
     Args:
@@ -32,6 +30,7 @@ class LabelPrediction:
         source: the image as the data set holds it (a path, bytes, ...), or None.
     """
 
+    _shown_by: ClassVar[str] = "MultiLabelInterpretation"
     index: int
     label: str
     is_there: bool
@@ -39,41 +38,16 @@ class LabelPrediction:
     loss: float
     source: Any = field(default=None, repr=False, compare=False)
 
-    @property
-    def image(self) -> Image.Image:
-        """The image in RGB, read each time it is asked for.
-
-        Raises:
-            ValueError: if there is none, or it cannot be read.
-        """
-        if self.source is None:
-            raise ValueError("There are no images to show: give MultiLabelInterpretation its images=.")
-        return read_image(self.source)
-
-    @property
-    def file(self) -> str | None:
-        """The path of the image's file, None where it comes from no file."""
-        return file_of(self.source)
-
 
 @dataclass(frozen=True)
-class LabelReport:
+class LabelReport(ClassReport):
     """How well one label is recognised.
 
     Args:
-        name (`str`): of the label.
-        images (`int`): how many have it.
-        precision (`float` or None): the share of those predicted to have it that have it; None if none was.
-        recall (`float` or None): the share of those that have it that are predicted to; None if none has it.
-        f1 (`float` or None): the harmonic mean of both; None if both are None.
+        name, images, precision, recall, f1: as in [`ClassReport`], of those that have the label or were predicted to.
         average_precision (`float` or None): the mean precision over all thresholds; None if none has it.
     """
 
-    name: str
-    images: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
     average_precision: float | None
 
 
@@ -175,9 +149,7 @@ class MultiLabelInterpretation:
 
     def plot_per_class(self, ax: Axes | None = None) -> Axes:
         """Precision and recall of each label, the lowest F1 at the top; what is undefined is left out."""
-        reports = sorted(self.per_class(), key=lambda report: -1.0 if report.f1 is None else report.f1)
-        names, precision, recall = zip(*((x.name, x.precision, x.recall) for x in reports), strict=True)
-        return plot_per_class(names, precision, recall, ax)
+        return plot_reports(self.per_class(), ax)
 
     def plot_most_incorrect(self, n: int = 4, of_class: str | int | None = None, ax: Axes | None = None) -> Axes:
         """The images of `most_incorrect` in one Axes."""

@@ -1,18 +1,74 @@
-"""A trainer's predictions beside the truth: probabilities, labels, class names and images of a data set."""
+"""A trainer's predictions beside the truth: probabilities, labels, class names and images of a data set.
+
+And what both kinds of interpretation say of a class and of an image.
+"""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import PreTrainedModel, Trainer
 
+from hf_sgdr._utils.plots import plot_per_class
 from hf_sgdr.data.dataset import rows_of
-from hf_sgdr.data.images import undecoded
+from hf_sgdr.data.images import file_of, read_image, undecoded
 from hf_sgdr.data.labels import MULTI_LABEL, class_names, label_names
 from hf_sgdr.optim.schedule import require_whole
+
+
+class Pictured:
+    """What knows the image that it is about: `source`, as the data set holds it (a path, bytes, ...), or None."""
+
+    _shown_by: ClassVar[str] = "ClassifierInterpretation"
+    source: Any
+
+    @property
+    def image(self) -> Image.Image:
+        """The image in RGB, read each time it is asked for.
+
+        Raises:
+            ValueError: if there is none, or it cannot be read.
+        """
+        if self.source is None:
+            raise ValueError(f"There are no images to show: give {self._shown_by} its images=.")
+        return read_image(self.source)
+
+    @property
+    def file(self) -> str | None:
+        """The path of the image's file, None where it comes from no file."""
+        return file_of(self.source)
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """How well one class is recognised.
+
+    Args:
+        name (`str`): of the class.
+        images (`int`): how many are of it.
+        precision (`float` or None): the share of those predicted as it that are of it; None if none was.
+        recall (`float` or None): the share of its images predicted as it; None if it has none.
+        f1 (`float` or None): the harmonic mean of both, 0 where one of them is 0 or None; None if both are None.
+    """
+
+    name: str
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def plot_reports(reports: Sequence[ClassReport], ax: Axes | None = None) -> Axes:
+    """Precision and recall, the lowest F1 at the top; what is undefined is left out."""
+    ordered = sorted(reports, key=lambda report: -1.0 if report.f1 is None else report.f1)
+    names, precision, recall = zip(*((x.name, x.precision, x.recall) for x in ordered), strict=True)
+    return plot_per_class(names, precision, recall, ax)
 
 
 @runtime_checkable

@@ -7,8 +7,7 @@ checkpoint at the end of an epoch is written after that epoch was evaluated, not
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 from transformers.utils import logging
 
 from hf_sgdr._utils import termination
@@ -122,7 +121,7 @@ def sealed_state(checkpoint: Path) -> dict[str, Any] | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint of a folder; a later one that is not whole is named in a warning and passed over."""
-    for checkpoint in _newest_first(folder):
+    for checkpoint in map(Path, reversed(sort_checkpoints(str(folder)))):
         if sealed_state(checkpoint) is not None:
             return checkpoint
         logger.warning(f"{checkpoint} was not written to its end, or was changed: passed over for the one before it.")
@@ -158,15 +157,6 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: Path) -> tuple[str |
     if file.exists():
         step = TrainerState.load_from_json(str(file)).global_step
     return wanted, state, step
-
-
-def _newest_first(folder: Path) -> Iterator[Path]:
-    checkpoints = {}
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
-        if match and path.is_dir():
-            checkpoints[int(match[1])] = path
-    return (checkpoints[step] for step in sorted(checkpoints, reverse=True))
 
 
 def _sha256(path: Path) -> str:

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_sgdr._utils.files import RUN_PICTURE, UNFINISHED_RUNS_FOLDER
-from hf_sgdr._utils.store import replace_file, replace_weights
+from hf_sgdr._utils.store import damaged, load_weights, replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.recipe import FitRecord
 from hf_sgdr.training.history import FitCurve
@@ -32,6 +30,7 @@ logger = logging.get_logger(__name__)
 _LOCK = "lock.json"
 # Of progress.json and what lies beside it; raised when a run can no longer go on from what an older version left.
 _FORMAT = 2
+_MEND = ", so there is nothing to go on with: begin the run anew, do not resume."
 
 
 def run_key(depends_on: dict[str, Any]) -> str:
@@ -126,7 +125,7 @@ class RunProgress:
             before, stages, rates = content["depends_on"], content["stages"], content["rates"]
             solved, curves = content.get("solved"), content.get("curves", [])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error, _MEND) from error
         if made_by != _FORMAT:
             raise ValueError(
                 f"The run in {self.folder.parent} was begun by another version of hf_sgdr (its progress has format "
@@ -194,7 +193,7 @@ class RunProgress:
         """
         path = self.folder / name / "start.safetensors"
         if path.exists():
-            load_weights(model, path)
+            load_weights(model, path, _MEND)
         elif best is not None:
             best.restore()
         if is_main and not path.exists():
@@ -220,7 +219,7 @@ class RunProgress:
     def restore_weights(self, model: PreTrainedModel) -> None:
         """Give the model the weights that the last finished stage ended with."""
         if self.stages:
-            load_weights(model, self.folder / self.stages[-1]["name"] / "weights.safetensors")
+            load_weights(model, self.folder / self.stages[-1]["name"] / "weights.safetensors", _MEND)
 
     @staticmethod
     def finish(folder: Path, names: list[str]) -> None:
@@ -232,25 +231,6 @@ class RunProgress:
 
 # A fresh head is random, so without a seed it is another one each time.
 _SEED = " (call transformers.set_seed before the model is made)"
-
-
-def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Give the model the weights of a file.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        load_model(model, path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    why = " ".join(str(error).split())
-    return ValueError(
-        f"{path} is damaged ({why}), so there is nothing to go on with: begin the run anew, do not resume."
-    )
 
 
 def _short(value: Any) -> str:

@@ -55,15 +55,11 @@ def run_record(trainer: Any, interpretation: Interpretation | None = None) -> Ru
     )
 
 
-def interpret(trainer: Any, dataset: Any = None, tta: int = 0) -> Interpretation:
-    """The interpretation that suits a trainer's model: by its configuration, images have one label or several.
-
-    Args:
-        trainer, dataset, tta: as in [`ClassifierInterpretation.from_trainer`].
-    """
+def interpret(trainer: Any) -> Interpretation:
+    """The interpretation that suits a trainer's model: by its configuration, images have one label or several."""
     if trainer.model.config.problem_type == MULTI_LABEL:
-        return MultiLabelInterpretation.from_trainer(trainer, dataset, tta)
-    return ClassifierInterpretation.from_trainer(trainer, dataset, tta)
+        return MultiLabelInterpretation.from_trainer(trainer)
+    return ClassifierInterpretation.from_trainer(trainer)
 
 
 def write_card(trainer: Any, facts: CardFacts) -> None:

@@ -21,6 +21,7 @@ from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
 from hf_sgdr.data.stream import MATERIALISE, is_stream
 from hf_sgdr.features.store import module_hash
+from hf_sgdr.hub.card import save_plot
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.optim.rates import varies
 from hf_sgdr.recipe import LESSON, NO_EFFECT_ON_RESULT, SOLVED_HEAD, FitRecord, RunResults, Stage
@@ -147,7 +148,7 @@ def _train(trainer: SGDRTrainer, stage: Stage, progress: RunProgress, best: Keep
             "weights are chosen: look at label_names, compute_metrics and the validation images."
         )
     if is_main and varies(trainer.learning_rates()):
-        _save_figure(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
+        save_plot(trainer.plot_lr(), Path(trainer.args.output_dir, f"{stage.name}-learning-rate.png"))
     if stage.average and begun is not None:
         best.stage = f"{stage.name} (average)"
         average_with_start(trainer, begun)
@@ -322,8 +323,7 @@ def _rates(trainer: SGDRTrainer, stage: Stage, before: float | None) -> list[flo
     )
     rate = _suggested(found, stage, before)
     if trainer.is_world_process_zero():
-        path = Path(trainer.args.output_dir, f"{stage.name}-range-test.png")
-        _save_figure(found.plot(chosen=rate), path)
+        save_plot(found.plot(chosen=rate), Path(trainer.args.output_dir, f"{stage.name}-range-test.png"))
     return _spread(trainer, stage, rate)
 
 
@@ -359,11 +359,6 @@ def _announce(trainer: SGDRTrainer, stage: Stage, rates: list[float]) -> None:
         print(
             f"\n{stage.name}: {'precomputed features, ' if stage.precompute else ''}learning rate {shown}", flush=True
         )
-
-
-def _save_figure(ax: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ax.figure.savefig(path)
 
 
 def save_results(results: RunResults, path: Path) -> None:
