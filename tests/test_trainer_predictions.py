@@ -51,7 +51,7 @@ def test_tta_averages_logits_or_with_beta_probabilities(make_trainer):
 def test_tta_without_a_training_transform_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.train_transform = trainer.eval_transform
-    with pytest.raises(ValueError, match=r"tta\(n_aug=4\) needs a training transform that augments"):
+    with pytest.raises(ValueError, match="n_aug=4: views need a training transform that augments"):
         trainer.tta()
 
 
