@@ -43,12 +43,14 @@ class Variant:
     mixup: float = 0.0
     trivial: bool = False
     adamw: float | None = None  # its rate
+    batch_norm_still: bool = True
     sizes: tuple[tuple[int, int], ...] = ()  # side in pixels and epochs, in turn; plain trains at the model's own
 
 
 VARIANTS = {
     "plain": Variant(),
     "twice the rate": Variant(rate=2.0),
+    "batch norms move": Variant(batch_norm_still=False),
     "label smoothing .1": Variant(smoothing=0.1),
     "mixup .2": Variant(mixup=0.2),
     "TrivialAugment": Variant(trivial=True),
@@ -115,7 +117,7 @@ def run(trainer: Any, variant: Variant, start: dict[str, torch.Tensor], name: st
     factor = variant.decay or 1 / variant.spread
     count = len(groups)
     trainer.layer_groups = groups
-    trainer.layer_groups.freeze_batch_norm = True
+    trainer.layer_groups.freeze_batch_norm = variant.batch_norm_still
     trainer.freeze_to(variant.freeze_to)
     plain_transform, plain_loss, plain_args = trainer.train_transform, trainer.compute_loss, trainer.args
     trainer.args = copy.copy(plain_args)

@@ -141,6 +141,21 @@ def test_constant_columns_change_nothing():
     assert wide.weight[:, 10:].abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("rows", [700, 60])
+def test_few_columns_among_constant_ones_are_solved(rows):
+    # As those of a network with dead channels; LAPACK gave up on their Gram matrix.
+    features, labels = features_of(rows, 16, 2)
+    wide = torch.full((rows, 512), 6.0)
+    wide[:, ::32] = features
+    narrow, solved = (solve_head(given, labels, strengths=[1.0]) for given in (features, wide))
+    torch.testing.assert_close(solved.weight[:, ::32], narrow.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_features_that_are_all_alike_give_the_classes_shares():
+    solution = solve_head(torch.ones(40, 5), np.arange(40) % 4 // 3, strengths=[1.0])
+    assert solution.cv_loss == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

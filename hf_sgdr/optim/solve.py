@@ -270,18 +270,14 @@ class _Design:
         self._coordinates: torch.Tensor | None = None
         if self.rows <= self.width:  # the Gram matrix of the rows is the smaller one
             centred = torch.cat([chunk for _, chunk in self._given()]) - self.mean
-            values, vectors = torch.linalg.eigh(centred @ centred.T)
-            kept = values > 1e-6 * values.max()
-            self.sizes = values[kept]
-            self.axes = centred.T @ (vectors[:, kept] / self.sizes.sqrt())
-            self._coordinates = vectors[:, kept] * self.sizes.sqrt()
+            self.sizes, vectors = _principal_axes(centred @ centred.T)
+            self.axes = centred.T @ (vectors / self.sizes.sqrt())
+            self._coordinates = vectors * self.sizes.sqrt()
         else:
             gram = torch.zeros(self.width, self.width, device=self.device)
             for _, chunk in self.chunks():
                 gram += chunk.T @ chunk
-            values, vectors = torch.linalg.eigh(gram)
-            kept = values > 1e-6 * values.max()
-            self.sizes, self.axes = values[kept], vectors[:, kept]
+            self.sizes, self.axes = _principal_axes(gram)
 
     def _given(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for start in range(0, self.rows, _CHUNK):
@@ -306,6 +302,17 @@ class _Design:
     def back(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient by what `into` gave, as that by coefficients of principal axes."""
         return gradient if self._coordinates is not None else self.axes.T @ gradient
+
+
+def _principal_axes(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The eigenvalues of a Gram matrix that count, (axes,), and their vectors, (columns, axes)."""
+    spreads = gram.diagonal()
+    varies = spreads > 1e-12 * spreads.max()  # with many columns of zeros LAPACK does not converge
+    values, vectors = torch.linalg.eigh(gram[varies][:, varies])
+    kept = values > 1e-6 * values[-1:]
+    axes = gram.new_zeros(len(gram), int(kept.sum()))
+    axes[varies] = vectors[:, kept]
+    return values[kept], axes
 
 
 class _Solver:
