@@ -6,13 +6,13 @@ hf-sgdr find-lr dogscats --model timm/resnet34.a1_in1k --precompute
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
 from transformers.hf_argparser import HfArg
 
-from hf_sgdr.cli.arguments import GROUPS, DataArguments, ModelArguments
+from hf_sgdr.cli.arguments import GROUPS, DataArguments, ModelArguments, RecipeArguments
 from hf_sgdr.cli.build import build_trainer, load_images
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
@@ -37,7 +37,9 @@ class RangeTestArguments:
 def main(argv: Sequence[str]) -> int:
     hide_bars()
     kinds = (DataArguments, ModelArguments, RangeTestArguments, SGDRTrainingArguments)
-    data, model_args, test, training = parse(kinds, argv, __doc__, groups=GROUPS)
+    data, model_args, test, training = parse(
+        kinds, argv, __doc__, groups=GROUPS, left_out={item.name for item in fields(RecipeArguments)}
+    )
     trainer = build_trainer(load_images(data, training), model_args, training)
     result = trainer.lr_find(test.start_lr, test.end_lr, test.num_steps)
     if not trainer.is_world_process_zero():

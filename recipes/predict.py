@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.top_k is not None:
         require_whole("--top_k", args.top_k, at_least=1)
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold:g}: must be a probability from 0 to 1.")
     check_outputs(args.output)
     files = list(files_of(args.images))
     pipe = pipeline(args.model, tta=args.tta, device=args.device, batch_size=args.batch_size)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,17 @@ from transformers.hf_argparser import HfArg
 
 from hf_sgdr._utils.files import RUNS_FOLDER
 from hf_sgdr._utils.text import printable
-from hf_sgdr.cli.labelled import files_of_folder, files_of_table
+from hf_sgdr.cli.labelled import files_of_folder, files_of_splits, is_read_as_table
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.cli.parser import parse
 from hf_sgdr.cli.quiet import hide_bars
+from hf_sgdr.cli.rows import distinct_names
 from hf_sgdr.cli.summary import print_evaluation
+from hf_sgdr.data.folders import load_image_folder
 from hf_sgdr.data.hashes import content_hashes, read_image_hashes
-from hf_sgdr.data.labels import MULTI_LABEL, class_names
+from hf_sgdr.data.labels import MULTI_LABEL
 from hf_sgdr.data.splits import check_fraction
+from hf_sgdr.data.tables import load_image_table
 from hf_sgdr.hub.recipe_file import read_recipe
 from hf_sgdr.inference.evaluation import Evaluation, evaluate_files
 from hf_sgdr.inference.pipeline import pipeline
@@ -52,6 +55,9 @@ class ReportArguments:
     label_column_name: str = HfArg(default="label", help="Of the table.")
     label_delimiter: str | None = HfArg(default=None, help="What parts several labels in its cells.")
     split_column_name: str | None = HfArg(default=None, help="Of the table: train, validation or test.")
+    label_pattern: str | None = HfArg(
+        default=None, help="Regular expression whose first group in a file's name is its class, instead of folders."
+    )
     split: Literal["train", "validation", "test", "all"] | None = HfArg(
         default=None,
         help="Which images; validation by default. A folder without train/ is split as in training, unless the model "
@@ -78,8 +84,15 @@ class ReportArguments:
                 raise ValueError(f"--output {path}: give names that end in {', '.join(FORMATS)} or .json.")
             if not path.absolute().parent.is_dir():
                 raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+        if self.label_pattern is not None and self.labels_file is not None:
+            raise ValueError("--label_pattern and --labels_file: labels come from one of the two.")
         if self.photos and not any(path.endswith(FORMATS) for path in self.output):
             raise ValueError("--photos shows images in a report: give --output report.html or report.md, too.")
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether labels come from a table, given or in the folder."""
+        return self.labels_file is not None or is_read_as_table(Path(str(self.data_dir)))
 
     def check_labels(self, is_multi_label: bool) -> None:
         """What is known before a table is read: whether images have as many labels as the model is made for."""
@@ -88,7 +101,7 @@ class ReportArguments:
             raise ValueError(
                 f"--label_delimiter {self.label_delimiter!r} gives an image several labels, and {model}: leave it out."
             )
-        if is_multi_label and self.labels_file is None:
+        if is_multi_label and not self.reads_table:
             raise ValueError(
                 f"--data_dir {self.data_dir}: class folders give an image one label, and {model}: give --labels_file "
                 "TABLE and --label_delimiter."
@@ -109,10 +122,17 @@ def main(argv: Sequence[str]) -> int:
     fraction = float(recipe["validation_fraction"] if args.validation_fraction is None else args.validation_fraction)
     seed = int(recipe["seed"] if args.seed is None else args.seed)
     seen = read_image_hashes(Path(args.model, RUNS_FOLDER))
-    names = class_names(pipe.model.config)
+    names = distinct_names(pipe.model.config)
+    share: dict[str, Any] = {"validation_fraction": fraction, "seed": seed, "on_error": None}
     if args.labels_file is not None:
         columns = {name: getattr(args, name) for name in TABLE_ARGUMENTS}
-        chosen = files_of_table(args.labels_file, names, args.split, fraction, seed, image_dir=args.data_dir, **columns)
+        splits = load_image_table(args.labels_file, image_dir=args.data_dir, **columns, **share)
+        folder = Path(args.data_dir or Path(args.labels_file).parent).absolute()
+        chosen = files_of_splits(splits, Path(args.labels_file), folder, names, args.split)
+    elif args.label_pattern is not None or args.reads_table:
+        columns = {name: getattr(args, name) for name in ("label_pattern", "label_column_name", "label_delimiter")}
+        splits, folder = load_image_folder(args.data_dir, **columns, **share), Path(args.data_dir).absolute()
+        chosen = files_of_splits(splits, folder, folder, names, args.split)
     else:
         chosen = files_of_folder(args.data_dir, names, args.split, fraction, seed, seen)
     for file, reason in chosen.unreadable.items():

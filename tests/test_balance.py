@@ -78,6 +78,12 @@ def norm_of(model):
     return float(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm())
 
 
+def test_a_last_class_without_images_has_the_weight_one():
+    logits, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 1, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels, torch.tensor([0.75, 1.5, 1.0]), reduction="none")
+    torch.testing.assert_close(balanced_loss([0, 0, 1])({"logits": logits}, labels), expected.mean())
+
+
 def test_with_features_and_without_weights_count_alike(make_trainer):
     seen = []
     for precompute in (False, True):

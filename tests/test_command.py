@@ -91,7 +91,11 @@ def test_every_argument_of_ours_is_in_one_group():
         (["train", "nowhere"], "hf-sgdr train: error: nowhere: no such folder."),
         (["train", "--outptu_dir", "x"], "unrecognized arguments: --outptu_dir (did you mean --output_dir?)"),
         (["find-lr", "nowhere"], "hf-sgdr find-lr: error: nowhere: no such folder."),
+        (["find-lr", "lesson.yaml", "nowhere"], "hf-sgdr find-lr: error: nowhere: no such folder."),
         (["demo", "photos"], "hf-sgdr demo: error: the demo has images and stages of its own"),
+        (["demo", "--seed", "1", "photos"], "hf-sgdr demo: error: the demo has images and stages of its own"),
+        (["demo", "lesson.yaml"], "hf-sgdr demo: error: the demo has images and stages of its own"),
+        (["predict", "x.jpg", "--model", "x", "--threshold", "nan"], "--threshold nan: must be a probability"),
         (["demo", "--data-dir", "photos"], "hf-sgdr demo: error: the demo has images and stages of its own"),
         (["copy-recipe", "trian"], "trian: no such recipe (did you mean train?); there are train, find-lr"),
     ],
@@ -103,6 +107,13 @@ def test_an_error_is_one_line_that_names_the_command(hf_sgdr, tmp_path, monkeypa
     (line,) = said.err.splitlines()
     assert message in line
     assert not any(tmp_path.iterdir())
+
+
+def test_a_list_in_a_yaml_file_is_refused_where_one_value_is_taken(hf_sgdr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("image_size: [224, 224]\n")
+    status, printed = hf_sgdr("train", "own.yaml", "photos")
+    assert (status, "own.yaml: image_size: [224, 224] is a list; it takes one value." in printed.err) == (2, True)
 
 
 def test_a_folder_needs_no_flag_wherever_it_stands(hf_sgdr, tmp_path, monkeypatch):
@@ -127,8 +138,8 @@ def test_a_recipe_is_copied_with_its_yaml_file_and_nothing_is_overwritten(hf_sgd
 
 def test_stores_are_listed_and_removed(hf_sgdr, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path))
-    (tmp_path / "features" / "abc").mkdir(parents=True)
-    assert "abc " in hf_sgdr("features", "ls")[1].out
+    (tmp_path / "features" / ("abc0" * 8)).mkdir(parents=True)
+    assert "abc0 " in hf_sgdr("features", "ls")[1].out
     assert "Removed 1 stores" in hf_sgdr("features", "prune", "--days", 0)[1].out
     assert os.listdir(tmp_path / "features") == []
 

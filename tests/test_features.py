@@ -225,7 +225,11 @@ def test_stores_are_listed_and_pruned(tmp_path, rows, capsys):
     assert newer.endswith("resnet34 at 224 px, float32  incomplete")
     assert older.startswith(f"{old.key}        10 rows")
     assert older.endswith("40.0 days  resnet34 at 64 px, bfloat16")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").touch()
+    os.utime(tmp_path / "photos" / "holiday.jpg", (0, 0))
     main(["--root", str(tmp_path), "prune", "--days", "30"])
+    assert (tmp_path / "photos" / "holiday.jpg").exists()  # a mistyped --root removes nothing of yours
     assert capsys.readouterr().out.startswith("Removed 1 stores")
     assert [store.folder for store in stores(tmp_path)] == [new.folder]
 

@@ -85,7 +85,7 @@ def test_the_output_of_a_run_beside_the_classes_is_none(tmp_path, make_image_fol
     images = load_image_folder(root)
     assert images["train"].features["label"].names == ["cats", "dogs"]
     assert [names_of(rows) for rows in images.values()] == [names_of(rows) for rows in expected.values()]
-    assert f"{out}: holds {sign}, so it is the output of a run and not a class." in caplog.messages
+    assert f"{out}: holds {sign}, so it is the output of a run and left out." in caplog.messages
 
 
 def test_the_split_leaves_a_image_of_every_class_in_train(tmp_path, make_image_folder):
@@ -293,3 +293,25 @@ def test_the_real_images_are_read(shared_photos, name, classes, sizes):
     images = load_image_folder(shared_photos / name)
     assert images["train"].features["label"].names == classes
     assert (len(images["train"]), len(images["validation"])) == sizes
+
+
+def test_what_a_run_wrote_is_no_image_of_a_pattern_either(tmp_path, make_image_folder, caplog):
+    root = make_image_folder(tmp_path, {"": {"cat_1": 3, "dog_1": 3}, "hf_sgdr_out": {"plots": 2}})
+    (root / "hf_sgdr_out" / "_runs").mkdir()
+    for folder in ("cat_1", "dog_1"):
+        for file in (root / folder).iterdir():
+            file.rename(root / f"{folder}_{file.name}")
+    assert load_image_folder(root, label_pattern=r"^(.+?)_")["train"].features["label"].names == ["cat", "dog"]
+    assert "hf_sgdr_out: holds _runs, so it is the output of a run and left out." in caplog.text
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training_set", "test_set")])
+def test_splits_that_are_spelled_otherwise_are_no_classes(tmp_path, make_image_folder, names):
+    make_image_folder(tmp_path, {name: {"cats": 2, "dogs": 2} for name in names})
+    with pytest.raises(ValueError, match=r"hold the same folders \('cats', 'dogs'\), so they look like splits: rename"):
+        load_image_folder(tmp_path)
+
+
+def test_classes_may_hold_the_same_folders(tmp_path, make_image_folder):
+    make_image_folder(tmp_path, {"cats": {"in": 2, "out": 2}, "dogs": {"in": 2, "out": 2}})
+    assert load_image_folder(tmp_path)["train"].features["label"].names == ["cats", "dogs"]

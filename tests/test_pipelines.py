@@ -337,6 +337,16 @@ def test_what_cannot_be_read_is_named_and_what_comes_before_it_is_answered(pipe,
     assert [str(one) for one in pipe([bad], return_exceptions=True)] == [str(found[2])]
 
 
+def test_pixels_that_are_no_picture_do_not_take_the_others_along(pipe, pictures):
+    pixels = torch.rand(3, 40, 40)
+    bad = [torch.rand(1, 3, 40, 40), np.zeros((0, 0, 3), np.uint8), Image.new("RGB", (0, 5))]
+    found = pipe([*bad, pictures[0]], return_exceptions=True)
+    assert [type(one) for one in found] == [UnreadableImageError] * 3 + [list]
+    same = [pixels.bfloat16().float(), pixels.bfloat16(), pixels.bfloat16().float().requires_grad_()]
+    first, *others = pipe(same)
+    assert_same(others, [first, first])
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

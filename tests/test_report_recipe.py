@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -427,3 +428,43 @@ def test_where_training_is_not_known_that_is_said(place, evaluate):
     done = evaluate("--data_dir", "flat", "--output", "unknown.json")
     assert figures(place / "unknown.json")[0]["in_training"] is None
     assert "It is not known whether the model was trained on some of these images." in done.out
+
+
+# ---- Labels as training reads them ----
+
+
+def test_names_of_files_a_folders_own_table_and_a_class_called_test_are_read_as_in_training(
+    place, tmp_path, evaluate, make_image_folder
+):
+    evaluate("--data_dir", "flat", "--split", "all", "--output", "labels.json")
+    expected = figures(place / "labels.json")[0]
+    files = sorted((place / "flat").rglob("*.jpg"))
+    (tmp_path / "by_name").mkdir()
+    (tmp_path / "by_table" / "all").mkdir(parents=True)
+    lines = ["file_name,label"]
+    for number, file in enumerate(files):
+        shutil.copy(file, tmp_path / "by_name" / f"{file.parent.name}_{number}.jpg")
+        shutil.copy(file, tmp_path / "by_table" / "all" / f"{number}.jpg")
+        lines.append(f"all/{number}.jpg,{file.parent.name}")
+    (tmp_path / "by_table" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    by_name = ("--data_dir", str(tmp_path / "by_name"), "--label_pattern", r"^(.+)_\d+")
+    for words in (by_name, ("--data_dir", str(tmp_path / "by_table"))):
+        evaluate(*words, "--split", "all", "--output", "labels.json")
+        found = figures(place / "labels.json")[0]
+        assert found["photos"] == expected["photos"] == 30
+        assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-5)
+    shutil.copytree(place / "flat" / "dogs", tmp_path / "with_test" / "test")
+    shutil.copytree(place / "flat" / "cats", tmp_path / "with_test" / "cats")
+    done = evaluate("--data_dir", str(tmp_path / "with_test"), expect=2)
+    assert "'test' not among the model's classes" in done.err
+
+
+def test_two_classes_of_one_name_are_told_apart(place, tmp_path, evaluate):
+    shutil.copytree(place / "out", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["label_names"] = ["cats", "dogs", "cats"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(place / "flat" / "dogs", tmp_path / "images" / "dogs")
+    shutil.copytree(place / "flat" / "cats", tmp_path / "images" / "cats (0)")
+    done = evaluate("--data_dir", str(tmp_path / "images"), "--split", "all", model=str(tmp_path / "out"))
+    assert "on 20 images" in done.out

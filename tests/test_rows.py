@@ -89,6 +89,12 @@ def test_integers_with_gaps_are_names_where_the_models_names_are_other_integers(
     trainer.fit(0.01, 1)
 
 
+def test_an_id_that_the_model_has_not_is_named(make_trainer, images):
+    rows = {split: [{**row, "label": 2 * row["label"]} for row in as_list(part)] for split, part in images.items()}
+    with pytest.raises(ValueError, match=r"The label 2 is of no class: ids are 0 to 1 \("):
+        make_trainer(create(images), images=rows).fit(0.05, 1)
+
+
 def test_a_name_that_the_model_has_not_is_named(make_trainer, images):
     strange = with_strings(images["validation"]).map(lambda row: {"label": row["label"].replace("cats", "zebra")})
     with pytest.raises(ValueError, match=r"eval_dataset has labels that are none of the model's classes: 'zebra'"):

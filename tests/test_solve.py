@@ -151,6 +151,42 @@ def test_few_columns_among_constant_ones_are_solved(rows):
     torch.testing.assert_close(solved.weight[:, ::32], narrow.weight, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("rows", [400, 40])
+def test_a_column_of_another_size_hides_no_other(rows):
+    features, labels = features_of(rows, 50, 2)
+    features[:, 0] = torch.randn(rows, generator=torch.Generator().manual_seed(0))
+    near = solve_head(features, labels, strengths=[0.1])
+    far = solve_head(features * torch.tensor([3000.0] + [1.0] * 49), labels, strengths=[0.1])
+    torch.testing.assert_close(
+        far.weight[:, 1:], near.weight[:, 1:], atol=0.03, rtol=0.03
+    )  # the first is penalised less
+
+
+def test_features_may_be_an_array_or_have_gradients():
+    features, labels = features_of(60, 6, 2)
+    expected = solve_head(features, labels, strengths=[1.0])
+    for given in (features.numpy(), features.clone().requires_grad_()):
+        torch.testing.assert_close(solve_head(given, labels, strengths=[1.0]).weight, expected.weight)
+
+
+def test_a_class_without_rows_may_be_the_last_one():
+    features, labels = features_of(60, 6, 3)
+    solution = solve_head(features, labels, strengths=[1.0], num_classes=5)
+    assert solution.weight.shape == (5, 6)
+    assert solution.bias[3:].max() < solution.bias[:3].min()
+    assert solution.out_of_fold[:, 3:].isneginf().all()
+
+
+def test_folds_may_be_masks():
+    features, labels = features_of(60, 6, 2)
+    mask = np.arange(60) < 20
+    as_masks, as_rows = (
+        solve_head(features, labels, strengths=[1.0], folds=[(train, held_out), (held_out, train)])
+        for train, held_out in ((~mask, mask), (np.flatnonzero(~mask), np.flatnonzero(mask)))
+    )
+    assert as_masks.cv_loss == as_rows.cv_loss
+
+
 def test_features_that_are_all_alike_give_the_classes_shares():
     solution = solve_head(torch.ones(40, 5), np.arange(40) % 4 // 3, strengths=[1.0])
     assert solution.cv_loss == pytest.approx(-0.75 * np.log(0.75) - 0.25 * np.log(0.25), abs=1e-3)
@@ -168,6 +204,11 @@ def test_features_that_are_all_alike_give_the_classes_shares():
         ({"strengths": [0.0]}, r"strengths=\[0.0\]: must be finite numbers above 0"),
         ({"strengths": []}, r"strengths=\[\]: must be finite numbers above 0, at least one"),
         ({"folds": 1}, "folds=1: must be an integer >= 2"),
+        ({"folds": [([0], [-1])]}, r"folds\[0\] trains on 1 rows and holds 1 out: both must be rows"),
+        ({"sample_weight": np.zeros(20)}, "sample_weight is 0 for all rows"),
+        ({"groups": np.full(20, np.nan)}, r"groups of shape \(20,\) for 20 rows: must be one number a row, no NaN"),
+        ({"features": torch.randn(20, 3) * 1e25}, "The features vary by .* in all: scale them nearer to 1"),
+        ({"num_classes": 1}, "num_classes=1, but the labels are of 2 classes"),
         ({"folds": [([0], [])]}, r"folds\[0\] trains on 1 rows and holds 0 out"),
         ({"groups": np.arange(3)}, r"groups of shape \(3,\) for 20 rows"),
         (

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from datasets import ClassLabel
 from helpers import Interrupt, same, tiny_resnet, weights
 from safetensors.torch import save_model
 from transformers import TrainerCallback
 
-from hf_sgdr import LayerGroups, Stage, average_with_start, run_stages
+from hf_sgdr import LayerGroups, Stage, average_with_start, load_image_folder, run_stages
 from hf_sgdr.recipe import SOLVED_HEAD
 
 
@@ -26,6 +27,17 @@ def test_the_solution_is_in_the_head_whatever_is_frozen_and_nothing_else_moves(m
     assert torch.equal(after["timm_model.fc.bias"], solution.bias)
     assert all(torch.equal(after[name], before[name]) for name in before if ".fc." not in name)
     assert trainer.layer_groups.first_trained == 0
+
+
+def test_the_models_last_class_may_have_no_training_image(make_trainer, images):
+    names = ["cats", "dogs", "emus"]
+    rows = {
+        name: part.cast_column("label", ClassLabel(names=names)) for name, part in load_image_folder(images).items()
+    }
+    trainer = make_trainer(tiny_resnet(names), images=rows)
+    assert trainer.solve_head(strengths=[0.1]).weight.shape[0] == 3
+    assert trainer.log_predictions().argmax(1).max() < 2
+    assert run_stages(trainer, [Stage("head", lr=0.01, precompute=True)]).solved is not None
 
 
 def test_stored_views_are_solved_on_too_and_only_plain_images_are_scored(make_trainer):

@@ -141,6 +141,44 @@ def test_numbers_are_classes_by_value_and_text_stays_text(folder):
     assert text["train"].features["label"].names == ["01", "1", "NA"]
 
 
+def test_an_index_column_and_a_comma_too_many_change_nothing(folder):
+    rows = rows_of(folder)
+    expected = load_image_table(write(folder / "labels.csv", rows))
+    for columns, line in (
+        (("", "file_name", "label", "split"), lambda row: ("0", *row)),  # as pandas writes its index
+        (("file_name", "label", "split", ""), lambda row: (*row, "")),
+        (("file_name", "label", "split"), lambda row: (*row, "")),
+    ):
+        with (folder / "other.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *map(line, rows)])
+        found = load_image_table(folder / "other.csv")
+        assert {name: split["label"][:] for name, split in found.items()} == {
+            name: split["label"][:] for name, split in expected.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, float("nan")], "1 images have no label"),
+        ([{"x": 1}, {"x": 2}], r"column 'label': The label \{'x': 1\} must be text, a number or a list of these"),
+        ([[["a"]], [["b"]]], r"column 'label': The label \['a'\] must be text, a number or a list of these"),
+    ],
+)
+def test_labels_of_other_kinds_are_named(folder, labels, message):
+    files = [file for file, _, _ in rows_of(folder)]
+    rows = [(file, label) for file, label in zip(files, labels, strict=False)]
+    with pytest.raises(ValueError, match=message):
+        load_image_table(write(folder / "labels.jsonl", rows, ("file_name", "label")))
+
+
+def test_a_missing_label_among_several_is_none(folder):
+    files = [file for file, _, _ in rows_of(folder)][:4]
+    rows = [(file, label) for file, label in zip(files, (["a", None], ["b"], ["a"], ["b"]), strict=True)]
+    images = load_image_table(write(folder / "labels.jsonl", rows, ("file_name", "label")))
+    assert images["train"].features["label"].feature.names == ["a", "b"]
+
+
 def test_test_rows_may_lack_labels(folder):
     rows = [row if row[2] == "train" else (row[0], "", "test") for row in rows_of(folder)]
     images = load_image_table(write(folder / "a.csv", rows), split_column_name="split")

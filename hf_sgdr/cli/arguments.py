@@ -62,7 +62,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
 class DataArguments:
     """Where the images are."""
 
-    data_dir: str | None = HfArg(default=None, help="Folder of images; without any data the demo runs.")
+    data_dir: str | None = HfArg(default=None, help="Folder of images; without any, train runs the demo.")
     labels_file: str | None = HfArg(
         default=None,
         help="Table (.csv, .tsv, .jsonl, .parquet) of files, below --data_dir, and labels.",

@@ -1,9 +1,11 @@
 """The images of an evaluation: which files, of which classes, by class folders or by a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from datasets import Dataset
 
 from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.audit import unreadable_files
@@ -11,7 +13,8 @@ from hf_sgdr.data.folders import folders_of_split, labelled_files, rows_of_split
 from hf_sgdr.data.hashes import content_hashes
 from hf_sgdr.data.images import undecoded
 from hf_sgdr.data.labels import label_values
-from hf_sgdr.data.tables import load_image_table
+from hf_sgdr.data.splits import SPLIT_NAMES
+from hf_sgdr.data.tables import METADATA
 
 
 @dataclass(frozen=True)
@@ -63,21 +66,26 @@ def files_of_folder(
     return LabelledFiles(list(rows["file"]), list(rows["class"]), title, folder, unreadable)
 
 
-def files_of_table(
-    path: str, names: Sequence[str], split: str | None, fraction: float, seed: int, **options: Any
+def is_read_as_table(root: Path) -> bool:
+    """Whether training takes a folder's labels from its own table; see [`~hf_sgdr.data.tables.rows_of_metadata`]."""
+    return any((folder / name).is_file() for folder in (root, *map(root.joinpath, SPLIT_NAMES)) for name in METADATA)
+
+
+def files_of_splits(
+    splits: Mapping[str, Dataset], place: Path, folder: Path, names: Sequence[str], split: str | None
 ) -> LabelledFiles:
-    """The files of a table.
+    """The files of splits that were loaded as for training.
 
     Args:
-        path (`str`): the table.
-        names, split, fraction, seed: as in [`files_of_folder`].
-        **options: of [`~hf_sgdr.data.tables.load_image_table`].
+        splits (mapping of `str` to `datasets.Dataset`): with columns image and label.
+        place (`Path`): what they were loaded from.
+        folder (`Path`): files are called by their path below it.
+        names, split: as in [`files_of_folder`].
 
     Raises:
-        FileNotFoundError, ValueError: see there; or if there is no such split, or a class of another name.
+        ValueError: if there is no such split, or a class of another name.
     """
-    where, split = printable(path), split or "validation"
-    splits = load_image_table(path, validation_fraction=fraction, seed=seed, on_error=None, **options)
+    where, split = printable(place), split or "validation"
     if split != "all" and split not in splits:
         raise ValueError(f"{where} is divided into {few(list(splits))}; it has no {split}.")
     parts = list(splits.values()) if split == "all" else [splits[split]]
@@ -90,6 +98,5 @@ def files_of_table(
         raise ValueError(f"{where}: {few(unknown)} not among the model's classes, which are {few(names)}.")
     unreadable = unreadable_files(files)
     rows = [row for row in zip(files, classes, strict=True) if row[0] not in unreadable]
-    folder = Path(options.get("image_dir") or Path(path).parent).absolute()
-    title = f"{split} of {Path(path).name}"
+    title = f"{split} of {place.resolve().name}"
     return LabelledFiles([file for file, _ in rows], [value for _, value in rows], title, folder, unreadable)

@@ -95,19 +95,23 @@ def _command(argv: Sequence[str]) -> int:
         return 0
     if command == "copy-recipe":
         return _copy_recipe(rest)
-    if command == "demo" and any(not word.startswith("-") for word in rest[:1]) | any(map(_names_images, rest)):
-        raise ValueError("the demo has images and stages of its own; hf-sgdr train takes yours.")
     name = "train" if command == "demo" else command
     if name == "train" and not _HELP_FLAGS.isdisjoint(rest):
         return _train_help(rest)
+    if command == "demo" and _names_images(rest):
+        raise ValueError("the demo has images and stages of its own; hf-sgdr train takes yours.")
     return int(importlib.import_module(f"hf_sgdr.recipes.{name.replace('-', '_')}").main(rest) or 0)
 
 
 _HELP_FLAGS = {"-h", "--help", "--help_all", "--help-all"}
 
 
-def _names_images(word: str) -> bool:
-    return word.replace("-", "_").startswith(("__data_dir", "__dataset", "__labels_file"))
+def _names_images(argv: Sequence[str]) -> bool:
+    """Whether `train` would read images of the user's, or a YAML file, which parses as their folder."""
+    from hf_sgdr.cli import arguments, parser
+
+    given = parser.OneLineParser(arguments.TRAINING).given_values(argv)
+    return not given.keys().isdisjoint({"data_dir", "dataset_name", "labels_file"})
 
 
 def _train_help(argv: Sequence[str]) -> int:

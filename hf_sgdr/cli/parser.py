@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -40,6 +40,7 @@ def parse(
     demo: Path | None = None,
     refused: Mapping[str, str] | None = None,
     groups: Groups | None = None,
+    left_out: Container[str] = (),
 ) -> Arguments:
     """Arguments from `[config.yaml] [folder] [--flag value ...]`; flags win over the file.
 
@@ -53,6 +54,7 @@ def parse(
         refused (mapping, *optional*): arguments that must not be given, each with the reason.
         groups (mapping, *optional*): what `--help` shows: by title the names of arguments, each with the words for it
             or None for its own; all arguments by default, as `--help_all` does.
+        left_out (container of `str`, *optional*): arguments of another recipe that a YAML file may hold.
 
     Raises:
         FileNotFoundError: if there is no such YAML file.
@@ -64,7 +66,7 @@ def parse(
     parser = OneLineParser(kinds, groups=groups, description=description)
     parser.set_defaults(**{name: value for name, value in _DEFAULTS.items() if name in parser.types})  # for the help
     config = _config(argv[0]) if argv and argv[0].endswith((".yaml", ".yml")) else None
-    values = parser.given_values(argv if config is None else argv[1:], config)
+    values = parser.given_values(argv if config is None else argv[1:], config, left_out)
     given = {name for name, value in values.items() if value is not None}
     for name, reason in refused.items():
         if name in given:
@@ -147,8 +149,12 @@ class OneLineParser(HfArgumentParser):
         """Raise the message as a ValueError."""
         raise ValueError(f"{message} (--help lists all arguments)")
 
-    def given_values(self, flags: Sequence[str], config: Path | None = None) -> dict[str, Any]:
+    def given_values(
+        self, flags: Sequence[str], config: Path | None = None, left_out: Container[str] = ()
+    ) -> dict[str, Any]:
         """Values of the arguments that flags and a YAML file set, whatever the defaults; flags win.
+
+        What is `left_out` may be in the file and is no argument.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -158,8 +164,13 @@ class OneLineParser(HfArgumentParser):
         argv: list[str] = []
         for name, value in (_yaml_values(config) if config is not None else {}).items():
             dest = name.replace("-", "_")
+            if dest in left_out:
+                continue
             if f"--{dest}" not in self._option_string_actions:
                 raise ValueError(f"{config}: {name}: no such argument{nearest(dest, self.types)}.")
+            takes_several = self._option_string_actions[f"--{dest}"].nargs in ("*", "+")
+            if isinstance(value, list) and not takes_several:
+                raise ValueError(f"{config}: {name}: {json.dumps(value)} is a list; it takes one value.")
             for item in value if isinstance(value, list) else [value]:
                 self._check_type(f"{config}: {name}", dest, item)
             if value is None and dest in self.types:

@@ -20,7 +20,15 @@ from hf_sgdr._utils.files import RUNS_FOLDER, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.text import few, printable
 from hf_sgdr.data.audit import OnError, check_on_error, readable, unreadable_files
 from hf_sgdr.data.labels import UNLABELLED
-from hf_sgdr.data.splits import LAYOUT, TEST_NAMES, VALIDATION_NAMES, check_fraction, split_off, stratified_split
+from hf_sgdr.data.splits import (
+    LAYOUT,
+    SPLIT_NAMES,
+    TEST_NAMES,
+    VALIDATION_NAMES,
+    check_fraction,
+    split_off,
+    stratified_split,
+)
 from hf_sgdr.data.tables import labelled_splits, rows_of_metadata
 
 logger = logging.get_logger(__name__)
@@ -95,6 +103,8 @@ def load_image_folder(
             raise ValueError(
                 f"{printable(root)}: {few(sorted(nested))} are data sets of their own, with train/ inside. Name one."
             )
+        if label_pattern is None:
+            _check_splits_spelled(root)
     test_root = next((root / name for name in TEST_NAMES if train_root != root and (root / name).is_dir()), None)
     if label_pattern is None:
         folders = {"": root, "train": train_root, "validation": validation_root, "test": test_root}
@@ -125,10 +135,23 @@ def load_image_folder(
     return DatasetDict(splits)
 
 
+def _check_splits_spelled(root: Path) -> None:
+    """Refuse Train/ and Test/, or training_set/ and test_set/, which would be the classes: the same folders in each."""
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and not _is_of_a_run(folder, quiet=True)]
+    inside = {folder.name: {sub.name for sub in folder.iterdir() if sub.is_dir()} for folder in folders}
+    shared = set.intersection(*inside.values()) if inside else set()
+    if len(shared) >= 2 and any(name.lower().startswith("train") for name in inside):
+        raise ValueError(
+            f"{printable(root)}: {few(sorted(inside))} hold the same folders ({few(sorted(shared))}), so they look "
+            "like splits: rename them train, validation and test. If they are classes, call none of them train."
+        )
+
+
 def image_files(folder: Path) -> Iterator[str]:
     """All picture files below a folder, sorted; hidden ones are left out, links are followed but never upwards.
 
-    A folder that cannot be listed is given itself, so that it is named where images are read.
+    So are the pictures in folders that a run wrote into, which the log names. A folder that cannot be listed is given
+    itself, so that it is named where images are read.
     """
     above = {str(parent) for parent in Path(os.path.realpath(folder)).parents}
     seen: set[str] = set()
@@ -141,7 +164,8 @@ def image_files(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = (name for name in sorted(folders) if not name.startswith("."))
+        folders[:] = [name for name in visible if not _is_of_a_run(Path(parent, name))]
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS:
                 yield os.path.join(parent, name)  # a million of `Path` would take as long as all the rest
@@ -170,6 +194,8 @@ def folders_of_split(root: Path, split: str | None) -> tuple[list[Path], bool]:
         for name in reversed(names)
         if (root / name).is_dir()
     }
+    if "train" not in folders and {folder.name for folder in class_folders(root)} - set(SPLIT_NAMES):
+        folders = {}  # a class is called so
     if not folders and split == "test":
         raise ValueError(f"{printable(root)} has no folder test; --split all takes every image.")
     if not folders:
@@ -235,19 +261,19 @@ def class_folders(root: Path) -> list[Path]:
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         if root.resolve().is_relative_to(folder.resolve()):
             logger.warning(f"{printable(folder)}: a link to a folder that it lies in, so it is not a class.")
-        elif sign := _sign_of_a_run(folder):
-            logger.warning(f"{printable(folder)}: holds {sign}, so it is the output of a run and not a class.")
-        else:
+        elif not _is_of_a_run(folder):
             folders.append(folder)
     return folders
 
 
-def _sign_of_a_run(folder: Path) -> str | None:
-    """What shows that a recipe or a trainer wrote into a folder; None if nothing does."""
-    if sign := next((name for name in RUN_SIGNS if (folder / name).exists()), None):
-        return sign
-    is_model = (folder / "config.json").exists() and (folder / "model.safetensors").exists()
-    return "config.json and model.safetensors" if is_model else None
+def _is_of_a_run(folder: Path, quiet: bool = False) -> bool:
+    """Whether a recipe or a trainer wrote into a folder; the log names it."""
+    sign = next((name for name in RUN_SIGNS if (folder / name).exists()), None)
+    if sign is None and (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+        sign = "config.json and model.safetensors"
+    if sign is not None and not quiet:
+        logger.warning(f"{printable(folder)}: holds {sign}, so it is the output of a run and left out.")
+    return sign is not None
 
 
 def _images_by_class(root: Path, quiet: bool = False) -> FilesByClass:

@@ -172,6 +172,8 @@ def _decoded(source: Any, shorter_side: int | None) -> Image.Image:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else Pillow would copy the picture
         image = ImageOps.exif_transpose(image)
     image.load()  # here, where an error still knows the file's name
+    if 0 in image.size:
+        raise ValueError(f"{image.width} x {image.height} pixels are no picture")
     return _to_rgb(image, depth)
 
 

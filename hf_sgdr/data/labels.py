@@ -133,6 +133,10 @@ class LabelEncoder:
             raise ValueError(
                 f"The label {label!r} is a {type(label).__name__}; it must be a class id (integer) or a name."
             ) from error
+        if self._ids is not None and id_ >= len(self._ids):
+            raise ValueError(
+                f"The label {id_} is of no class: ids are 0 to {len(self._ids) - 1} ({few(list(self._ids))})."
+            )
         return id_ if id_ >= 0 else None
 
 
@@ -142,12 +146,22 @@ def as_labels(value: Any, delimiter: str | None = None) -> Any:
     Args:
         value: text, a number, a list of them, or None.
         delimiter (`str`, *optional*): what parts labels in text; then the cell is always a list, maybe an empty one.
+
+    Raises:
+        ValueError: if it is of another kind.
     """
     if isinstance(value, list):
-        return value
+        return [label for one in value if (label := _as_label(one)) is not None]
     if delimiter is not None:
         return [part.strip() for part in str(value if value is not None else "").split(delimiter) if part.strip()]
-    return None if value is None or (isinstance(value, str) and not value.strip()) else value
+    return _as_label(value)
+
+
+def _as_label(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError(f"The label {printable(repr(value))} must be text, a number or a list of these.")
+    is_missing = value is None or value != value or (isinstance(value, str) and not value.strip())  # NaN is not itself
+    return None if is_missing else value
 
 
 def encode_labels(

@@ -114,8 +114,10 @@ def _read(path: Path, options: dict[str, Any]) -> Any:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, delimiter=separator)
         columns, first = next(lines, []), next(lines, None)
+    columns = [name or f"Unnamed: {number}" for number, name in enumerate(columns)]  # pandas' words for its own index
     text = Features({name: Value("string") for name in columns})
     options |= {"features": text, "sep": separator, "encoding": "utf-8-sig", "keep_default_na": False}
+    options |= {"index_col": False}
     return None if first is None else Dataset.from_csv(str(path), **options)
 
 
@@ -146,7 +148,10 @@ def table_rows(
             f"{where}: label_delimiter={delimiter!r} never occurs in column {label_column!r}: leave it out."
         )
     files = [os.path.normpath(folder.absolute() / name) for name in names]
-    rows = [(file, as_labels(label, delimiter)) for file, label in zip(files, labels, strict=True)]
+    try:
+        rows = [(file, as_labels(label, delimiter)) for file, label in zip(files, labels, strict=True)]
+    except ValueError as error:
+        raise ValueError(f"{where}, column {label_column!r}: {error}") from error
     counts = Counter(files)
     if len(counts) < len(files):
         twice = [file for file, count in counts.items() if count > 1]

@@ -6,6 +6,7 @@ hf-sgdr features prune --days 30
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
@@ -46,8 +47,9 @@ class Listed:
 
 
 def stores(root: Path) -> list[Listed]:
-    """All stores below a folder, the one used last first."""
-    found = [_listed(folder) for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
+    """All stores below a folder, the one used last first; what is not called as a store is called is none."""
+    folders = (folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else ()
+    found = [_listed(folder) for folder in folders if re.fullmatch("[0-9a-f]{32}", folder.name)]
     return sorted(found, key=lambda store: store.days)
 
 
@@ -84,6 +86,8 @@ def _listed(folder: Path) -> Listed:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        content = {}
+    if not isinstance(content, dict) or not {"rows", "rows_per_shard"} <= content.keys():
         content = {}
     used = max((file.stat().st_mtime for file in files), default=folder.stat().st_mtime)
     shards = sum(file.suffix == ".safetensors" for file in files)

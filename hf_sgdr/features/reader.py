@@ -154,14 +154,16 @@ class PrecomputedFeatures:
         Raises:
             ValueError: see there; or the model cannot be cut at a linear head.
         """
-        boundary = Boundary.at_head(self.model, self.linear_head())
+        linear = self.linear_head()
+        boundary = Boundary.at_head(self.model, linear)
         dataset = self.training(rows, boundary)
         count, views = len(dataset), len(dataset.views)
         labels = torch.cat([dataset.labels] * views)
         groups = torch.arange(count).repeat(views)
         if callable(options.get("sample_weight")):
             options["sample_weight"] = options["sample_weight"](labels)
-        return solve_head(stacked(dataset.views), labels, groups=groups.numpy(), **options)
+        options |= {"groups": groups.numpy(), "num_classes": linear.out_features}
+        return solve_head(stacked(dataset.views), labels, **options)
 
     def training(self, rows: Any, boundary: Boundary | None = None) -> FeatureDataset:
         """The features of the plain training images, and those of the augmented views, if any."""

@@ -47,10 +47,13 @@ def as_image(image: Any, timeout: float | None = None, read: Callable[..., Any] 
     if isinstance(image, Image.Image):
         with _LOCKS[id(image) // 16 % len(_LOCKS)]:
             return read(image)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image
     if isinstance(image, np.ndarray | torch.Tensor):
         try:
             return read(to_pil_image(image))
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
             raise UnreadableImageError(f"{type(image).__name__} {tuple(image.shape)}", str(error)) from error
     if not isinstance(image, str):
         return read(image)

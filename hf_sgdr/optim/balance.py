@@ -42,6 +42,8 @@ class BalancedLoss:
             losses = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights, reduction="none")
             losses = losses.mean(dim=1)
         else:
+            if weights is not None:  # the last classes may have no image, which is a weight of 1
+                weights = F.pad(weights, (0, logits.shape[-1] - len(weights)), value=1.0)
             losses = F.cross_entropy(logits, labels, weight=weights, reduction="none")
         return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 

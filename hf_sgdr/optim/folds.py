@@ -62,11 +62,18 @@ def checked_folds(
     """
     if not isinstance(folds, Sequence):
         return stratified_folds(labels, folds, seed, groups)
-    given = [(np.asarray(train, dtype=np.int64), np.asarray(held_out, dtype=np.int64)) for train, held_out in folds]
+    given = [(_positions(train, len(labels)), _positions(held_out, len(labels))) for train, held_out in folds]
     for number, (train, held_out) in enumerate(given):
-        if not len(train) or not len(held_out) or max(train.max(), held_out.max()) >= len(labels):
+        both = np.concatenate([train, held_out])
+        if not len(train) or not len(held_out) or both.min() < 0 or both.max() >= len(labels):
             raise ValueError(
                 f"folds[{number}] trains on {len(train)} rows and holds {len(held_out)} out: both must be rows of the "
                 f"{len(labels)} features, at least one each."
             )
     return given
+
+
+def _positions(rows: Any, count: int) -> NDArray[np.int64]:
+    """Rows by their numbers, of a mask as well."""
+    given = np.asarray(rows)
+    return np.flatnonzero(given) if given.dtype == bool and given.shape == (count,) else given.astype(np.int64)

@@ -90,6 +90,7 @@ def solve_head(
     seed: int = 42,
     groups: Any = None,
     sample_weight: Any = None,
+    num_classes: int | None = None,
 ) -> HeadSolution:
     """Solve a linear head: multinomial logistic regression with a free intercept, on the features as they are.
 
@@ -100,7 +101,7 @@ def solve_head(
     diagonal.
 
     Args:
-        features (`Tensor` or rows on disk): (rows, width), of any floating type; a tensor's device computes.
+        features (`Tensor`, array or rows on disk): (rows, width), of any floating type; a tensor's device computes.
         labels (array or tensor of int): class ids from 0, (rows,); or several labels, 0 and 1, (rows, classes).
         strengths (sequence of `float`, *optional*, defaults to 17 from 1e-4 to 1e4): scikit-learn's `C`.
         folds (`int` or sequence of (rows to train on, rows held out), *optional*, defaults to 5): how many, drawn so
@@ -110,19 +111,23 @@ def solve_head(
             out together, and only an image's first row, the plain one, is scored.
         sample_weight (array of float (rows,), *optional*): of each row's loss; with several labels an image also
             (rows, classes), of each label's.
+        num_classes (`int`, *optional*): classes of the head where the last ones may have no row; what has none is the
+            least likely.
 
     Raises:
         ValueError: if there is one class alone, a feature is NaN or infinite, a number is out of range, or shapes do
             not fit.
     """
     path = _checked_strengths(strengths)
-    targets = _Targets.of(labels, len(features))
+    if isinstance(features, np.ndarray):
+        features = torch.from_numpy(features)
+    targets = _Targets.of(labels, len(features), num_classes)
     weights = _checked_weights(sample_weight, targets.given.shape)
     design = _Design(features, weights if weights.ndim == 1 else torch.ones(len(features)))
     targets.weights = weights if weights.ndim == 2 else None
     images = np.arange(len(features)) if groups is None else np.asarray(groups)
-    if images.shape != (len(features),):
-        raise ValueError(f"groups of shape {images.shape} for {len(features)} rows: must be one number a row.")
+    if images.shape != (len(features),) or (images.dtype.kind == "f" and np.isnan(images).any()):
+        raise ValueError(f"groups of shape {images.shape} for {len(features)} rows: must be one number a row, no NaN.")
     plain = plain_rows(images)
     parts = checked_folds(folds, targets.given, seed, images)
     in_training = np.zeros((len(parts), len(features)), dtype=np.float32)
@@ -177,7 +182,7 @@ class _Targets:
             self.truth = one_hot[:, 1:] if len(self.present) == 2 else one_hot
 
     @classmethod
-    def of(cls, labels: Any, rows: int) -> "_Targets":
+    def of(cls, labels: Any, rows: int, num_classes: int | None = None) -> "_Targets":
         given = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
         if given.ndim not in (1, 2) or len(given) != rows:
             raise ValueError(f"labels of shape {given.shape} for {rows} rows of features: must be one a row.")
@@ -191,7 +196,10 @@ class _Targets:
         constant = np.flatnonzero(given.min(axis=0) == given.max(axis=0)).tolist() if given.ndim == 2 else []
         if constant:
             raise ValueError(f"Label {constant[0]} is the same in all {rows} rows: leave its column out.")
-        return cls(given, given.shape[1] if given.ndim == 2 else int(given.max()) + 1)
+        columns = given.shape[1] if given.ndim == 2 else int(given.max()) + 1
+        if num_classes is not None and (num_classes < columns or (given.ndim == 2 and num_classes > columns)):
+            raise ValueError(f"num_classes={num_classes}, but the labels are of {columns} classes.")
+        return cls(given, num_classes or columns)
 
     @property
     def is_softmax(self) -> bool:
@@ -270,13 +278,13 @@ class _Design:
         self._coordinates: torch.Tensor | None = None
         if self.rows <= self.width:  # the Gram matrix of the rows is the smaller one
             centred = torch.cat([chunk for _, chunk in self._given()]) - self.mean
-            self.sizes, vectors = _principal_axes(centred @ centred.T)
+            self.sizes, vectors = _principal_axes(centred.double() @ centred.double().T)
             self.axes = centred.T @ (vectors / self.sizes.sqrt())
             self._coordinates = vectors * self.sizes.sqrt()
         else:
-            gram = torch.zeros(self.width, self.width, device=self.device)
+            gram = torch.zeros(self.width, self.width, dtype=torch.float64, device=self.device)
             for _, chunk in self.chunks():
-                gram += chunk.T @ chunk
+                gram += chunk.double().T @ chunk.double()
             self.sizes, self.axes = _principal_axes(gram)
 
     def _given(self) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -285,7 +293,7 @@ class _Design:
             chunk = self.features[
                 rows if isinstance(self.features, torch.Tensor) else torch.arange(rows.start, rows.stop)
             ]
-            yield rows, chunk.float()
+            yield rows, chunk.detach().float()
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows as they are multiplied: coordinates, or centred features."""
@@ -305,14 +313,20 @@ class _Design:
 
 
 def _principal_axes(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The eigenvalues of a Gram matrix that count, (axes,), and their vectors, (columns, axes)."""
+    """Eigenvalues of a Gram matrix (float64), without those of rounding, and their vectors: (axes,), (columns, axes).
+
+    In float32 a column that is a thousand times as wide as the others would be all that is left.
+    """
     spreads = gram.diagonal()
-    varies = spreads > 1e-12 * spreads.max()  # with many columns of zeros LAPACK does not converge
+    varies = spreads > 1e-13 * spreads.max()  # with many columns of zeros LAPACK does not converge
     values, vectors = torch.linalg.eigh(gram[varies][:, varies])
-    kept = values > 1e-6 * values[-1:]
+    kept = values > 1e-11 * values[-1:]
     axes = gram.new_zeros(len(gram), int(kept.sum()))
     axes[varies] = vectors[:, kept]
-    return values[kept], axes
+    sizes = values[kept].float()
+    if not bool((sizes.isfinite() & (sizes > 0)).all()):
+        raise ValueError(f"The features vary by {float(values[-1]) ** 0.5:.0e} in all: scale them nearer to 1.")
+    return sizes, axes.float()
 
 
 class _Solver:
@@ -327,6 +341,8 @@ class _Solver:
         self.design, self.targets = design, targets
         weights = parts.to(design.device) * design.weights
         self._totals = weights.sum(1)  # (parts,)
+        if not bool((self._totals > 0).all()):
+            raise ValueError("sample_weight is 0 for all rows, or for all that a fold trains on.")
         self._weights = (weights / self._totals[:, None]).T  # (rows, parts)
         self._truth = targets.truth.to(design.device)
         self._of_labels = None if targets.weights is None else targets.weights.to(design.device)
