@@ -74,14 +74,15 @@ def average_precision(scores: NDArray[Any], truth: NDArray[Any]) -> float:
     return float((precision * np.diff(recall, prepend=0)).sum())
 
 
-def multi_label_metrics(probabilities: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
-    """Macro mean average precision and macro-F1 at .5, over the labels that some image has.
+def multi_label_metrics(probabilities: NDArray[Any], truth: NDArray[Any], threshold: float = 0.5) -> dict[str, float]:
+    """Macro mean average precision and macro-F1, over the labels that some image has.
 
     Args:
         probabilities (array of float (images, classes)): of each label by itself.
         truth (array (images, classes)): 0 and 1.
+        threshold (`float`, *optional*, defaults to 0.5): a label is predicted above this probability.
     """
-    is_there, said = truth > 0.5, probabilities > 0.5
+    is_there, said = truth > 0.5, probabilities > threshold
     kept = np.flatnonzero(is_there.any(axis=0))
     right = (is_there & said).sum(axis=0)
     f1 = 2 * right / np.maximum(is_there.sum(axis=0) + said.sum(axis=0), 1)

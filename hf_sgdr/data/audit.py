@@ -93,6 +93,8 @@ def _reasons(images: Sequence[Any]) -> Iterator[str | None]:
 
 
 def _reason(image: Any) -> str | None:
+    if image is None or (isinstance(image, dict) and not image.get("bytes") and not image.get("path")):
+        return "no image in this row"
     if isinstance(image, str) and not image.isascii():
         try:
             image.encode()

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_datase
 from hf_sgdr._utils.text import few
 from hf_sgdr.data.audit import OnError, check_on_error, readable
 from hf_sgdr.data.images import undecoded
-from hf_sgdr.data.labels import as_labels, encode_labels, label_names, label_values
+from hf_sgdr.data.labels import as_labels, column_values, encode_labels, label_names, label_values
 from hf_sgdr.data.splits import VALIDATION_NAMES, check_fraction, split_off
 from hf_sgdr.data.stream import check_stream
 
@@ -103,8 +103,11 @@ def _encoded(dataset: Dataset, known: Any, where: str) -> Dataset:
     """The same rows, labels as ids of the known classes; of these rows' own where none are known."""
     feature = dataset.features["label"]
     if label_names(feature):
-        if known is None or known == feature:
+        given = column_values(dataset, "label")
+        lacks = any(label is None or (isinstance(label, list) and None in label) for label in given)
+        if not lacks and (known is None or known == feature):
             return dataset
+        known = feature if known is None else known
         labels = label_values(dataset)
     else:
         labels = [as_labels(label) for label in dataset["label"][:]]

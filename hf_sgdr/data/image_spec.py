@@ -166,15 +166,25 @@ def _from_processor(config: dict[str, Any]) -> ImageSpec:
         resize = side if squash else int(side / config["crop_pct"])
     else:
         squash = "height" in size
-        resize = size["height"] if squash else size["shortest_edge"]
-        side = crop["height"] if config.get("do_center_crop") else resize
+        resize = size["height"] if squash else size.get("shortest_edge")
+        side = crop.get("height") if config.get("do_center_crop") else resize
+        is_square = size.get("width", resize) == resize and (side == resize or crop.get("width") == side)
+        if not resize or not side or not is_square:
+            raise ValueError(f"The image processor's size={dict(size)}, crop_size={dict(crop)}: must make a square.")
+    # x * rescale_factor in terms of x / 255
+    scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
+    scale = 1.0 if math.isclose(scale, 1.0) else scale
+    mean: Any = (0.0,) * 3
+    std: Any = (1.0,) * 3
+    if config.get("do_normalize"):
+        mean, std = config.get("image_mean") or IMAGENET_MEAN, config.get("image_std") or IMAGENET_STD
     return ImageSpec(
         size=side,
         resize=resize,
         squash=squash,
         interpolation=Resampling(config.get("resample", Resampling.BILINEAR)).name.lower(),
-        mean=tuple(config.get("image_mean") or IMAGENET_MEAN),
-        std=tuple(config.get("image_std") or IMAGENET_STD),
+        mean=tuple(value / scale for value in mean),
+        std=tuple(value / scale for value in std),
         resizer="torch",
     )
 

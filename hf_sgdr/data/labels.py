@@ -51,6 +51,9 @@ def is_multi_label(feature: Any) -> bool:
 
 def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
     """A column of plain values at once; iterating over `dataset[name]` takes a hundred times as long."""
+    feature = dataset.features[name]
+    if isinstance(getattr(feature, "feature", feature), getattr(datasets, "Json", ())):  # of several kinds, as its text
+        return list(dataset[name][:])
     values: list[Any] = dataset.select_columns(name).with_format("arrow")[:][name].combine_chunks().to_pylist()
     return values
 
@@ -63,7 +66,7 @@ def label_values(dataset: datasets.Dataset) -> list[Any]:
 
 def _named(label: Any, names: Sequence[str]) -> Any:
     if isinstance(label, list):
-        return [names[one] for one in label]
+        return [names[one] for one in label if one is not None and one >= 0]
     return None if label is None or label < 0 else names[label]
 
 

@@ -30,8 +30,8 @@ logger = logging.get_logger(__name__)
 
 # What the model's configuration says about labels and provenance does not change its features.
 _NOT_IN_KEY = {
-    "_name_or_path", "dtype", "hf_sgdr", "id2label", "label2id", "label_names", "num_classes", "num_labels",
-    "pretrained_cfg", "problem_type", "transformers_version",
+    "_name_or_path", "dtype", "hf_sgdr", "id2label", "label2id", "label_names", "name_or_path", "num_classes",
+    "num_labels", "pretrained_cfg", "problem_type", "transformers_version",
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def extract_features(
     )
     features = _features_of_batches(model, boundary, loader, transform, device, dtype)
     with (
-        fused_batch_norms(model, transform.spec.size),
+        fused_batch_norms(model, transform.spec.size, boundary.module),
         progress_bar(progress, sum(map(len, batches)), bars=bars) as bar,
     ):
         for shard in todo:

@@ -108,7 +108,7 @@ class MultiLabelInterpretation:
     @property
     def metrics(self) -> dict[str, float]:
         """Loss, macro mean average precision and macro-F1."""
-        return {"loss": self.loss, **multi_label_metrics(self.probabilities, self.labels)}
+        return {"loss": self.loss, **multi_label_metrics(self.probabilities, self.labels, self.threshold)}
 
     def per_class(self) -> list[LabelReport]:
         """Precision, recall, F1 and average precision of each label."""

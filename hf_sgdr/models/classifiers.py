@@ -18,9 +18,10 @@ from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrap
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 from transformers.utils import logging
 
+from hf_sgdr._utils.text import few
 from hf_sgdr.models.lite_weights import lite_keys_to_timm
 from hf_sgdr.models.patches import take_square_images
-from hf_sgdr.optim.architecture import timm_classifiers
+from hf_sgdr.optim.architecture import head_modules, timm_classifiers
 from hf_sgdr.optim.layer_groups import LayerGroups
 
 logger = logging.get_logger(__name__)
@@ -90,7 +91,10 @@ def create_image_classifier(
     changes = dict(num_labels=len(labels), **label_maps, **model_kwargs)
     if pretrained:
         trained_labels = AutoConfig.from_pretrained(name).id2label
-        model = AutoModelForImageClassification.from_pretrained(name, ignore_mismatched_sizes=True, **changes)
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            name, ignore_mismatched_sizes=True, output_loading_info=True, **changes
+        )
+        _check_body_is_pretrained(model, loading["mismatched_keys"], name, model_kwargs)
     else:
         _warn_not_pretrained(name)
         model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **changes))
@@ -101,6 +105,18 @@ def create_image_classifier(
     if getattr(model.config, "label_names", None) is not None:
         model.config.label_names = labels  # timm's configuration keeps those of the checkpoint beside id2label
     return model
+
+
+def _check_body_is_pretrained(model: Any, mismatched: Any, name: str, given: dict[str, Any]) -> None:
+    """Refuse what would make weights of another shape than those that were trained, but for the head's."""
+    heads = {id(value) for head in head_modules(model) for value in head.parameters()}
+    in_head = {key for key, value in model.named_parameters() if id(value) in heads}
+    misfits = sorted({key if isinstance(key, str) else key[0] for key in mismatched} - in_head)
+    if misfits and given:
+        raise ValueError(
+            f"{', '.join(f'{key}={value!r}' for key, value in given.items())}: the weights of {name!r} do not fit, and "
+            f"{few(misfits)} would be random. Leave it out, or give pretrained=False."
+        )
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -126,11 +142,13 @@ def _from_timm_name(
 ) -> TimmWrapperForImageClassification:
     if weights_file is not None and not Path(weights_file).is_file():
         raise FileNotFoundError(f"weights_file={os.fspath(weights_file)!r}: no such file.")
+    if model_args.get("in_chans", 3) != 3:
+        raise ValueError(f"in_chans={model_args['in_chans']}: images are in RGB, three channels; leave it out.")
     try:
         network: Any = timm.create_model(
             name, pretrained and weights_file is None, num_classes=len(label_maps["id2label"]), **model_args
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a tag or weights that timm does not know
         raise OSError(
             f"The pretrained weights of {name!r} could not be loaded from the Hub ({str(error).splitlines()[0]}) "
             "Give weights_file=, a local folder, or pretrained=False."

@@ -23,7 +23,7 @@ _TOLERANCE = 1e-4
 
 
 @contextmanager
-def fused_batch_norms(model: nn.Module, size: int) -> Iterator[None]:
+def fused_batch_norms(model: nn.Module, size: int, cut: nn.Module | None = None) -> Iterator[None]:
     """Inside, the model in evaluation is faster and gives the same; afterwards it is as it was, to the object.
 
     Only what one forward pass shows to be safe is folded; if the model then gave anything else, nothing is.
@@ -31,10 +31,14 @@ def fused_batch_norms(model: nn.Module, size: int) -> Iterator[None]:
     Args:
         model (`nn.Module`): an image classifier in evaluation mode.
         size (`int`): side of its images in pixels.
+        cut (`nn.Module`, *optional*): whose inputs are wanted as they are, so that no norm in it goes into what is
+            before it.
     """
     pixels = blank_images(model, 2, size)
     with torch.inference_mode():
         pairs, before = _pairs(model, pixels)
+    after_cut = set() if cut is None else set(cut.modules())
+    pairs = [(convolution, norm) for convolution, norm in pairs if norm not in after_cut or convolution in after_cut]
     with ExitStack() as undo:
         for convolution, norm in pairs:
             _fold(convolution, norm, undo)

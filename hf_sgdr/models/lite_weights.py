@@ -11,6 +11,8 @@ def lite_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]
     Args:
         weights (`dict[str, Tensor]`): its blocks are numbered through.
         stage_lengths (`list[int]`): how many blocks each of timm's stages has.
+
+    Keys of another network stay as they are, so that whoever loads the weights says what does not fit.
     """
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     # The first block has no expansion, so timm counts its layers from the depthwise convolution on.
@@ -27,10 +29,11 @@ def lite_keys_to_timm(weights: dict[str, torch.Tensor], stage_lengths: list[int]
     renamed = {}
     for key, value in weights.items():
         match = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
-        if match:
+        if match and int(match[1]) < len(places):
             number, layer, rest = int(match[1]), match[2], match[3]
-            renamed[f"{places[number]}.{(first if number == 0 else inner)[layer]}.{rest}"] = value
+            layers = first if number == 0 else inner
+            renamed[f"{places[number]}.{layers.get(layer, layer)}.{rest}"] = value
         else:
-            layer, rest = key.split(".", 1)
-            renamed[f"{outer[layer]}.{rest}"] = value
+            layer, _, rest = key.partition(".")
+            renamed[f"{outer.get(layer, layer)}.{rest}"] = value
     return renamed
