@@ -130,6 +130,7 @@ def test_a_folder_without_its_weights(tmp_path):
             "'resnt34' is neither a folder, nor a timm architecture, nor a model id of the Hub (user/name). "
             "Did you mean resnet34",
         ),
+        ({"in_chans": 1}, "in_chans=1: give images in RGB, three channels; leave it out."),
         ({"model_name_or_path": "user/name", "weights_file": "w.pth"}, "weights_file goes with a bare timm name"),
     ],
 )
@@ -138,6 +139,21 @@ def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=r"give|neither|goes with") as error:
         create_image_classifier(**values)
     assert str(error.value).startswith(message)
+
+
+def test_a_change_that_would_make_the_body_random_is_refused(tmp_path):
+    tiny_vit("ab").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"image_size=64: the weights of .* do not fit, and 'vit.embeddings.position"):
+        create_image_classifier(tmp_path, labels=["a", "b"], image_size=64)
+    assert create_image_classifier(tmp_path, labels=["a", "b", "c"]).config.num_labels == 3
+
+
+def test_keys_of_another_network_and_tags_that_are_unknown_are_named(tmp_path):
+    torch.save({"_conv_stem.weight": torch.zeros(1), "_blocks.30._se_reduce.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="does not fit EfficientNet"):
+        create_image_classifier("tf_efficientnet_lite0", labels=LABELS, weights_file=tmp_path / "w.pt")
+    with pytest.raises(OSError, match=r"'resnet18.nothing' could not be loaded .*Invalid pretrained tag"):
+        create_image_classifier("resnet18.nothing", labels=LABELS)
 
 
 def test_weights_that_the_hub_does_not_give_are_one_clear_error():

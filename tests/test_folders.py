@@ -312,6 +312,26 @@ def test_splits_that_are_spelled_otherwise_are_no_classes(tmp_path, make_image_f
         load_image_folder(tmp_path)
 
 
+def test_empty_cells_of_a_data_set_of_the_hub(tmp_path, make_image_folder):
+    files = sorted(map(str, make_image_folder(tmp_path / "images", {"": {"a": 6}}).rglob("*.jpg")))
+    kinds = {
+        "one": datasets.ClassLabel(names=["a", "b"]),
+        "several": datasets.List(datasets.ClassLabel(names=["a", "b"])),
+    }
+    for name, labels in (("one", [0, 1, None, 1, 0, 0]), ("several", [[0], [1, None], [1], [0], [], [1]])):
+        features = datasets.Features({"image": datasets.Image(), "label": kinds[name]})
+        rows = datasets.Dataset.from_dict({"image": [*files[:5], None], "label": labels}, features)
+        (tmp_path / name).mkdir()
+        rows.to_parquet(tmp_path / name / "train.parquet")
+        with pytest.raises(ValueError, match=r"1 of 6 images cannot be read:\n.*: no image in this row"):
+            load_image_dataset(str(tmp_path / name))
+        images = load_image_dataset(str(tmp_path / name), on_error="skip")
+        assert images["train"].features["label"] == kinds[name]
+        found = [label for part in images.values() for label in part["label"][:]]
+        expected = [0, 1, -1, 1, 0] if name == "one" else [[0], [1], [1], [0], []]
+        assert sorted(map(str, found)) == sorted(map(str, expected))
+
+
 def test_classes_may_hold_the_same_folders(tmp_path, make_image_folder):
     make_image_folder(tmp_path, {"cats": {"in": 2, "out": 2}, "dogs": {"in": 2, "out": 2}})
     assert load_image_folder(tmp_path)["train"].features["label"].names == ["cats", "dogs"]

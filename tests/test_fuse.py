@@ -69,6 +69,18 @@ def test_where_folding_would_change_something_nothing_is_folded():
             assert torch.equal(model(pixels), expected)
 
 
+def test_a_norm_behind_a_cut_stays_out_of_what_is_before_it():
+    model = network("resnet18")
+    pixels, seen = torch.randn(2, 3, SIZE, SIZE), []
+    model.bn1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.inference_mode():
+        model(pixels)
+        with fused_batch_norms(model, SIZE, model.bn1):
+            seen[1:] = []
+            model(pixels)
+    torch.testing.assert_close(seen[-1], seen[0])
+
+
 def test_an_exception_inside_leaves_the_model_as_it_was():
     model = network("test_resnet")
     before = weights(model)

@@ -98,6 +98,8 @@ def test_a_micro_batch_that_is_no_number_of_images_is_refused(tmp_path, value):
 def test_micro_batches_are_parts_in_order_with_their_share():
     batch = {"pixel_values": torch.arange(8), "labels": torch.arange(8) + 10}
     assert [len(part["labels"]) for part, _, _ in micro_batches(batch, 7)] == [4, 4]  # no single row is left
+    given = {"interpolate_pos_encoding": True, "scale": torch.tensor(2.0), "names": ["x"] * 8, **batch}
+    assert [part["interpolate_pos_encoding"] for part, _, _ in micro_batches(given, 3)] == [True] * 3
     parts = list(micro_batches(batch, 3))
     assert [part["pixel_values"].tolist() for part, _, _ in parts] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert [part["labels"].tolist() for part, _, _ in parts] == [[10, 11, 12], [13, 14, 15], [16, 17]]

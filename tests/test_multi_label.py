@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from helpers import tiny_vit
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
@@ -64,6 +65,12 @@ def test_metrics_are_scikit_learns():
     assert metrics["f1"] == pytest.approx(f1_score(truth, scores > 0.5, average="macro"))
 
 
+def test_metrics_go_by_the_threshold_that_is_given():
+    scores, truth = [[0.4, 0.1], [0.2, 0.45], [0.1, 0.1]], [[1, 0], [0, 1], [0, 0]]
+    assert MultiLabelInterpretation(scores, truth, ["a", "b"], threshold=0.3).metrics["f1"] == 1.0
+    assert MultiLabelInterpretation(scores, truth, ["a", "b"]).metrics["f1"] == 0.0
+
+
 def test_labels_are_rows_of_zeros_and_ones(images, tiny_model):
     rows = ImageDataset(images["train"], hf_sgdr.image_transforms(tiny_model, image_size=32)[1])
     for index in (0, 5):
@@ -86,6 +93,27 @@ def test_training_lowers_the_loss_and_logs_map_and_f1(make_trainer, precompute):
     record = trainer.history.fits[-1]
     assert record["eval_map"] == entries[-1]["eval_map"]
     assert "eval_accuracy" not in record
+
+
+def test_weights_of_one_and_accumulation_change_no_step(make_trainer):
+    steps = []
+    for kwargs in (
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 8, "class_weights": dict.fromkeys(NAMES, 1.0)},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4,
+            "class_weights": dict.fromkeys(NAMES, 1.0),
+        },
+    ):
+        model = tiny_vit(NAMES, problem_type="multi_label_classification")
+        trainer = make_trainer(model, folder=str(len(steps)), augment=None, max_zoom=1.0, max_steps=1, **kwargs)
+        trainer.fit(0.1, 1)
+        steps.append((trainer.model.classifier.weight.detach().clone(), trainer.evaluate()["eval_loss"]))
+    for weight, loss in steps[1:]:
+        torch.testing.assert_close(weight, steps[0][0], atol=1e-5, rtol=1e-4)
+        assert loss == pytest.approx(steps[0][1], abs=1e-5)
 
 
 def test_features_train_as_images_do(make_trainer):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Interrupt, same, weights, without_times
+from helpers import Interrupt, same, tiny_vit, weights, without_times
 
 from hf_sgdr import SGDRTrainer
 from hf_sgdr.recipe import Stage
@@ -75,6 +75,32 @@ def test_a_fit_goes_on_in_the_middle_of_cycle_and_epoch(make_trainer, save, accu
     )
     assert_same(end_of(whole), end_of(resumed))
     assert output.training_loss == whole_output.training_loss
+
+
+def test_a_model_whose_weights_are_saved_under_other_names_goes_on_too(make_trainer):
+    whole = make_trainer(tiny_vit(), folder="whole", freeze_to=0)
+    whole.fit(1e-2, 2, cycle_len=1)
+    broken = make_trainer(tiny_vit(), folder="broken", freeze_to=0)
+    broken.add_callback(Interrupt("on_step_end", 9))
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(1e-2, 2, cycle_len=1)
+    resumed = make_trainer(tiny_vit(), folder="broken", freeze_to=0)
+    resumed.fit(1e-2, 2, cycle_len=1, resume_from_checkpoint=True)
+    assert_same(end_of(whole), end_of(resumed))
+    best = make_trainer(tiny_vit(), folder="best", freeze_to=0, load_best_model_at_end=True)
+    best.fit(1e-2, 2, cycle_len=1)
+    lowest = min(entry["eval_loss"] for entry in best.state.log_history if "eval_loss" in entry)
+    assert best.evaluate()["eval_loss"] == pytest.approx(lowest, abs=1e-6)
+
+
+def test_a_fit_that_was_interrupted_goes_on_in_the_same_trainer(make_trainer):
+    trainer = make_trainer(freeze_to=0)
+    trainer.add_callback(interrupt := Interrupt("on_step_end", 9))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(1e-2, 2, cycle_len=1)
+    trainer.remove_callback(interrupt)
+    trainer.fit(1e-2, 2, cycle_len=1, resume_from_checkpoint=True)
+    assert (trainer.state.global_step, trainer.history.fits[-1]["name"]) == (12, "fit-001")
 
 
 def resumed_folder(trainer):

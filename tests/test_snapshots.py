@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import losses, same, weights
+from helpers import losses, same, tiny_resnet, tiny_vit, weights
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -83,6 +83,21 @@ def test_average_and_ensemble(make_trainer, tmp_path):
         else:
             assert torch.equal(tensor, values[-1])
     assert same(mean, trainer.model.state_dict())
+
+
+def test_an_evaluation_after_training_changes_no_snapshot_and_other_models_are_refused(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.add_callback(SnapshotCallback(tmp_path / "shots"))
+    trainer.fit(1e-2, 2, cycle_len=1)
+    best = (tmp_path / "shots" / "best.safetensors").read_bytes()
+    with torch.no_grad():
+        trainer.model.timm_model.fc.weight.zero_()
+    trainer.evaluate(trainer.train_dataset)
+    trainer.evaluate()
+    assert (tmp_path / "shots" / "best.safetensors").read_bytes() == best
+    for other in (tiny_vit(), tiny_resnet(["a", "b", "c"])):
+        with pytest.raises(ValueError, match="is of another model than this"):
+            average_weights(tmp_path / "shots", other)
 
 
 def test_an_ensemble_of_several_labels_is_the_mean_of_sigmoids(make_stock_trainer, tiny_model, tmp_path):

@@ -172,6 +172,18 @@ def test_labels_of_other_kinds_are_named(folder, labels, message):
         load_image_table(write(folder / "labels.jsonl", rows, ("file_name", "label")))
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [(("a", ["a", "b"]), ["a", "b"]), ((1, "x"), ["1", "x"]), (([1], ["a"]), ["1", "a"])],
+)
+def test_labels_of_several_kinds_in_one_column_are_read_as_they_are(folder, labels, names):
+    files = [file for file, _, _ in rows_of(folder)][:6]
+    rows = [(file, labels[number % 2]) for number, file in enumerate(files)]
+    feature = load_image_table(write(folder / "labels.jsonl", rows, ("file_name", "label")))["train"].features["label"]
+    assert getattr(feature, "feature", feature).names == names
+    assert isinstance(feature, List) == any(isinstance(label, list) for label in labels)
+
+
 def test_a_missing_label_among_several_is_none(folder):
     files = [file for file, _, _ in rows_of(folder)][:4]
     rows = [(file, label) for file, label in zip(files, (["a", None], ["b"], ["a"], ["b"]), strict=True)]

@@ -166,6 +166,27 @@ def test_after_a_change_of_image_size_the_boundary_is_of_the_new_size(make_train
 # ---- Room on disk and in memory ----
 
 
+def test_after_an_evaluation_in_bfloat16_features_are_extracted_as_before_it(make_trainer):
+    solutions = []
+    for evaluated in (False, True):
+        trainer = make_trainer(bf16=True, precompute=True, feature_dtype="float32", folder=str(evaluated))
+        if evaluated:
+            trainer.evaluate()
+            trainer.predict(trainer.eval_dataset)
+        solutions.append(trainer.solve_head(strengths=[0.1]).weight)
+        trainer.fit(1e-2, 1)
+    torch.testing.assert_close(*solutions)
+
+
+def test_a_loss_of_ones_own_reads_logits_as_of_any_model(make_trainer):
+    def loss_of(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    trainer = make_trainer(precompute=True, compute_loss_func=loss_of)
+    trainer.fit(1e-2, 1)
+    assert "eval_loss" in trainer.history.fits[-1]
+
+
 def test_too_many_features_are_refused_with_their_size(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
     trainer = make_trainer(precompute=True, cache_disk_gb=1e-5, freeze_to=1)

@@ -77,8 +77,10 @@ def test_evaluation_at_another_size_is_what_the_saved_configuration_says(size):
             image_std=[0.4, 0.5, 0.6],
         ),
         ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875),
+        ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
+        ViTImageProcessor(size={"height": 32, "width": 32}, rescale_factor=1 / 127.5),
     ],
-    ids=["squash", "crop", "convnext"],
+    ids=["squash", "crop", "convnext", "not normalised", "rescaled"],
 )
 def test_evaluation_is_the_stock_processor_of_a_model_of_transformers(processor, tmp_path):
     tiny_vit().save_pretrained(tmp_path)
@@ -323,6 +325,13 @@ def test_a_size_that_the_model_cannot_take_is_refused_and_its_mode_kept():
     with pytest.raises(ValueError, match="image_size=48: ViTForImageClassification cannot take pictures of that size"):
         image_transforms(model, image_size=48)
     assert model.training
+
+
+def test_a_processor_that_makes_no_square_is_refused(tmp_path):
+    tiny_vit().save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 48}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must make a square"):
+        image_transforms(ViTForImageClassification.from_pretrained(tmp_path))
 
 
 def test_inputs_that_are_not_square_are_refused():

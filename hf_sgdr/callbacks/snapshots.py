@@ -96,8 +96,15 @@ class SnapshotCallback(TrainerCallback):
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
             recorded = recorded_metrics(path.parent)
-            recorded.setdefault(path.stem, now)  # whoever evaluates after training may do so on other images
+            recorded.setdefault(path.stem, now)
             replace_file(path.with_name(METRICS_FILE), json.dumps(recorded, indent=1).encode())
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep nothing more: whoever evaluates after training may do so on other images or with other weights."""
+        self._best = None
 
     def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
         """The file of the cycle that ends with this step, if one does."""
@@ -182,6 +189,9 @@ def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dic
             sums[name] += weights[name]
     mean |= {name: (total / len(files)).to(mean[name].dtype) for name, total in sums.items()}
     if model is not None:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if not all(shapes.get(name) == tensor.shape for name, tensor in mean.items()):
+            raise ValueError(f"{files[-1]} is of another model than this {type(model).__name__}.")
         model.load_state_dict(mean, strict=False)
     return mean
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_sgdr.features.store import RowsOnDisk
 
@@ -78,9 +79,8 @@ class HeadClassifier(nn.Module):
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor | None = None, **loss_kwargs: Any
-    ) -> dict[str, torch.Tensor]:
+    ) -> ImageClassifierOutput:
         """Logits (batch, classes), and the model's own loss where labels are given."""
         logits = self.head(features)
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": self.loss_function(labels, logits, self.config, **loss_kwargs), "logits": logits}
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **loss_kwargs)
+        return ImageClassifierOutput(loss=loss, logits=logits)

@@ -1,7 +1,7 @@
 """Features of images as data sets: read from their store, after what it lacks was computed."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_sgdr._utils import scoped
 from hf_sgdr._utils.system import available_memory, progress_bar
 from hf_sgdr.data.cache import CacheArguments
 from hf_sgdr.data.dataset import ImageDataset
@@ -231,16 +232,17 @@ class PrecomputedFeatures:
     def _stored(self, images: ImageDataset, wanted_dtype: str, boundary: Boundary, **options: Any) -> FeatureStore:
         """The store of images, once this process has written its part."""
         on_cpu = self.accelerator.device.type == "cpu"
-        return extract_features(
-            self.model,
-            boundary,
-            images,
-            dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
-            batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            max_gb=self.args.cache_disk_gb,
-            **options,
-        )
+        with _without_autocast(self.model):
+            return extract_features(
+                self.model,
+                boundary,
+                images,
+                dtype=resolve_feature_dtype(self.accelerator.device, wanted_dtype),
+                batch_size=CPU_BATCH if on_cpu else self.args.eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                max_gb=self.args.cache_disk_gb,
+                **options,
+            )
 
     def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
         store = self._stored(
@@ -275,3 +277,14 @@ class PrecomputedFeatures:
                 break
             del self._read[key], in_memory[key]
         return store.read()
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[None]:
+    """Inside, without what accelerate leaves around a model's forward pass once it was used with `bf16=True`."""
+    wrapped, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if wrapped is None or own is None:
+        yield
+        return
+    with scoped.attributes(model, forward=own):
+        yield

@@ -143,7 +143,7 @@ def _from_timm_name(
     if weights_file is not None and not Path(weights_file).is_file():
         raise FileNotFoundError(f"weights_file={os.fspath(weights_file)!r}: no such file.")
     if model_args.get("in_chans", 3) != 3:
-        raise ValueError(f"in_chans={model_args['in_chans']}: images are in RGB, three channels; leave it out.")
+        raise ValueError(f"in_chans={model_args['in_chans']}: give images in RGB, three channels; leave it out.")
     try:
         network: Any = timm.create_model(
             name, pretrained and weights_file is None, num_classes=len(label_maps["id2label"]), **model_args

@@ -28,19 +28,19 @@ class BalancedLoss:
         self.is_multi_label = is_multi_label
 
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The mean over the images of a batch, or their sum over `num_items_in_batch`.
+        """The mean over the labels of a batch, or their sum over `num_items_in_batch`.
 
         Args:
             outputs (mapping or `ModelOutput`): with `logits` (images, classes).
             labels (`Tensor`): class ids (images,), or 0 and 1 (images, classes).
-            num_items_in_batch (`int` or `Tensor`, *optional*): images of all micro-batches of the step.
+            num_items_in_batch (`int` or `Tensor`, *optional*): labels of all micro-batches of the step, images times
+                classes with several an image, as the Trainer counts them.
         """
         logits = outputs["logits"].float()
         labels = labels.to(logits.device)
         weights = self.weights.to(logits.device) if torch.is_grad_enabled() else None
         if self.is_multi_label:
             losses = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights, reduction="none")
-            losses = losses.mean(dim=1)
         else:
             if weights is not None:  # the last classes may have no image, which is a weight of 1
                 weights = F.pad(weights, (0, logits.shape[-1] - len(weights)), value=1.0)

@@ -153,6 +153,10 @@ class SGDRTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.verify:
             file_index().clear()
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True would cut cycles off: give micro_batch_size, which divides a batch."
+            )
         is_default = self.per_device_train_batch_size is None
         if is_default:
             self.per_device_train_batch_size = DEFAULT_BATCH

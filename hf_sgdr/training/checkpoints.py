@@ -13,19 +13,33 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from safetensors import safe_open
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_sgdr._utils import termination
-from hf_sgdr._utils.store import replace_file
+from hf_sgdr._utils.store import replace_file, replace_weights
 
 logger = logging.get_logger(__name__)
 
 MANIFEST = "sgdr_state.json"
 # Beside an accelerator, which every question makes wait, several processes ask each other so rarely whether to end.
 ASK_EVERY = 16
+
+
+def keep_own_names(path: Path, model: Any) -> None:
+    """Save weights again if `save_pretrained` called them as earlier versions of transformers did.
+
+    It does so for ViT, Swin and others, and the Trainer, which loads a checkpoint by the present names, would go on
+    without these weights (transformers 5.24, `Trainer._load_from_checkpoint`).
+    """
+    if isinstance(model, PreTrainedModel) and path.is_file():
+        with safe_open(path, framework="pt") as file:
+            is_own = model.state_dict().keys() >= set(file.keys())
+        if not is_own:
+            replace_weights(path, model, {"format": "pt"})
 
 
 class SealCheckpoints(TrainerCallback):
@@ -80,7 +94,9 @@ class SealCheckpoints(TrainerCallback):
         values = self._state()
         if args.should_save:
             folder = args.output_dir or ""
-            seal(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), values)
+            checkpoint = Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            keep_own_names(checkpoint / SAFE_WEIGHTS_NAME, kwargs["model"])
+            seal(checkpoint, values)
             rotate_checkpoints(folder, self.limit, state.best_model_checkpoint)
         if self._is_ending:
             termination.ignore_sigterm()  # a launcher ends all processes when the first one has ended

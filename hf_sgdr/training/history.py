@@ -80,6 +80,10 @@ class TrainingHistory:
         if self._range_test is not None:
             self.range_tests[record["name"]], self._range_test = self._range_test, None
 
+    def add_solution(self) -> None:
+        """Note that the head was solved: files of a run that were written before are of other weights."""
+        self.trained_at, self.run = time.time(), None
+
     def plot(self) -> Figure:
         """The picture of the run: the first range test, rates, losses and metrics by epoch, over all fits.
 

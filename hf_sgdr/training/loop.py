@@ -36,10 +36,15 @@ def loop_arguments(args: SGDRTrainingArguments, steps_per_epoch: int, resumed_at
 
 def micro_batches(batch: dict[str, Any], size: int) -> Iterator[tuple[dict[str, Any], float, bool]]:
     """A batch in parts of at most `size` rows, each with its share of the rows, and whether it is the last."""
-    count = len(next(iter(batch.values())))
+    count = max(len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim)
     size = -(-count // -(-count // size))  # alike, so that no single row is left, of which a batch norm knows no spread
     for start in range(0, count, size):
-        part = {name: value[start : start + size] for name, value in batch.items()}
+        part = {
+            name: value[start : start + size]
+            if isinstance(value, torch.Tensor) and value.shape[:1] == (count,)
+            else value
+            for name, value in batch.items()
+        }
         yield part, min(size, count - start) / count, start + size >= count
 
 

@@ -156,6 +156,8 @@ class SGDRTrainer(Trainer):
             nn.Module.to(model, memory_format=torch.channels_last)
         of_trainer = None if is_stream(train_dataset) else train_dataset  # which would ask a stream for max_steps
         super().__init__(model, args, train_dataset=of_trainer, eval_dataset=eval_dataset, **kwargs)
+        if self.classes.is_multi_label and self.compute_loss_func is None:  # whose loss is a mean whatever it is told
+            self.model_accepts_loss_kwargs = False
         self.train_dataset = train_dataset
         if args.cache_images:
             self.images.caches = ImageCaches(args, self.accelerator)
@@ -346,6 +348,7 @@ class SGDRTrainer(Trainer):
             broadcast_object_list(solution)
         linear = self.features.linear_head()
         self._forget_plain_weight()
+        self.history.add_solution()
         with torch.no_grad():
             linear.weight.copy_(solution[0].weight)
             linear.bias.copy_(solution[0].bias)
@@ -667,8 +670,8 @@ class SGDRTrainer(Trainer):
         """Save the model, and in its configuration the evaluation transform and the augmentation, as they are now.
 
         Also in the middle, to come back to: `trainer.save_model("halfway")`, and later, into the same trainer,
-        `safetensors.torch.load_model(trainer.model, "halfway/model.safetensors")`. Features of other weights are never
-        taken.
+        `trainer.model.load_state_dict(type(trainer.model).from_pretrained("halfway").state_dict())`. Features of other
+        weights are never taken.
         """
         processor = self.images.record_in(self.features.model)
         if self._own_processor and not isinstance(processor, TimmWrapperImageProcessor):  # that is all in config.json
@@ -858,6 +861,7 @@ class SGDRTrainer(Trainer):
         self.optimizer, self.lr_scheduler = self._given_optimizers
         self._set_given_rates()
         self._user_rates.rates = {}
+        begun = self.num_fits
         self.num_fits += 1
         self.model_wrapped = self.model
         # an evaluation outside training leaves it, and then it is in every later log, but in none of a resumed run
@@ -875,7 +879,11 @@ class SGDRTrainer(Trainer):
             self._steps_per_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
             in_loop = scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step))
             with termination.deferred(), clear_disk_errors(self.args.output_dir), in_loop:
-                output = super().train(checkpoint, trial, ignore_keys)
+                try:
+                    output = super().train(checkpoint, trial, ignore_keys)
+                except BaseException:
+                    self.num_fits = begun  # the same call goes on with `resume_from_checkpoint=True`
+                    raise
         record = fit_record(
             self.state,
             self.schedule,
