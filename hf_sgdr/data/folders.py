@@ -37,6 +37,7 @@ logger = logging.get_logger(__name__)
 ENDINGS = {*ImageFolder.EXTENSIONS, ".heic", ".heif"}
 # What the recipes write into an output folder: train.py while it runs and at its end, find_lr.py.
 RUN_SIGNS = (RUNS_FOLDER, UNFINISHED_RUNS_FOLDER, "results.json", "recipe.yaml", "range-test.json")
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 FilesByClass = dict[str, list[str]]
@@ -268,9 +269,10 @@ def class_folders(root: Path) -> list[Path]:
 
 def _is_of_a_run(folder: Path, quiet: bool = False) -> bool:
     """Whether a recipe or a trainer wrote into a folder; the log names it."""
-    sign = next((name for name in RUN_SIGNS if (folder / name).exists()), None)
-    if sign is None and (folder / "config.json").exists() and (folder / "model.safetensors").exists():
-        sign = "config.json and model.safetensors"
+    there = {name for name in (*RUN_SIGNS, *MODEL_FILES) if os.path.exists(folder / name)}  # not if it may not be read
+    sign = next((name for name in RUN_SIGNS if name in there), None)
+    if sign is None and there.issuperset(MODEL_FILES):
+        sign = " and ".join(MODEL_FILES)
     if sign is not None and not quiet:
         logger.warning(f"{printable(folder)}: holds {sign}, so it is the output of a run and left out.")
     return sign is not None
