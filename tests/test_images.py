@@ -301,7 +301,8 @@ def test_labels_of_rows_that_are_no_data_set(images, augmented):
         ("cat", None, "The label 'cat' is of no class: the model names no classes."),
         ("cat", ["a", "b"], "The label 'cat' is of no class: the classes are 'a', 'b'."),
         (0.5, None, r"The label 0.5 is a float; it must be a class id \(integer\) or a name."),
-        ([0, 2], ["a", "b"], "must be of the 2 classes"),
+        ([0, 2], ["a", "b"], r"The label 2 is of no class: ids are 0 to 1 \('a', 'b'\)"),
+        ([0, -1], ["a", "b"], "must be of the 2 classes"),
     ):
         with pytest.raises(ValueError, match=message):
             ImageDataset([{"image": picture(), "label": wrong}], augmented, names=names)[0]
