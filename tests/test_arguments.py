@@ -88,6 +88,10 @@ ARGUMENTS = [
     ),
     ({"hub_token": "hf_secret"}, "hub_token is not taken as an argument"),
     ({"max_steps": 0}, "max_steps=0: must be an integer >= 1"),
+    (
+        {"auto_find_batch_size": True},
+        "auto_find_batch_size=True would cut cycles off: give micro_batch_size, which divides a batch",
+    ),
     ({"max_steps": 2.5}, "max_steps=2.5: must be an integer >= 1"),
 ]
 

@@ -70,6 +70,21 @@ def test_a_run_by_hand_is_pushed_with_all_that_it_measured(logged_in, make_train
     assert not any("training_args" in name or "/" in name for name in files)
 
 
+def test_a_head_that_was_solved_after_a_run_is_pushed_as_the_weights_that_it_is(logged_in, make_trainer):
+    trainer = make_trainer()
+    run_stages(trainer, (Stage("head", lr=1e-2, cycles=1, precompute=True),))
+    trainer.push_to_hub()
+    trainer.solve_head()
+    trainer.push_to_hub()
+    files = logged_in.repos["ann/out"].files()
+    results = json.loads(files["results.json"])
+    assert (results["best"], results["run"], results["solved"]) == ({"stage": "solved head"}, "", None)
+    assert "The saved weights are those with" not in files["README.md"].decode()
+    trainer.history.plot()  # marks nothing as kept
+    trainer.fit(1e-2, 1, name="more")
+    assert trainer.history.results(1).best["stage"] == "more"
+
+
 def test_a_recipe_in_python_is_pushed_with_its_results(logged_in, make_trainer):
     trainer = make_trainer()
     stages = (Stage("head", lr=1e-2, cycles=1, precompute=True), Stage("more", cycles=1, cycle_len=1))

@@ -1,5 +1,4 @@
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,9 @@ from hf_sgdr.data.images import readers
 
 before = torch.get_num_threads()
 {call}
-print("rank", os.environ.get("LOCAL_RANK", "0"), "threads", before, torch.get_num_threads(), readers()._max_workers)
+rank = os.environ.get("LOCAL_RANK", "0")
+with open(f"rank-{{rank}}.txt", "w") as file:
+    print("rank", rank, "threads", before, torch.get_num_threads(), readers()._max_workers, file=file)
 """
 TRAINER = (
     "SGDRTrainer, SGDRTrainingArguments, create_image_classifier",
@@ -43,10 +44,7 @@ PIPELINE = (
 
 
 def launched(folder: Path, args: list[str], what: tuple[str, str], **variables: str) -> tuple[list[str], str]:
-    """The lines that a script printed under accelerate's launcher, and its log.
-
-    Gloo prints to standard output, too, a line in several writes: one of ours may stand behind a piece of it.
-    """
+    """The lines that a script's processes wrote under accelerate's launcher, each into its own file, and the log."""
     script = folder / "report.py"
     script.write_text(REPORT.format(imports=what[0], call=what[1]))
     dropped = ("OMP_NUM_THREADS", "HF_SGDR_NUM_THREADS", "MKL_NUM_THREADS")
@@ -59,7 +57,7 @@ def launched(folder: Path, args: list[str], what: tuple[str, str], **variables: 
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return sorted(re.findall(r"rank \d+ threads \d+ \d+ \d+", done.stdout)), done.stderr
+    return [path.read_text().strip() for path in sorted(folder.glob("rank-*.txt"))], done.stderr
 
 
 def test_the_launcher_leaves_one_thread_and_the_trainer_takes_all(tmp_path):

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,21 +116,27 @@ class ShardStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "manifest.json").exists():
-                replace_file(self.folder / "manifest.json", json.dumps(self.manifest, indent=1).encode())
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
-                temporary = Path(file.name)
-            try:
-                save_file(tensors, temporary, metadata={"sha256": tensors_hash(sorted(tensors.items()))})
-                apply_umask(temporary)
-                temporary.replace(self._path(shard))
-            finally:
-                temporary.unlink(missing_ok=True)
+                manifest = json.dumps(self.manifest, indent=1)
+                self._put("manifest.json", lambda path: path.write_text(manifest, encoding="utf-8"))
+            metadata = {"sha256": tensors_hash(sorted(tensors.items()))}
+            self._put(self._path(shard).name, lambda path: save_file(tensors, path, metadata=metadata))
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"{self.folder} cannot be written ({error}). Make room, or set HF_SGDR_CACHE to a folder "
                 "that can be written; what is stored stays."
             ) from error
         _VERIFIED.add(file_identity(self._path(shard)))
+
+    def _put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file that other processes may write at the same time: the last one's is kept, whole."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".tmp-", delete=False) as file:
+            temporary = Path(file.name)
+        try:
+            write(temporary)
+            apply_umask(temporary)
+            temporary.replace(self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def read_tensors(self, shard: int) -> dict[str, torch.Tensor]:
         """A shard's tensors, its checksum looked at unless this process did so already.
@@ -193,8 +199,11 @@ def mapped(file: FileIdentity) -> NDArray[np.uint8]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    """Write a file, which no other process writes, under a temporary name and rename it: nobody ever sees half of it.
+
+    What a killed process left is taken away by the next writing of the same file.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -12,7 +12,7 @@ from hf_sgdr._utils.run_picture import plot_run
 from hf_sgdr.callbacks.best_weights import best_evaluation, last_evaluation, mean_of, metrics_of
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.optim.schedule import SGDRSchedule
-from hf_sgdr.recipe import FitRecord, RunResults, Stage
+from hf_sgdr.recipe import SOLVED_HEAD, FitRecord, RunResults, Stage
 from hf_sgdr.training.arguments import SGDRTrainingArguments
 
 # Of a fit, in its curve: more than a picture has points.
@@ -57,6 +57,7 @@ class TrainingHistory:
         self.starting_weights: str | None = None
         self._stages: list[dict[str, Any]] = []
         self._range_test: LRRangeResult | None = None
+        self._was_solved = False
 
     def add_range_test(self, result: LRRangeResult) -> None:
         """Keep a range test for the fit that follows it."""
@@ -76,13 +77,13 @@ class TrainingHistory:
                 "freeze_batch_norm": freeze_batch_norm,
             }
         )
-        self.trained_at = time.time()
+        self.trained_at, self._was_solved = time.time(), False
         if self._range_test is not None:
             self.range_tests[record["name"]], self._range_test = self._range_test, None
 
     def add_solution(self) -> None:
         """Note that the head was solved: files of a run that were written before are of other weights."""
-        self.trained_at, self.run = time.time(), None
+        self.trained_at, self.run, self._was_solved = time.time(), None, True
 
     def plot(self) -> Figure:
         """The picture of the run: the first range test, rates, losses and metrics by epoch, over all fits.
@@ -116,12 +117,16 @@ class TrainingHistory:
         return tuple(stages)
 
     def results(self, world_size: int) -> RunResults:
-        """The results of the last run, or else those of the fits; the weights are those that the last one left."""
+        """The results of the last run, or else those of the fits; the weights are those that the last one left.
+
+        Of a head that was solved since, the best weights have its name and no metrics.
+        """
         if self.run is not None:
             return self.run[1]
         results = RunResults(world_size, list(self.fits))
         if self.fits:
-            results.best = {"stage": self.fits[-1]["name"], **self.fits[-1]["kept"]}
+            last = {"stage": self.fits[-1]["name"], **self.fits[-1]["kept"]}
+            results.best = {"stage": SOLVED_HEAD} if self._was_solved else last
         return results
 
 
