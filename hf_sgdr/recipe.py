@@ -94,6 +94,8 @@ class Stage:
             raise ValueError(f"Stage name {self.name!r}: must be a string; in YAML, quote it.")
         if not self.name or not set(self.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-"):
             raise ValueError(f"Stage name {self.name!r}: use lower-case letters, digits, - and _; it names a folder.")
+        if self.name == "snapshots":
+            raise ValueError("Stage name 'snapshots': the folder of snapshots is called so; give another.")
         self._check_types()
         self._check_solve()
         if self.cycle_len is None and (self.cycle_mult != 1 or self.until_overfitting or self.snapshots):

@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.space_examples and not args.push_space:
         raise ValueError("--space_examples are for the page: give --push_space, too.")
+    if args.revision is not None and args.push_space:
+        raise ValueError("--push_space shows the model of the main branch: push it there, without --revision.")
     private = args.hub_private_repo or None
     names = [file.name for file in pushed_files(args.output_dir)]
     if args.push_space and AutoConfig.from_pretrained(args.output_dir).problem_type == MULTI_LABEL:

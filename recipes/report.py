@@ -123,16 +123,20 @@ def main(argv: Sequence[str]) -> int:
     seed = int(recipe["seed"] if args.seed is None else args.seed)
     seen = read_image_hashes(Path(args.model, RUNS_FOLDER))
     names = distinct_names(pipe.model.config)
-    share: dict[str, Any] = {"validation_fraction": fraction, "seed": seed, "on_error": None}
+    # left out before the split, if training did so: else the other images would be divided otherwise
+    on_error = "skip" if recipe.get("on_error") == "skip" else None
+    share: dict[str, Any] = {"validation_fraction": fraction, "seed": seed, "on_error": on_error}
     if args.labels_file is not None:
         columns = {name: getattr(args, name) for name in TABLE_ARGUMENTS}
         splits = load_image_table(args.labels_file, image_dir=args.data_dir, **columns, **share)
         folder = Path(args.data_dir or Path(args.labels_file).parent).absolute()
-        chosen = files_of_splits(splits, Path(args.labels_file), folder, names, args.split)
+        unseen = None if args.split_column_name is not None else seen
+        chosen = files_of_splits(splits, Path(args.labels_file), folder, names, args.split, unseen)
     elif args.label_pattern is not None or args.reads_table:
         columns = {name: getattr(args, name) for name in ("label_pattern", "label_column_name", "label_delimiter")}
         splits, folder = load_image_folder(args.data_dir, **columns, **share), Path(args.data_dir).absolute()
-        chosen = files_of_splits(splits, folder, folder, names, args.split)
+        unseen = None if (folder / "train").is_dir() else seen
+        chosen = files_of_splits(splits, folder, folder, names, args.split, unseen)
     else:
         chosen = files_of_folder(args.data_dir, names, args.split, fraction, seed, seen)
     for file, reason in chosen.unreadable.items():

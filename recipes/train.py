@@ -21,7 +21,7 @@ from hf_sgdr.cli.quiet import hide_bars
 from hf_sgdr.cli.recipes import recipes_folder
 from hf_sgdr.cli.summary import print_summary, stated_facts
 from hf_sgdr.data.labels import is_multi_label
-from hf_sgdr.demo import demo_image_folder, demo_weights_file
+from hf_sgdr.demo import DEMO_MODEL, demo_image_folder, demo_weights_file
 from hf_sgdr.hub.push import push_folder, require_login
 from hf_sgdr.hub.recipe_file import write_recipe
 from hf_sgdr.hub.space import push_space
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     push, is_main, output_dir = training.push_to_hub, training.process_index == 0, Path(training.output_dir)
     if recipe.push_space and not push:
         raise ValueError("--push_space shows a model of the Hub: give --push_to_hub, too.")
+    if recipe.push_space and training.hub_revision is not None:
+        raise ValueError("--push_space shows the model of the main branch: push it there, without --hub_revision.")
     if push and is_main:
         training.hub_model_id = require_login(training.hub_model_id or output_dir.absolute().name)
     if args.is_demo:
@@ -45,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
             print("This is the embedded demo: 1,797 handwritten digits, tf_efficientnet_lite0.")
             print("Images of your own: hf-sgdr train FOLDER")
         data.data_dir = str(demo_image_folder())
-        model_args.weights_file = model_args.weights_file or str(demo_weights_file())
+        if model_args.model_name_or_path == DEMO_MODEL and model_args.pretrained:
+            model_args.weights_file = model_args.weights_file or str(demo_weights_file())
     settings = {"n_aug": recipe.n_aug}  # for recipe.yaml, beside the data's, the model's and the trainer's
     columns = {name: getattr(training, name) for name in ("image_column_name", "label_column_name")}
     settings |= columns if data.dataset_name is not None else {k: v for k, v in columns.items() if k in args.given}
@@ -67,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         if recipe.n_aug and trainer.train_transform.is_random:
             results.tta = trainer.fit_tta(recipe.n_aug)
         trainer.save_model()
-        trainer.create_model_card(**stated_facts(data, model_args, recipe, args.is_demo, training.world_size))
+        is_demo = args.is_demo and args.given.isdisjoint({"model_name_or_path", "weights_file", "pretrained", "stages"})
+        trainer.create_model_card(**stated_facts(data, model_args, recipe, is_demo, training.world_size))
         if is_main:
             write_recipe(run_record(trainer), model=asdict(model_args), data=asdict(data), more=settings)
             save_results(results, output_dir / "results.json")  # from here on the run is finished

@@ -17,6 +17,7 @@ def test_weights_from_a_file_are_told_by_their_digest_and_not_by_their_place(tmp
     assert "body.pth" in said
     assert f"SHA-256 {hashlib.sha256(b'weights').hexdigest()}" in said
     assert str(tmp_path) not in said
+    assert local_origin("resnet34", str(file), False) == said
     assert local_origin("resnet34", None, False) == "It started from random weights."
     assert local_origin(str(tmp_path), None, True) == "It started from a model in a local folder."
     assert local_origin("timm/resnet34.a1_in1k", None, True) is None

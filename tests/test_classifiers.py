@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -108,6 +109,24 @@ def test_a_folders_head_is_kept_for_the_same_labels_only(tmp_path, kind, new, ke
     assert list(again.config.id2label.values()) == new
     pixels = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(again.eval()(pixels).logits, model.eval()(pixels).logits)
+
+
+def test_a_timm_models_folder_without_its_weights_draws_them_as_timm_does(tmp_path):
+    create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False).save_pretrained(tmp_path)
+    for place in (tmp_path, "test_resnet"):
+        model = create_image_classifier(place, labels=["a", "b"], pretrained=False)
+        first = next(model.timm_model.parameters())
+        assert first.std() > 0.05  # transformers would draw .02 everywhere
+
+
+def test_a_bare_name_is_timms_and_a_folder_that_is_called_so_is_named_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_vit("ab").save_pretrained("test_resnet")
+    kinds = [
+        type(create_image_classifier(name, labels=["a", "b"], pretrained=False)).__name__
+        for name in ("test_resnet", "./test_resnet", Path("test_resnet"))
+    ]
+    assert kinds == ["TimmWrapperForImageClassification", *["ViTForImageClassification"] * 2]
 
 
 def test_a_folder_without_its_weights(tmp_path):

@@ -228,6 +228,8 @@ def test_stores_are_listed_and_pruned(tmp_path, rows, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").touch()
     os.utime(tmp_path / "photos" / "holiday.jpg", (0, 0))
+    with pytest.raises(SystemExit):
+        main(["--root", str(tmp_path), "prune", "--days", "-1"])
     main(["--root", str(tmp_path), "prune", "--days", "30"])
     assert (tmp_path / "photos" / "holiday.jpg").exists()  # a mistyped --root removes nothing of yours
     assert capsys.readouterr().out.startswith("Removed 1 stores")

@@ -99,6 +99,15 @@ def test_what_an_earlier_push_left_is_removed_and_what_somebody_added_stays(hub,
     assert repo.files().keys() == RUN - {"head-range-test.png"} | {".gitattributes", "notebook.ipynb"}
 
 
+def test_a_card_that_a_person_wrote_stays(hub, api, out):
+    push_folder(out, "ann/cats", api=api)
+    repo = hub.repos["ann/cats"]
+    repo.commit("main", {**repo.files(), "README.md": b"by hand"}, "by hand")
+    (out / "README.md").unlink()
+    push_folder(out, "ann/cats", api=api)
+    assert repo.files()["README.md"] == b"by hand"
+
+
 def test_pushing_the_same_again_changes_nothing(hub, api, out):
     first = push_folder(out, "ann/cats", api=api)
     again = push_folder(out, "cats", api=api)

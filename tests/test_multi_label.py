@@ -18,8 +18,19 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
 import hf_sgdr
-from hf_sgdr import MultiLabelInterpretation, SGDRTrainer, Stage, load_image_table, pipeline, run_stages
+from hf_sgdr import (
+    MultiLabelInterpretation,
+    SGDRTrainer,
+    SGDRTrainingArguments,
+    Stage,
+    load_image_folder,
+    load_image_table,
+    pipeline,
+    run_stages,
+)
 from hf_sgdr._utils.metrics import average_precision, multi_label_metrics
+from hf_sgdr.cli.arguments import ModelArguments
+from hf_sgdr.cli.build import build_trainer
 from hf_sgdr.cli.main import run_cli
 from hf_sgdr.data.dataset import ImageDataset
 
@@ -216,6 +227,12 @@ def test_model_and_images_must_agree(make_trainer, images, make_image_folder, tm
     folder = make_image_folder(tmp_path / "one", {"train": {"cats": 3, "dogs": 3}, "valid": {"cats": 1, "dogs": 1}})
     with pytest.raises(ValueError, match="have one label each, and the model is made for multi_label"):
         make_trainer(several, images=folder)
+    several.save_pretrained(tmp_path / "several")
+    model = ModelArguments(str(tmp_path / "several"), image_size=32)
+    trainer = build_trainer(
+        load_image_folder(folder), model, SGDRTrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    )
+    assert trainer.model.config.problem_type is None
     with pytest.raises(ValueError, match='best_by="accuracy": of several labels an image there is none'):
         make_trainer(best_by="accuracy")
     with pytest.raises(ValueError, match="label_smoothing_factor needs one label an image"):

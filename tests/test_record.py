@@ -269,7 +269,7 @@ def test_a_recipe_holds_what_differs_from_the_defaults_and_nothing_of_this_machi
     )
     text = path.read_text()
     assert yaml.safe_load(text) == {
-        "validation_fraction": 0.2, "on_error": "raise", "model_name_or_path": "my body", "weights_file": "w.pth",
+        "validation_fraction": 0.2, "on_error": "raise", "model_name_or_path": "./my body", "weights_file": "w.pth",
         "pretrained": True, "image_size": 32, "augment": "side_on", "max_zoom": 1.1, "seed": 7, "data_seed": 0,
         "per_device_train_batch_size": 8, "weight_decay": 1e-4, "label_smoothing_factor": 0.1, "momentum": 0.8,
         "dataloader_drop_last": True, "n_aug": 2,

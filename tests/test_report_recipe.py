@@ -424,6 +424,16 @@ def test_all_images_of_a_folder_that_is_not_that_of_training_are_evaluated(
     assert "None of these images" in done.out
 
 
+def test_all_images_of_a_table_that_is_not_that_of_training_are_evaluated(place, tmp_path, evaluate, make_image_folder):
+    make_image_folder(tmp_path, {"foreign": {"birds": 4, "cats": 4}})
+    files = sorted((tmp_path / "foreign").rglob("*.jpg"))
+    rows = "".join(f"{file.relative_to(tmp_path)},{file.parent.name}\n" for file in files)
+    (tmp_path / "foreign.csv").write_text(f"file_name,label\n{rows}")
+    evaluate("--labels_file", str(tmp_path / "foreign.csv"), "--output", "foreign.json", model="run")
+    content, _ = figures(place / "foreign.json")
+    assert (content["photos"], content["of"], content["in_training"]) == (8, "all of foreign.csv", 0)
+
+
 def test_where_training_is_not_known_that_is_said(place, evaluate):
     done = evaluate("--data_dir", "flat", "--output", "unknown.json")
     assert figures(place / "unknown.json")[0]["in_training"] is None

@@ -155,6 +155,20 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(make_trainer, damage, log
     assert newest_checkpoint(last.parent).name == "checkpoint-18"
 
 
+def test_checkpoints_of_an_earlier_fit_with_more_steps_are_older(make_trainer):
+    make_trainer().fit(1e-2, 4)
+    whole = make_trainer(folder="whole")
+    whole.fit(1e-3, 3)
+    broken = make_trainer()
+    broken.add_callback(Interrupt("on_save", 2))
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(1e-3, 3)
+    assert newest_checkpoint(resumed_folder(broken)).name == "checkpoint-12"
+    resumed = make_trainer()
+    resumed.fit(1e-3, 3, resume_from_checkpoint=True)
+    assert_same(end_of(whole), end_of(resumed))
+
+
 def test_with_nothing_to_resume_from_it_says_so(make_trainer):
     with pytest.raises(ValueError, match="holds no whole checkpoint to resume from"):
         make_trainer().fit(1e-2, 1, resume_from_checkpoint=True)
@@ -328,10 +342,14 @@ def test_only_results_of_this_very_run_are_a_finished_run(make_trainer, images, 
     trainer = make_trainer()
     assert not is_finished(trainer, stages)
     save_results(run_stages(trainer, stages), results_file)
+    assert not is_finished(make_trainer(), stages)  # its model was not saved
+    trainer.save_model()
     assert is_finished(make_trainer(), stages)
     assert is_finished(make_trainer(save_total_limit=1, logging_steps=3), stages)  # of no effect
     fewer = make_trainer(train_dataset=images["train"].select(range(20)))
-    for other in ((make_trainer(seed=7), stages), (make_trainer(), STAGES[:2]), (fewer, stages)):
+    renamed = make_trainer()
+    renamed.model.config.id2label = {0: "cats", 1: "hounds"}
+    for other in ((make_trainer(seed=7), stages), (make_trainer(), STAGES[:2]), (fewer, stages), (renamed, stages)):
         logs.clear()
         assert not is_finished(*other)
         assert "results.json is of another run" in logs.text

@@ -260,6 +260,7 @@ def test_evaluations_without_a_loss_end_the_stage(trainer, monkeypatch):
     ("values", "message"),
     [
         ({"name": 5}, "Stage name 5: must be a string; in YAML, quote it."),
+        ({"name": "snapshots"}, "Stage name 'snapshots': the folder of snapshots is called so; give another."),
         ({"precompute": "no"}, "a: precompute='no': must be true or false, without quotes."),
         ({"freeze_batch_norm": "no"}, "a: freeze_batch_norm='no': must be true or false, without quotes."),
         ({"until_overfitting": 1}, "a: until_overfitting=1: must be true or false"),

@@ -117,6 +117,8 @@ def test_another_transform_is_saved_with_a_model_of_transformers_too(make_traine
     trainer.eval_transform = dataclasses.replace(transform, spec=dataclasses.replace(transform.spec, mean=mean))
     trainer.save_model(str(tmp_path / "vit"))
     assert json.loads((tmp_path / "vit" / "preprocessor_config.json").read_text())["image_mean"] == list(mean)
+    make_trainer().save_model(str(tmp_path / "vit"))  # whose own is all in config.json
+    assert not (tmp_path / "vit" / "preprocessor_config.json").exists()
 
 
 def test_a_trainer_that_only_evaluates_leaves_the_models_configuration_as_it_is(images, tiny_model, tmp_path):

@@ -12,6 +12,8 @@ from huggingface_hub import constants
 RUNS_FOLDER, UNFINISHED_RUNS_FOLDER = "_runs", "_runs-unfinished"
 # Its picture: rates, losses and metrics by epoch.
 RUN_PICTURE = "run.png"
+# And those of its stages.
+STAGE_PLOTS = ("*-range-test.png", "*-learning-rate.png")
 
 FileIdentity = tuple[str, int, int]  # absolute path, size in bytes, time of modification in nanoseconds
 

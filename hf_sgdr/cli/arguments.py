@@ -16,7 +16,8 @@ DECIDED_BY_STAGES = {
     name: "the stages say that; write stages in a YAML file." for name in SAID_BY_STAGES if name != "learning_rate"
 } | {
     "num_train_epochs": "the stages say how long: give cycles and cycle_len to the stages of a YAML file "
-    "(recipes/configs/lesson.yaml is one), or --max_steps for a short trial."
+    "(recipes/configs/lesson.yaml is one), or --max_steps for a short trial.",
+    "resume_from_checkpoint": "give --resume, which goes on from the last checkpoint below --output_dir.",
 }
 
 # What --help shows: our own arguments, and those of transformers that people use, in words of our own.
@@ -97,8 +98,14 @@ class DataArguments:
             if getattr(self, name) is not None and source is None:
                 needed = "labels_file" if name == "split_column_name" else "data_dir"
                 raise ValueError(f"--{name} needs --{needed}.")
-        if self.streaming and self.dataset_name is None:
-            raise ValueError("--streaming needs --dataset_name.")
+        of_the_hub = {
+            "streaming": self.streaming,
+            "train_split_name": self.train_split_name != "train",
+            "validation_split_name": self.validation_split_name is not None,
+        }
+        for name, is_given in of_the_hub.items():
+            if is_given and self.dataset_name is None:
+                raise ValueError(f"--{name} needs --dataset_name.")
         if self.label_pattern is not None and self.labels_file is not None:
             raise ValueError("--label_pattern and --labels_file: labels come from one of the two.")
         if self.label_delimiter is not None and self.labels_file is None and self.data_dir is None:

@@ -80,6 +80,8 @@ def build_trainer(images: DatasetDict, model_args: ModelArguments, training: SGD
         weights_file=model_args.weights_file,
         problem_type=MULTI_LABEL if is_multi_label(feature) else None,
     )
+    if not is_multi_label(feature) and model.config.problem_type == MULTI_LABEL:
+        model.config.problem_type = None  # of the labels that it had
     size = model_args.image_size
     if size is None and model_args.pretrained:
         size = fine_tuning_size(model)

@@ -72,7 +72,12 @@ def is_read_as_table(root: Path) -> bool:
 
 
 def files_of_splits(
-    splits: Mapping[str, Dataset], place: Path, folder: Path, names: Sequence[str], split: str | None
+    splits: Mapping[str, Dataset],
+    place: Path,
+    folder: Path,
+    names: Sequence[str],
+    split: str | None,
+    seen: set[str] | None = None,
 ) -> LabelledFiles:
     """The files of splits that were loaded as for training.
 
@@ -81,15 +86,19 @@ def files_of_splits(
         place (`Path`): what they were loaded from.
         folder (`Path`): files are called by their path below it.
         names, split: as in [`files_of_folder`].
+        seen (`set[str]`, *optional*): as there, where validation is a share that was split off.
 
     Raises:
         ValueError: if there is no such split, or a class of another name.
     """
-    where, split = printable(place), split or "validation"
+    where = printable(place)
+    if split is None:
+        hashes = content_hashes(file for part in splits.values() for file in _files(part)) if seen else []
+        split = "all" if seen and seen.isdisjoint(hashes) else "validation"
     if split != "all" and split not in splits:
         raise ValueError(f"{where} is divided into {few(list(splits))}; it has no {split}.")
     parts = list(splits.values()) if split == "all" else [splits[split]]
-    files = [row["path"] for part in parts for row in undecoded(part)["image"][:]]
+    files = [file for part in parts for file in _files(part)]
     classes = [value for part in parts for value in label_values(part)]
     if None in classes:
         raise ValueError(f"{where}, {split}: {classes.count(None)} images have no label to compare with.")
@@ -100,3 +109,7 @@ def files_of_splits(
     rows = [row for row in zip(files, classes, strict=True) if row[0] not in unreadable]
     title = f"{split} of {place.resolve().name}"
     return LabelledFiles([file for file, _ in rows], [value for _, value in rows], title, folder, unreadable)
+
+
+def _files(split: Dataset) -> list[str]:
+    return [row["path"] for row in undecoded(split)["image"][:]]

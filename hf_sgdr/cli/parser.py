@@ -168,8 +168,9 @@ class OneLineParser(HfArgumentParser):
                 continue
             if f"--{dest}" not in self._option_string_actions:
                 raise ValueError(f"{config}: {name}: no such argument{nearest(dest, self.types)}.")
-            takes_several = self._option_string_actions[f"--{dest}"].nargs in ("*", "+")
-            if isinstance(value, list) and not takes_several:
+            action = self._option_string_actions[f"--{dest}"]
+            dest = action.dest  # the name may be an alias
+            if isinstance(value, list) and action.nargs not in ("*", "+"):
                 raise ValueError(f"{config}: {name}: {json.dumps(value)} is a list; it takes one value.")
             for item in value if isinstance(value, list) else [value]:
                 self._check_type(f"{config}: {name}", dest, item)

@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
         for store in stores(options.root):
             print(_line(store))
         return
+    if options.days < 0:
+        pruning.error(f"--days {options.days:g}: give a number of days, 0 for all.")
     gone = prune(options.root, options.days)
     print(f"Removed {len(gone)} stores, {sum(store.size for store in gone) / 1e6:.1f} MB, from {options.root}.")
 

@@ -99,14 +99,14 @@ def local_origin(name: str, weights_file: str | None, pretrained: bool) -> str |
     Args:
         name (`str`): of the model, as it was given.
         weights_file (`str` or None): told by its own name and its SHA-256, not by where it lies.
-        pretrained (`bool`): False is random weights.
+        pretrained (`bool`): False is random weights, without a file.
     """
-    if not pretrained:
-        return "It started from random weights."
     if weights_file is not None:
         file = Path(weights_file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         return f"It started from the weights in {file.name}, a local file with the SHA-256 {digest}."
+    if not pretrained:
+        return "It started from random weights."
     return "It started from a model in a local folder." if Path(name).is_dir() else None
 
 

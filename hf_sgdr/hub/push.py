@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import load_model
 from transformers import AutoModelForImageClassification
 
-from hf_sgdr._utils.files import RUN_PICTURE, RUNS_FOLDER
+from hf_sgdr._utils.files import RUN_PICTURE, RUNS_FOLDER, STAGE_PLOTS
 from hf_sgdr.callbacks.snapshots import best_snapshots, snapshot_files
 from hf_sgdr.hub.card_facts import put_model_id
 from hf_sgdr.hub.retry import LOG_IN, HubError, retry
@@ -28,8 +28,8 @@ from hf_sgdr.version import __version__
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MODEL_FILES = ("config.json", *WEIGHTS, *PROCESSOR_FILES)
-PLOTS = (RUN_PICTURE, "*-range-test.png", "*-learning-rate.png")
-RUN_FILES = ("README.md", "results.json", "recipe.yaml", *PLOTS)
+CARD = "README.md"
+RUN_FILES = ("results.json", "recipe.yaml", RUN_PICTURE, *STAGE_PLOTS)
 # Pushed where the card shows them; what an earlier card showed and this one does not, images above all, is removed.
 CARD_PICTURES = ("confusion-matrix.png", "most-*.png")
 SNAPSHOTS_FOLDER = f"{RUNS_FOLDER}/snapshots"
@@ -66,8 +66,8 @@ def pushed_files(folder: str | Path) -> list[Path]:
             f"{folder}: no model to push; give a folder that holds config.json and model.safetensors (not links), as "
             "`hf-sgdr train` and trainer.save_model() leave it."
         )
-    shown = _PICTURE.findall(here["README.md"].read_text(encoding="utf-8")) if "README.md" in here else []
-    files = [here[name] for name in sorted(here) if name in shown or _matches(name, (*MODEL_FILES, *RUN_FILES))]
+    shown = _PICTURE.findall(here[CARD].read_text(encoding="utf-8")) if CARD in here else []
+    files = [here[name] for name in sorted(here) if name in shown or _matches(name, (CARD, *MODEL_FILES, *RUN_FILES))]
     _require_clean([file for file in files if file.suffix in _TEXT], folder)
     return files
 
@@ -167,9 +167,9 @@ def push_folder(
 
     try:
         repository = prepare_repository(model_id, private=private, api=api)
-        if "README.md" in files:  # names the model by its id, whatever it was called when the card was written
-            card = Path(folder, "README.md").read_text(encoding="utf-8")
-            files["README.md"] = put_model_id(card, repository).encode()
+        if CARD in files:  # names the model by its id, whatever it was called when the card was written
+            card = Path(folder, CARD).read_text(encoding="utf-8")
+            files[CARD] = put_model_id(card, repository).encode()
         info = retry(commit, f"Pushing to {repository}{'' if revision is None else f', {revision}'}")
         if tag is not None:
             retry(lambda: _tag(api, repository, tag, info.oid), f"Tagging {repository} as {tag}")
@@ -276,7 +276,7 @@ def _tag(api: HfApi, repository: str, tag: str, revision: str) -> None:
 
 
 def _is_replaced(name: str) -> bool:
-    """Whether a push may have left a file of this name in a repository."""
+    """Whether a push may have left a file of this name in a repository; a card may as well be a person's, and stays."""
     return _matches(name, (*MODEL_FILES, *RUN_FILES, *CARD_PICTURES))
 
 

@@ -112,7 +112,7 @@ def _model_arguments(model: Mapping[str, Any], record: RunRecord, notes: list[st
     for name, flag in (("model_name_or_path", "--model"), ("weights_file", "--weights_file")):
         if values[name] is not None and os.path.exists(values[name]):
             path = Path(values[name]).resolve()
-            values[name] = path.name
+            values[name] = f"./{path.name}" if path.is_dir() else path.name  # a bare name may be one of timm's
             digest = f", SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}" if path.is_file() else ""
             notes.append(f"{name} was local{digest}: give {flag}.")
     return {name: value for name, value in values.items() if value is not None}

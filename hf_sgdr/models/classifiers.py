@@ -55,7 +55,7 @@ def create_image_classifier(
 
     Args:
         model_name_or_path (`str` or `PathLike`): a model id of the Hub or a folder (of transformers or timm), or the
-            bare name of a timm architecture, such as "resnet34".
+            bare name of a timm architecture, such as "resnet34"; a folder that is called like one is "./resnet34".
         labels (sequence of `str`): the class names, in the order of their ids; at least two, all different.
         pretrained (`bool`, *optional*, defaults to True): load weights. False starts from random ones.
         weights_file (`str` or `PathLike`, *optional*): for a bare timm name: a local safetensors file or state dict, in
@@ -82,7 +82,7 @@ def create_image_classifier(
     if problem_type is not None:
         label_maps["problem_type"] = problem_type
     name = os.fspath(model_name_or_path)
-    if timm.is_model(name) and not os.path.isdir(name):
+    if timm.is_model(name) and (isinstance(model_name_or_path, str) or not os.path.isdir(name)):
         return _from_timm_name(name, label_maps, pretrained, weights_file, model_kwargs)
     if weights_file is not None:
         raise ValueError(f"weights_file goes with a bare timm name such as 'resnet34', not with {name!r}.")
@@ -98,6 +98,11 @@ def create_image_classifier(
     else:
         _warn_not_pretrained(name)
         model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(name, **changes))
+        if isinstance(model, TimmWrapperForImageClassification):  # transformers has drawn all weights like a head's
+            model_args = model.config.model_args or {}
+            network = timm.create_model(model.config.architecture, num_classes=len(labels), **model_args)
+            model.timm_model.load_state_dict(network.state_dict())
+            _fresh_head(model)
         model.name_or_path = ""  # what a card would take for the origin of the weights
     check_trainable(model)
     if pretrained and [trained_labels[i] for i in sorted(trained_labels)] != labels:

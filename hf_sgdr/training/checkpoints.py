@@ -7,6 +7,8 @@ checkpoint at the end of an epoch is written after that epoch was evaluated, not
 
 import hashlib
 import json
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from accelerate import PartialState
 from safetensors import safe_open
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_sgdr._utils import termination
@@ -97,7 +99,7 @@ class SealCheckpoints(TrainerCallback):
             checkpoint = Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             keep_own_names(checkpoint / SAFE_WEIGHTS_NAME, kwargs["model"])
             seal(checkpoint, values)
-            rotate_checkpoints(folder, self.limit, state.best_model_checkpoint)
+            _remove_oldest(Path(folder), self.limit, state.best_model_checkpoint)
         if self._is_ending:
             termination.ignore_sigterm()  # a launcher ends all processes when the first one has ended
             PartialState().wait_for_everyone()
@@ -120,7 +122,8 @@ def seal(checkpoint: Path, state: dict[str, Any]) -> None:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MANIFEST and not path.name.startswith(".tmp-")
     }
-    replace_file(checkpoint / MANIFEST, json.dumps({"files": files, "state": state}).encode())
+    content = {"files": files, "state": state, "saved_at": time.time()}
+    replace_file(checkpoint / MANIFEST, json.dumps(content).encode())
 
 
 def sealed_state(checkpoint: Path) -> dict[str, Any] | None:
@@ -137,11 +140,33 @@ def sealed_state(checkpoint: Path) -> dict[str, Any] | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint of a folder; a later one that is not whole is named in a warning and passed over."""
-    for checkpoint in map(Path, reversed(sort_checkpoints(str(folder)))):
+    for checkpoint in reversed(_by_age(folder)):
         if sealed_state(checkpoint) is not None:
             return checkpoint
         logger.warning(f"{checkpoint} was not written to its end, or was changed: passed over for the one before it.")
     return None
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """A folder's checkpoints, the oldest first: an earlier training may have left later steps there."""
+    return sorted(map(Path, sort_checkpoints(str(folder))), key=_saved_at)
+
+
+def _saved_at(checkpoint: Path) -> float:
+    try:
+        return float(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["saved_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return checkpoint.stat().st_mtime
+
+
+def _remove_oldest(folder: Path, limit: int | None, best: str | None) -> None:
+    """Keep so many checkpoints, with the last one and the best one among them; transformers' own goes by the step."""
+    if limit is None or limit <= 0:
+        return
+    checkpoints = _by_age(folder)
+    removable = [checkpoint for checkpoint in checkpoints[:-1] if best is None or checkpoint != Path(best)]
+    for checkpoint in removable[: max(0, len(checkpoints) - limit)]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def checkpoint_to_resume(wanted: str | bool | None, folder: Path) -> tuple[str | None, dict[str, Any], int]:

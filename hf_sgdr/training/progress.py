@@ -19,7 +19,7 @@ import psutil
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_sgdr._utils.files import RUN_PICTURE, UNFINISHED_RUNS_FOLDER
+from hf_sgdr._utils.files import RUN_PICTURE, STAGE_PLOTS, UNFINISHED_RUNS_FOLDER
 from hf_sgdr._utils.store import damaged, load_weights, replace_file, replace_weights
 from hf_sgdr.callbacks.best_weights import KeepBestWeights
 from hf_sgdr.recipe import FitRecord
@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 _LOCK = "lock.json"
 # Of progress.json and what lies beside it; raised when a run can no longer go on from what an older version left.
-_FORMAT = 2
+_FORMAT = 3
 _MEND = ", so there is nothing to go on with: begin the run anew, do not resume."
 
 
@@ -171,14 +171,15 @@ class RunProgress:
             kept.mkdir()
             for path in self.folder.iterdir():
                 if path.name != _LOCK:
-                    path.rename(kept / path.name)
+                    shutil.move(path, kept / path.name)  # the folder may be a link to another disk
         (self.folder / "best.safetensors").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "snapshots", ignore_errors=True)
         (self.folder.parent / RUN_PICTURE).unlink(missing_ok=True)
         for stage in self.depends_on["stages"]:
             shutil.rmtree(self.folder / stage["name"], ignore_errors=True)
-            for plot in ("range-test", "learning-rate"):  # of an earlier run, which may have had another recipe
-                (self.folder.parent / f"{stage['name']}-{plot}.png").unlink(missing_ok=True)
+        for plot in STAGE_PLOTS:  # of an earlier run, which may have had another recipe
+            for path in self.folder.parent.glob(plot):
+                path.unlink()
 
     def begin_stage(self, name: str, model: PreTrainedModel, best: KeepBestWeights | None, is_main: bool) -> Path:
         """Keep the weights that a stage begins with, so that it begins with them again if it is interrupted.

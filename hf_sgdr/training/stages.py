@@ -19,6 +19,7 @@ from hf_sgdr.callbacks.overfitting import StopWhenOverfitting
 from hf_sgdr.callbacks.snapshots import SnapshotCallback, average_with_start
 from hf_sgdr.data.dataset import rows_of
 from hf_sgdr.data.hashes import write_image_hashes
+from hf_sgdr.data.labels import class_names
 from hf_sgdr.data.stream import MATERIALISE, is_stream
 from hf_sgdr.features.store import module_hash
 from hf_sgdr.hub.card import save_plot
@@ -170,21 +171,22 @@ def _solve_beside(trainer: SGDRTrainer, progress: RunProgress, best: KeepBestWei
 
 
 def is_finished(trainer: SGDRTrainer, stages: Sequence[Stage]) -> bool:
-    """Whether the trainer's `output_dir` holds the results of this very run.
+    """Whether the trainer's `output_dir` holds the results of this very run, and its model.
 
     Results of another run, of other images for example, do not count, and the log says so.
 
     Args:
         trainer ([`SGDRTrainer`]), stages (sequence of [`Stage`]): as for [`run_stages`], nothing trained yet.
     """
-    path = Path(trainer.args.output_dir, "results.json")
-    if not path.exists():
+    folder = Path(trainer.args.output_dir)
+    path = folder / "results.json"
+    if not path.exists() or not (folder / "config.json").exists() or not any(folder.glob("model*.safetensors")):
         return False
     try:
         run = json.loads(path.read_text(encoding="utf-8")).get("run")
     except (ValueError, AttributeError):
         run = None
-    progress = RunProgress(Path(trainer.args.output_dir, RUNS_FOLDER), _depends_on(trainer, stages))
+    progress = RunProgress(folder / RUNS_FOLDER, _depends_on(trainer, stages))
     if run == run_key(progress.depends_on):
         return True
     if not progress.exists and trainer.is_world_process_zero():
@@ -230,6 +232,7 @@ def _depends_on(trainer: SGDRTrainer, stages: Sequence[Stage]) -> dict[str, Any]
         "feature_dtype": trainer.features.dtype,  # what "auto" means depends on the machine
         "stages": [asdict(stage) for stage in stages],
         "model": config.get("architecture") or type(trainer.model).__name__,
+        "classes": list(class_names(trainer.model.config)),
         # in a trainer that was interrupted, weights are no longer those that it began with
         "starting weights": trainer.history.starting_weights or module_hash(trainer.model),
         "transforms": [trainer.train_transform.to_dict(), trainer.eval_transform.to_dict()],

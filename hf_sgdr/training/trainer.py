@@ -55,7 +55,7 @@ from hf_sgdr.data.transforms import ImageTransform, image_transforms, recorded_v
 from hf_sgdr.features.head import HeadClassifier, whole_batch
 from hf_sgdr.features.reader import PrecomputedFeatures
 from hf_sgdr.hub.card_facts import card_facts
-from hf_sgdr.hub.push import hub_api, prepare_repository, push_folder
+from hf_sgdr.hub.push import PROCESSOR_FILES, hub_api, prepare_repository, push_folder
 from hf_sgdr.inference.tta import check_beta, fitted_weight, log_loss, mean_of_views, plain_weight, views_at_once
 from hf_sgdr.models.classifiers import check_trainable
 from hf_sgdr.optim.balance import BalancedLoss
@@ -682,6 +682,9 @@ class SGDRTrainer(Trainer):
             # A pickle of the arguments, which nothing needs and which would carry them to the Hub.
             (folder / "training_args.bin").unlink(missing_ok=True)
             apply_umask(*folder.glob("*.safetensors"))
+            if isinstance(processor, TimmWrapperImageProcessor):  # those of an earlier model would be taken for its own
+                for name in PROCESSOR_FILES:
+                    (folder / name).unlink(missing_ok=True)
 
     # ---- Predictions ----
 
