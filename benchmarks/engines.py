@@ -1,11 +1,12 @@
 """The forward pass by torch and by OpenVINO's runtime: whether an engine of its own earns its keep.
 
     pip install -e ".[bench]" openvino
-    python benchmarks/engines.py [--models resnet34] [--rounds 5]
+    python benchmarks/engines.py [--models resnet34] [--rounds 5] [--dtype bfloat16]
 
-Both in float32, batches of 32, random weights, which cost the same as trained ones; torch as features are extracted:
-batch norms folded, channels last, freed memory kept. OpenVINO: static batch, the better one of its hints for latency
-and for throughput. The last ratio is of 5,000 images, conversion included. docs/experiments.md has the table.
+Both in the same precision, batches of 32, random weights, which cost the same as trained ones; torch as features are
+extracted: batch norms folded, channels last, freed memory kept, bfloat16 by autocast. OpenVINO: static batch, the
+better one of its hints for latency and for throughput. The last ratio is of 5,000 images, conversion included.
+docs/experiments.md has the table.
 """
 
 import argparse
@@ -32,6 +33,8 @@ MODELS = (
     "vit_tiny_patch16_224",
 )
 BATCH, PASSES, IMAGES = 32, 4, 5_000
+# By the names of torch and of OpenVINO.
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def main() -> None:
@@ -39,22 +42,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="names of timm")
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many, the engines in turn")
+    parser.add_argument("--dtype", choices=list(PRECISIONS), default="float32")
     options = parser.parse_args()
     keep_freed_memory()
     print("| network | torch, images/s | OpenVINO | ratio | conversion, s | ratio at 5,000 images | cosine, least |")
     print("|---|---|---|---|---|---|---|")
     for name in options.models:
-        print(compared(name, options.rounds), flush=True)
+        print(compared(name, options.rounds, options.dtype), flush=True)
 
 
-def compared(name: str, rounds: int) -> str:
+def compared(name: str, rounds: int, dtype: str) -> str:
     """A row of the table."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0).eval().to(memory_format=torch.channels_last)
     size = model.pretrained_cfg["input_size"][-1]
     pixels = torch.randn(BATCH, 3, size, size)
     start = time.perf_counter()
-    theirs = converted(model, pixels)
+    theirs = converted(model, pixels, PRECISIONS[dtype])
     conversion = time.perf_counter() - start
     last = pixels.contiguous(memory_format=torch.channels_last)
 
@@ -62,8 +66,9 @@ def compared(name: str, rounds: int) -> str:
         for _ in range(PASSES):
             model(last)
 
-    with torch.inference_mode():
-        cosine = F.cosine_similarity(model(last), torch.from_numpy(theirs[0]())).min()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")  # as features are extracted
+    with torch.inference_mode(), autocast:
+        cosine = F.cosine_similarity(model(last).float(), torch.from_numpy(theirs[0]())).min()
         with fused_batch_norms(model, size):
             rates = [PASSES * BATCH / seconds for seconds in in_turn([ours, *theirs[1:]], rounds)]
     torch_rate, rate = rates[0], max(rates[1:])
@@ -72,13 +77,13 @@ def compared(name: str, rounds: int) -> str:
     return f"| {name} | {' | '.join(cells)} | {cosine:.7f} |"
 
 
-def converted(model: torch.nn.Module, pixels: torch.Tensor) -> list[Callable[[], Any]]:
+def converted(model: torch.nn.Module, pixels: torch.Tensor, precision: str) -> list[Callable[[], Any]]:
     """One pass, and some passes in each of two ways."""
     openvino = importlib.import_module("openvino")
     core, values = openvino.Core(), pixels.numpy()
     network = openvino.convert_model(model, example_input=pixels[:1], input=list(pixels.shape))
     by_hint = [
-        core.compile_model(network, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"})
+        core.compile_model(network, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": precision})
         for hint in ("LATENCY", "THROUGHPUT")
     ]
     queue = openvino.AsyncInferQueue(by_hint[1])
