@@ -69,7 +69,8 @@ def memory(files: list[Path], data_dir: Path, many: int) -> list[str]:
             lines.append(f"| extraction of {count:,} images | {peaks[count]:,.0f} | {milliseconds[count]:.2f} |")
     growth, ratio = peaks[many] - peaks[FEW], milliseconds[many] / milliseconds[FEW]
     lines.append(f"| growth | {growth:+,.0f} | {ratio:.2f} times |")
-    weights = {DEMO_MODEL: ["--weights_file", str(demo_weights_file())], "resnet34": ["--pretrained", "false"]}
+    random = ["--pretrained", "false", "--image_size", "288"]  # as many pixels as its weights would have
+    weights = {DEMO_MODEL: ["--weights_file", str(demo_weights_file())], "resnet34": random}
     for model, words in weights.items():
         peak = lesson_peak(data_dir, [*words, "--model", model])
         lines.append(f"| lesson.yaml, {model} | {peak:,.0f} | |")
