@@ -82,8 +82,8 @@ def extract_features(
         raise TypeError(f"The transform is {type(transform).__name__}: give one of image_transforms(model).")
     if at is None:
         raise ValueError(
-            f"The head of {type(model).__name__} is None, as LayerGroups has it where it is not one module: the input of "
-            "one alone is stored. Give a model with one head."
+            f"The head of {type(model).__name__} is None, as LayerGroups has it where it is not one module: the input "
+            "of one alone is stored. Give a model with one head."
         )
     boundary = at if isinstance(at, Boundary) else Boundary.at_head(model, at)
     store = FeatureStore(_depends_on(model, boundary, images, transform, dtype), len(images))
