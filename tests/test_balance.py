@@ -84,6 +84,14 @@ def test_a_last_class_without_images_has_the_weight_one():
     torch.testing.assert_close(balanced_loss([0, 0, 1])({"logits": logits}, labels), expected.mean())
 
 
+def test_labels_that_do_not_count_are_no_part_of_the_mean():
+    logits, labels = torch.randn(4, 2, requires_grad=True), torch.tensor([0, -100, 1, -100])
+    loss = balanced_loss([0, 0, 1])
+    torch.testing.assert_close(loss({"logits": logits}, labels), loss({"logits": logits[::2]}, labels[::2]))
+    with torch.no_grad():
+        torch.testing.assert_close(loss({"logits": logits}, labels), F.cross_entropy(logits, labels))
+
+
 def test_with_features_and_without_weights_count_alike(make_trainer):
     seen = []
     for precompute in (False, True):

@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 from helpers import losses
 
 from hf_sgdr.callbacks import epoch_table
@@ -52,6 +53,23 @@ def test_a_star_marks_the_lowest_loss_so_far_also_of_earlier_fits(make_trainer, 
     epoch_table.print_row(trainer, "worse", {"eval_loss": 9.0}, 0.5)
     assert not capsys.readouterr().out.rstrip().endswith("*")
     assert lines[0].endswith(" *")
+
+
+@pytest.mark.parametrize("eval_strategy", ["epoch", "no"])
+@pytest.mark.parametrize("sets", ["one", "two"])
+def test_where_no_training_loss_is_logged_a_line_has_a_dash(
+    make_stock_trainer, tiny_model, capsys, eval_strategy, sets
+):  # fmt: skip
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i % 2)), "labels": i % 2} for i in range(8)]
+    eval_dataset = {"a": rows[:4], "b": rows} if sets == "two" else rows
+    values = {"num_train_epochs": 2, "eval_strategy": eval_strategy, "eval_on_start": eval_strategy == "epoch"}
+    trainer = make_stock_trainer(tiny_model, rows, eval_dataset=eval_dataset, **values)
+    epoch_table.show_epoch_table(trainer)
+    trainer.train()
+    trainer.evaluate()
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["epoch", "train", "loss"]
+    assert [line.split()[:2] for line in lines if line[:5] != "best:"] == [["1", "–"], ["2", "–"]]
 
 
 def test_in_a_notebook_the_table_is_html_in_one_place(make_trainer, monkeypatch, capsys):

@@ -295,3 +295,24 @@ def test_the_summary_counts_what_trains(groups, tiny_model):
     assert [row.split()[:2] for row in rows] == [["early", "no"], ["middle", "yes"], ["head", "yes"]]
     trained = sum(value.numel() for value in tiny_model.parameters() if value.requires_grad)
     assert last == f"{trained:,} of {sum(map(torch.numel, tiny_model.parameters())):,} parameters train"
+    tiny_model.timm_model.conv1[0].weight.requires_grad_(True)
+    groups.parameters(1)[0].requires_grad_(False)
+    trained = sum(value.numel() for value in tiny_model.parameters() if value.requires_grad)
+    _, *rows, last = groups.summary().splitlines()
+    assert [row.split()[:2] for row in rows] == [["early", "partly"], ["middle", "partly"], ["head", "yes"]]
+    assert last.startswith(f"{trained:,} of ")
+    tiny_model.requires_grad_(False)
+    _, *rows, last = groups.summary().splitlines()
+    assert [row.split()[1] for row in rows] == ["no", "no", "no"]
+    assert last.startswith("0 of ")
+
+
+def test_the_same_parameters_decay_as_in_transformers_trainer(tmp_path):
+    model = SwinForImageClassification(
+        SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    )
+    args = TrainingArguments(str(tmp_path), weight_decay=0.1, use_cpu=True, report_to="none")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = LayerGroups.from_model(model).optimizer(args)
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == set(Trainer(model, args).get_decay_parameter_names(model))

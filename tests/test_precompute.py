@@ -257,6 +257,13 @@ def test_a_head_that_does_not_give_the_logits_is_refused_and_nothing_is_stored(t
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+def test_a_model_with_two_heads_is_refused(folder):
+    model = create_image_classifier("deit_tiny_distilled_patch16_224", labels=["cats", "dogs"], pretrained=False)
+    images = ImageDataset(load_image_folder(folder)["train"], image_transforms(model)[1])
+    with pytest.raises(ValueError, match=r"The head of TimmWrapper.* is None, .* Give a model with one head"):
+        extract_features(model, LayerGroups.from_model(model).head, images, dtype=torch.float32)
+
+
 def test_extraction_leaves_torchs_generator_alone(tiny_model, folder):
     before = torch.get_rng_state()
     extract(tiny_model, folder)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from hf_sgdr import LayerGroups, StagedUnfreezing
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
 from hf_sgdr.optim.suggestions import smooth, smoothed_losses
 
@@ -97,6 +98,23 @@ def test_history_has_every_step_of_a_stock_trainer(stock_trainer):
     assert history["lr"] == LRRangeTest(1e-5, 1.0, 30).learning_rates()
     assert history["smoothed_loss"] == pytest.approx(smoothed_losses(history["loss"], 0.98))
     assert result.stop_reason == "finished"
+
+
+def test_minus_one_step_is_all_of_them_and_none_is_refused(stock_trainer):
+    test = LRRangeTest(1e-5, 1e-3, 4)
+    assert [len(test.run(stock_trainer(), max_steps=most).history["lr"]) for most in (None, -1, 3)] == [4, 4, 3]
+    with pytest.raises(ValueError, match="max_steps=0: must be an integer >= 1"):
+        test.run(stock_trainer(), max_steps=0)
+
+
+def test_gradual_unfreezing_is_named_unless_what_it_freezes_is_frozen(make_stock_trainer, tiny_model, logs):
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i % 2)), "labels": i % 2} for i in range(8)]
+    trainer = make_stock_trainer(tiny_model, rows, callbacks=[StagedUnfreezing({0: -1, 1: 0})])
+    LRRangeTest(1e-5, 1e-4, 2).run(trainer)
+    assert logs.text.count("moves all parameters, which StagedUnfreezing does not at first") == 1
+    LayerGroups.from_model(tiny_model).freeze_to(-1)
+    LRRangeTest(1e-5, 1e-4, 2).run(trainer)
+    assert logs.text.count("moves all parameters") == 1
 
 
 def test_groups_keep_their_ratios_and_the_last_one_is_reported(stock_trainer):

@@ -209,6 +209,17 @@ def test_a_prolonged_run_has_its_own_number_of_cycles_and_no_warning(logs):
     assert not logs.records
 
 
+def test_a_state_of_another_scheduler_is_refused_and_other_cycles_are_named(logs):
+    optimizer = optimizer_of_three_groups()
+    other = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0).state_dict()
+    with pytest.raises(ValueError, match=r"The checkpoint's scheduler has .*lr_lambdas.* none of get_sgdr_schedule"):
+        get_sgdr_schedule(optimizer, 2).load_state_dict(other)
+    scheduler = get_sgdr_schedule(optimizer, 3)
+    scheduler.load_state_dict(get_sgdr_schedule(optimizer, 2).state_dict())
+    assert scheduler.schedule == SGDRSchedule(2)
+    assert logs.text.count("The run goes on with the cycles of its checkpoint, SGDRSchedule(cycle_steps=2") == 1
+
+
 def test_its_repr_is_one_short_line():
     scheduler = get_sgdr_schedule(optimizer_of_three_groups(), 4, 2, 2)
     assert repr(scheduler) == (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import losses, same, tiny_resnet, tiny_vit, weights
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import TrainerCallback
 
 from hf_sgdr import (
@@ -146,3 +146,57 @@ def test_on_a_stock_trainer(make_stock_trainer, tiny_model, tmp_path):
     assert [path.name for path in sorted((tmp_path / "out" / "_runs" / "snapshots").iterdir())] == [
         "cycle-001.safetensors", "cycle-002.safetensors",
     ]  # fmt: skip
+
+
+def test_after_a_resume_a_cycle_has_the_metrics_of_its_new_weights(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="epoch", callbacks=[SnapshotCallback(tmp_path / "shots")])
+    trainer.fit(1e-2, 2, cycle_len=1)
+    figures = tmp_path / "shots" / "figures.json"
+    recorded = json.loads(figures.read_text())
+    expected = recorded["cycle-002"]["eval_loss"]
+    figures.write_text(json.dumps(recorded | {"cycle-002": {"epoch": 2.0, "eval_loss": 0.0}}))
+    again = make_trainer(save_strategy="epoch", callbacks=[SnapshotCallback(tmp_path / "shots")])
+    again.fit(1e-2, 2, cycle_len=1, resume_from_checkpoint=str(next((tmp_path / "out").rglob("checkpoint-2"))))
+    assert json.loads(figures.read_text())["cycle-002"]["eval_loss"] == pytest.approx(expected)
+
+
+def test_losses_that_no_evaluation_has_are_named_when_training_ends(make_stock_trainer, tiny_model, tmp_path, logs):
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i % 2)), "labels": i % 2} for i in range(8)]
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
+    make_stock_trainer(
+        tiny_model, rows, eval_dataset={"a": rows[:2], "b": rows[2:]}, eval_strategy="epoch", num_train_epochs=1,
+        callbacks=[SnapshotCallback(tmp_path / "shots")], optimizers=(optimizer, get_sgdr_schedule(optimizer, 1)),
+    ).train()  # fmt: skip
+    assert logs.text.count("the evaluations gave eval_a_loss, eval_b_loss, but not eval_loss") == 1
+    assert "Give losses=['eval_a_loss', 'eval_b_loss']" in logs.text
+
+
+def test_an_ensemble_needs_one_data_set_and_logits(make_stock_trainer, tiny_model, tmp_path):
+    rows = [{"pixel_values": torch.full((3, 32, 32), float(i))} for i in range(4)]
+    save_file(weights(tiny_model), tmp_path / "a.safetensors")
+    for sets in (None, {"a": rows, "b": rows}):
+        trainer = make_stock_trainer(tiny_model, None, eval_dataset=sets)
+        with pytest.raises(ValueError, match="the trainer has no single eval_dataset: give dataset="):
+            ensemble_predictions(trainer, [tmp_path / "a.safetensors"])
+    classes = make_stock_trainer(tiny_model, None, preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1))
+    with pytest.raises(ValueError, match=r"The predictions are of shape \(4,\), and an ensemble is of logits"):
+        ensemble_predictions(classes, [tmp_path / "a.safetensors"], rows)
+    one, two = make_stock_trainer(tiny_vit(["a"]), None), make_stock_trainer(tiny_vit(), None)
+    save_file(weights(one.model), tmp_path / "one.safetensors")
+    save_file(weights(two.model), tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match=r"of shape \(4, 1\)"):
+        ensemble_predictions(one, [tmp_path / "one.safetensors"], rows)
+    with pytest.raises(ValueError, match=r"classifier.bias is \(1,\) in the file and \(2,\) in the model"):
+        ensemble_predictions(two, [tmp_path / "one.safetensors"], rows)
+    with pytest.raises(ValueError, match=r"one\.safetensors is of another model than .*two\.safetensors"):
+        average_weights([tmp_path / "one.safetensors", tmp_path / "two.safetensors"])
+
+
+def test_a_checkpoint_with_other_names_on_disk_is_refused_with_what_serves(tmp_path):
+    model = tiny_vit()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has other names for its weights.* of safetensors.torch.save_model") as error:
+        average_weights([tmp_path / "model.safetensors"], model)
+    assert "\n" not in str(error.value)
+    save_model(model, tmp_path / "own.safetensors")
+    average_weights([tmp_path / "own.safetensors"], model)

@@ -201,6 +201,8 @@ def test_features_that_are_all_alike_give_the_classes_shares():
         ({"labels": np.arange(20) - 1}, "labels must be class ids >= 0"),
         ({"labels": np.arange(20)}, "No class has two images, so none can be held out"),
         ({"features": torch.full((20, 3), torch.nan)}, "The features are not finite"),
+        ({"features": torch.ones(20, 3, 1, 1)}, r"features of shape \(20, 3, 1, 1\): .* as features.flatten\(1\) is"),
+        ({"features": np.ones(20)}, r"features of shape \(20,\): must be \(rows, width\)"),
         ({"strengths": [0.0]}, r"strengths=\[0.0\]: must be finite numbers above 0"),
         ({"strengths": []}, r"strengths=\[\]: must be finite numbers above 0, at least one"),
         ({"folds": 1}, "folds=1: must be an integer >= 2"),

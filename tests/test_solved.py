@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import ClassLabel
-from helpers import Interrupt, same, tiny_resnet, weights
+from helpers import Interrupt, same, tiny_resnet, tiny_vit, weights
 from safetensors.torch import save_model
 from transformers import TrainerCallback
 
@@ -218,8 +218,55 @@ def test_the_average_of_start_and_end_on_a_stock_trainer(make_stock_trainer, tmp
     expected = {name: torch.lerp(start[name], end[name], share) for name in end if end[name].is_floating_point()}
     now = weights(trainer.model)
     assert all(torch.equal(now[name], value) for name, value in expected.items())
-    with pytest.raises(ValueError, match=r"shares=\[2\] above 0, below 1"):
+    with pytest.raises(ValueError, match=r"shares=\[2\]: each must be above 0 and below 1"):
         average_with_start(trainer, tmp_path / "start.safetensors", shares=[2])
+
+
+def without_a_set(trainer):
+    trainer.eval_dataset = None
+
+
+def interrupted(trainer):
+    trainer.add_callback(Interrupt("on_evaluate", 2))
+
+
+def without_a_loss(trainer):
+    trainer.label_names = ["none"]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error"), [(without_a_set, ValueError), (interrupted, KeyboardInterrupt), (without_a_loss, ValueError)]
+)
+def test_averages_that_cannot_be_evaluated_leave_the_present_weights(make_stock_trainer, tmp_path, breaks, error):
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 2} for i in range(4)]
+    trainer = make_stock_trainer(tiny_resnet(), rows, eval_dataset=rows, learning_rate=1e-2, max_steps=1)
+    save_model(trainer.model, tmp_path / "start.safetensors")
+    trainer.train()
+    end = weights(trainer.model)
+    breaks(trainer)
+    with pytest.raises(error):
+        average_with_start(trainer, tmp_path / "start.safetensors")
+    assert same(end, trainer.model.state_dict())
+
+
+def test_of_equal_averages_the_nearest_to_the_end_is_kept(make_stock_trainer, tmp_path):
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 2} for i in range(4)]
+    trainer = make_stock_trainer(tiny_resnet(), rows, eval_dataset=rows, learning_rate=1e-2, max_steps=1)
+    save_model(trainer.model, tmp_path / "start.safetensors")
+    trainer.train()
+    end = weights(trainer.model)
+    trainer.evaluate = lambda: {"eval_loss": 1.0}
+    average_with_start(trainer, tmp_path / "start.safetensors")
+    assert same(end, trainer.model.state_dict())
+
+
+@pytest.mark.parametrize("labels", [["a"], ["a", "b", "c"]])
+def test_a_start_of_other_shapes_is_refused(make_stock_trainer, tmp_path, labels):
+    save_model(tiny_vit(labels), tmp_path / "start.safetensors")
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 2} for i in range(4)]
+    trainer = make_stock_trainer(tiny_vit(), rows, eval_dataset=rows)
+    with pytest.raises(ValueError, match=rf"classifier.bias is \({len(labels)},\) in the file and \(2,\) in the model"):
+        average_with_start(trainer, tmp_path / "start.safetensors")
 
 
 @pytest.mark.parametrize(("event", "count"), [("on_step_end", 4), ("on_evaluate", 4), ("on_train_end", 2)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from helpers import cosine, same, tiny_resnet, tiny_vit, weights
+from helpers import Interrupt, cosine, same, tiny_resnet, tiny_vit, weights
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -138,6 +138,63 @@ def test_unfreezing_goes_on_where_it_was_after_a_resume(model, make_trainer, tmp
     again = make_trainer(model, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0})])
     again.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{STEPS}"))
     assert same(expected, model.state_dict())
+
+
+def test_one_callback_unfreezes_the_model_of_each_training(make_trainer):
+    unfreezing = StagedUnfreezing({0: -1, 2: 0})
+    for model in (tiny_vit(), tiny_vit()):
+        watch = Watch()
+        make_trainer(model, callbacks=[unfreezing, watch]).train()
+        groups = LayerGroups.from_model(model)
+        names = {*groups.parameter_names(0), *groups.parameter_names(1)}
+        assert watch.frozen[::STEPS] == [names, names, set()]
+    given = StagedUnfreezing({0: -1}, LayerGroups.from_model(tiny_vit()))
+    with pytest.raises(ValueError, match="the layer groups are of another model than this ViTForImageClassification"):
+        make_trainer(tiny_vit(), callbacks=[given]).train()
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("resumed_at", [None, 2, STEPS + 2])
+def test_epochs_of_data_without_a_length_are_counted(make_stock_trainer, tmp_path, resumed_at):
+    model, watch = tiny_vit(), Watch()
+    stream = Stream(list(rows_of(model)))
+    values = {"per_device_train_batch_size": BATCH, "max_steps": 3 * STEPS, "save_strategy": "steps", "save_steps": 2}
+    make_stock_trainer(model, stream, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0}), watch], **values).train()
+    groups = LayerGroups.from_model(model)
+    early, middle = (set(groups.parameter_names(i)) for i in range(2))
+    assert watch.frozen == [early | middle] * STEPS + [early] * STEPS + [set()] * STEPS
+    if resumed_at is not None:
+        resumed = Watch()
+        again = make_stock_trainer(model, stream, callbacks=[StagedUnfreezing({0: -1, 1: 1, 2: 0}), resumed], **values)
+        again.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{resumed_at}"))
+        assert resumed.frozen[:2] == watch.frozen[resumed_at : resumed_at + 2]
+        if resumed_at < STEPS:
+            assert resumed.frozen == watch.frozen[resumed_at:]
+
+
+def test_parameters_are_as_frozen_after_training_as_before(make_trainer):
+    model = tiny_resnet()
+    groups = LayerGroups.from_model(model)
+    optimizer = torch.optim.SGD(groups.param_groups(1e-2))
+    groups.freeze_to(1)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    unfreezing = StagedUnfreezing({0: -1, 1: 1})
+    trainer = make_trainer(model, optimizer, callbacks=[unfreezing, Interrupt("on_step_end", 2)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    statistics = model.timm_model.bn1.running_mean.clone()
+    model.train()
+    model(torch.randn(4, 3, 32, 32))
+    assert torch.equal(model.timm_model.bn1.running_mean, statistics)
 
 
 def test_what_was_frozen_before_the_optimizer_was_made_is_refused(model, make_trainer):

@@ -9,9 +9,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 from typing_extensions import override
 
 from hf_sgdr._utils.store import damaged, load_weights, replace_weights
+
+logger = logging.get_logger(__name__)
 
 # What is recorded of an evaluation beside its loss.
 METRICS = ("accuracy", "balanced_accuracy", "f1", "map")
@@ -80,6 +83,18 @@ class KeepBestWeights(TrainerCallback):
         }
         if state.is_world_process_zero:
             replace_weights(self.path, self.model, {"figures": json.dumps(self.metrics)})
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warn if there were evaluations, but none with all the losses that decide."""
+        if self._evaluated and not self.metrics and state.is_world_process_zero:
+            seen = [name for name in self._evaluated if name.endswith("_loss")]
+            logger.warning(
+                f"No weights were kept as the best: the evaluations gave {', '.join(seen) or 'no loss'}, but not "
+                f"{' and '.join(self.losses)}. " + (f"Give losses={seen}, whose mean decides." if seen else "")
+            )
 
     def _is_better(self, evaluated: dict[str, Any]) -> bool:
         key, loss = f"eval_{self.by}", evaluated["eval_loss"]

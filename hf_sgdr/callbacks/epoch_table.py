@@ -29,14 +29,15 @@ class EpochTable(TrainerCallback):
     """Prints the lesson's table during training, in the place of transformers' dictionaries.
 
     The rate is the head's highest of the epoch: at the end of a cycle it is always nearly zero. With several evaluation
-    sets a line has the loss and the metrics of each. A star marks the lowest validation loss of all lines so far, those
-    of earlier fits too, and the last line says which epoch was best.
+    sets a line has the loss and the metrics of each; where no training loss was logged it has a dash. A star marks the
+    lowest validation loss of all lines so far, those of earlier fits too, and the last line says which epoch was best.
     """
 
     def __init__(self) -> None:
         self._start = 0.0
         self._losses: list[tuple[int, float]] = []
         self._steps_before = 0
+        self._has_trained = False  # since the last line with an evaluation
         self._rate = 0.0
         self._has_header = False
         self._metrics: dict[str, float] = {}  # of the evaluations that are to go into the next line
@@ -48,7 +49,7 @@ class EpochTable(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A new table."""
-        self._has_header, self._metrics = False, {}
+        self._has_header, self._has_trained, self._metrics = False, False, {}
 
     @override
     def on_epoch_begin(
@@ -64,6 +65,7 @@ class EpochTable(TrainerCallback):
     ) -> None:
         """Remember the head's highest rate."""
         self._finish_line(state)
+        self._has_trained = True
         self._rate = max(self._rate, float(kwargs["optimizer"].param_groups[-1]["lr"]))
 
     @override
@@ -77,10 +79,18 @@ class EpochTable(TrainerCallback):
                 self._print(state, {}, time.perf_counter() - self._start)
 
     @override
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print the line of an epoch in which nothing is evaluated or logged."""
+        if args.eval_strategy == "no" and not self._losses and not control.should_log:
+            self._print(state, {}, time.perf_counter() - self._start)
+
+    @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print the line, if this evaluation belongs to training; with several sets, when the last one is done."""
         metrics: dict[str, float] = kwargs["metrics"]
-        if not self._losses or not metrics:
+        if not self._has_trained or not metrics:
             return
         self._metrics |= metrics
         self._seconds = time.perf_counter() - self._start
@@ -93,6 +103,7 @@ class EpochTable(TrainerCallback):
     ) -> None:
         """Say which epoch was best."""
         self._finish_line(state)
+        self._has_trained = False
         best = best_evaluation(state.log_history)
         if self._has_header and best is not None:
             self.write_best(f"best: epoch {best['epoch']:g}, valid loss {best['eval_loss']:.4f}")
@@ -101,14 +112,15 @@ class EpochTable(TrainerCallback):
         """Nothing tells a callback that the last of several sets is done: the next step or epoch does."""
         if self._metrics:
             self._print(state, self._metrics, self._seconds)
-            self._losses, self._metrics = [], {}
+            self._losses, self._metrics, self._has_trained = [], {}, False
 
     def _print(self, state: TrainerState, metrics: dict[str, float], seconds: float) -> None:
         if not state.is_world_process_zero:
             return
         steps = sum(count for count, _ in self._losses)
-        train_loss = sum(count * loss for count, loss in self._losses) / max(steps, 1)
-        self.print_line(f"{state.epoch:g}", f"{train_loss:.4f}", metrics, f"{self._rate:.2e}", seconds)
+        total = sum(count * loss for count, loss in self._losses)
+        train_loss = f"{total / max(steps, 1):.4f}" if self._losses else "–"
+        self.print_line(f"{state.epoch:g}", train_loss, metrics, f"{self._rate:.2e}", seconds)
 
     def print_line(self, epoch: str, train_loss: str, metrics: dict[str, float], rate: str, seconds: float) -> None:
         """Print a line, after the names of the columns if it is the first one."""

@@ -96,7 +96,7 @@ class SnapshotCallback(TrainerCallback):
         path = self._ending_here(state, kwargs["lr_scheduler"])
         if path is not None and path.exists() and state.is_world_process_zero:
             recorded = recorded_metrics(path.parent)
-            recorded.setdefault(path.stem, now)
+            recorded[path.stem] = now  # after a resume the file of a cycle is written anew
             replace_file(path.with_name(METRICS_FILE), json.dumps(recorded, indent=1).encode())
 
     @override
@@ -104,6 +104,8 @@ class SnapshotCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep nothing more: whoever evaluates after training may do so on other images or with other weights."""
+        if self._best is not None:
+            self._best.on_train_end(args, state, control, **kwargs)
         self._best = None
 
     def _ending_here(self, state: TrainerState, scheduler: SGDRScheduler) -> Path | None:
@@ -165,6 +167,32 @@ def best_snapshots(snapshots: Snapshots, count: int) -> list[Path]:
     return sorted(sorted(files, key=losses.__getitem__)[:count])
 
 
+def _fitting_weights(file: str | Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    weights = load_file(file)
+    _require_fit(file, weights, model)
+    return weights
+
+
+def _require_fit(file: str | Path, weights: dict[str, torch.Tensor], model: nn.Module) -> None:
+    own = _shapes(model.state_dict())
+    for name, shape in _shapes(weights).items():
+        if name not in own:
+            raise ValueError(
+                f"{file} is of another model than this {type(model).__name__}, or has other names for its weights, as "
+                f"checkpoints of some models have: {name} is none of the model's. Give a file of SnapshotCallback, or "
+                "of safetensors.torch.save_model(model, path)."
+            )
+        if shape != own[name]:
+            raise ValueError(
+                f"{file} is of another model than this {type(model).__name__}: {name} is {tuple(shape)} in the file "
+                f"and {tuple(own[name])} in the model."
+            )
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
+
+
 def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
     """The mean of weights and buffers over snapshots; counters are those of the last one.
 
@@ -183,15 +211,13 @@ def average_weights(snapshots: Snapshots, model: nn.Module | None = None) -> dic
     sums = {name: tensor.double() for name, tensor in mean.items() if tensor.is_floating_point()}
     for file in files[:-1]:
         weights = load_file(file)
-        if weights.keys() != mean.keys():
+        if _shapes(weights) != _shapes(mean):
             raise ValueError(f"{file} is of another model than {files[-1]}.")
         for name in sums:
             sums[name] += weights[name]
     mean |= {name: (total / len(files)).to(mean[name].dtype) for name, total in sums.items()}
     if model is not None:
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        if not all(shapes.get(name) == tensor.shape for name, tensor in mean.items()):
-            raise ValueError(f"{files[-1]} is of another model than this {type(model).__name__}.")
+        _require_fit(files[-1], mean, model)
         model.load_state_dict(mean, strict=False)
     return mean
 
@@ -216,28 +242,40 @@ def average_with_start(
         sets, the mean.
 
     Raises:
-        ValueError: if the file is of another model, or a share is out of range.
+        ValueError: if the file is of another model, a share is out of range, or no evaluation gives a finite loss. The
+            model then has its present weights, as after any other exception.
     """
-    model, before = trainer.model, load_file(start)
+    model = trainer.model
     assert model is not None
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares={shares}: each must be above 0 and below 1.")
+    before = _fitting_weights(start, model)
     end = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    if not before.keys() <= end.keys() or not all(0 < share < 1 for share in shares):
-        raise ValueError(f"{start} must be weights of {type(model).__name__}, and shares={shares} above 0, below 1.")
     losses: dict[float, float] = {}
     weights: dict[float, dict[str, torch.Tensor]] = {}
-    for share in (*shares, 1.0):
-        weights[share] = {
-            name: torch.lerp(before[name].to(value), value, share) if value.is_floating_point() else value
-            for name, value in end.items()
-            if name in before
-        }
-        model.load_state_dict(weights[share], strict=False)
-        began = time.perf_counter()
-        metrics = trainer.evaluate()
-        loss = mean_of(metrics, judged_losses(trainer))
-        losses[share] = math.inf if loss is None or not math.isfinite(loss) else loss
-        print_row(trainer, f"at {share:g}", metrics, time.perf_counter() - began)
-    model.load_state_dict(weights[min(losses, key=losses.__getitem__)], strict=False)
+    try:
+        for share in (*shares, 1.0):
+            weights[share] = {
+                name: torch.lerp(before[name].to(value), value, share) if value.is_floating_point() else value
+                for name, value in end.items()
+                if name in before
+            }
+            model.load_state_dict(weights[share], strict=False)
+            began = time.perf_counter()
+            metrics = trainer.evaluate()
+            loss = mean_of(metrics, judged_losses(trainer))
+            losses[share] = math.inf if loss is None or not math.isfinite(loss) else loss
+            print_row(trainer, f"at {share:g}", metrics, time.perf_counter() - began)
+        if min(losses.values()) == math.inf:
+            raise ValueError(
+                f"No evaluation gave a finite {' and '.join(judged_losses(trainer))}: look at label_names and the "
+                "validation images."
+            )
+    except BaseException:
+        model.load_state_dict(end)
+        raise
+    best = min(reversed(losses), key=losses.__getitem__)  # of equal ones the nearest to the present weights
+    model.load_state_dict(weights[best], strict=False)
     return losses
 
 
@@ -252,24 +290,29 @@ def ensemble_predictions(trainer: Trainer, snapshots: Snapshots, dataset: Any = 
         dataset (*optional*): validation by default.
 
     Raises:
-        ValueError: if there is no snapshot, or one does not fit the model.
+        ValueError: if there is no snapshot, one does not fit the model, there is not one data set, or the predictions
+            are not logits (images, classes).
     """
     model = trainer.model
     rows: Any = trainer.eval_dataset if dataset is None else dataset
     assert model is not None
+    if rows is None or isinstance(rows, dict):
+        raise ValueError("An ensemble is of one data set, and the trainer has no single eval_dataset: give dataset=.")
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     files = snapshot_files(snapshots)
     is_multi_label = getattr(getattr(model, "config", None), "problem_type", None) == MULTI_LABEL
     total: Any = 0
     try:
         for file in files:
-            weights = load_file(file)
-            if not weights.keys() <= before.keys():
-                raise ValueError(f"{file} does not fit {type(model).__name__}.")
-            model.load_state_dict(weights, strict=False)
+            model.load_state_dict(_fitting_weights(file, model), strict=False)
             predictions = trainer.predict(rows).predictions
-            values = predictions[0] if isinstance(predictions, tuple) else predictions
-            logits = torch.from_numpy(np.asarray(values)).float()
+            values = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+            if values.ndim != 2 or (values.shape[1] < 2 and not is_multi_label):
+                raise ValueError(
+                    f"The predictions are of shape {values.shape}, and an ensemble is of logits (images, classes): "
+                    "look at preprocess_logits_for_metrics and the model's num_labels."
+                )
+            logits = torch.from_numpy(values).float()
             total = total + (logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)).numpy()
     finally:
         model.load_state_dict(before)

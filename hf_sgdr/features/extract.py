@@ -71,7 +71,8 @@ def extract_features(
         [`FeatureStore`]: rows in the order of the images.
 
     Raises:
-        ValueError: if the rest of the model does not give its logits, or the store would be larger than `max_gb`.
+        ValueError: if there is no head, the rest of the model does not give its logits, or the store would be larger
+            than `max_gb`.
         TypeError: if the transform is not an [`ImageTransform`].
         OSError: if the store cannot be written, or the disk has not enough room.
         OverflowError: if an activation exceeds float16; bfloat16 would hold it.
@@ -79,6 +80,11 @@ def extract_features(
     transform = images.transform
     if not isinstance(transform, ImageTransform):
         raise TypeError(f"The transform is {type(transform).__name__}: give one of image_transforms(model).")
+    if at is None:
+        raise ValueError(
+            f"The head of {type(model).__name__} is None, as LayerGroups has it where it is not one module: the input "
+            "of one alone is stored. Give a model with one head."
+        )
     boundary = at if isinstance(at, Boundary) else Boundary.at_head(model, at)
     store = FeatureStore(_depends_on(model, boundary, images, transform, dtype), len(images))
     todo = [shard for shard in store.missing() if shard % world_size == rank]

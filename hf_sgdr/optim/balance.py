@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 
 BALANCED = "balanced"
+_IGNORED = -100  # torch's own, of a label that does not count
 
 
 class BalancedLoss:
@@ -28,7 +29,7 @@ class BalancedLoss:
         self.is_multi_label = is_multi_label
 
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The mean over the labels of a batch, or their sum over `num_items_in_batch`.
+        """The mean over the labels of a batch, or their sum over `num_items_in_batch`; class ids of -100 do not count.
 
         Args:
             outputs (mapping or `ModelOutput`): with `logits` (images, classes).
@@ -45,7 +46,8 @@ class BalancedLoss:
             if weights is not None:  # the last classes may have no image, which is a weight of 1
                 weights = F.pad(weights, (0, logits.shape[-1] - len(weights)), value=1.0)
             losses = F.cross_entropy(logits, labels, weight=weights, reduction="none")
-        return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+        count = (labels != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / count
 
 
 def balanced_loss(labels: ArrayLike) -> BalancedLoss:

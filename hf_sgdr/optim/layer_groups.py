@@ -100,14 +100,19 @@ class LayerGroups:
         return f"LayerGroups({', '.join(groups)})"
 
     def summary(self) -> str:
-        """A table in plain text: each group's tensors, parameters, whether it trains, its first and last parameter."""
+        """A table in plain text: each group's tensors, parameters, whether it trains, its first and last parameter.
+
+        A group whose parameters train in part is "partly" trained.
+        """
         rows = [("group", "trains", "tensors", "parameters", "from", "to")]
         trained = total = 0
         for i, name in enumerate(self.names):
             sizes = list(map(torch.numel, self.parameters(i)))
-            names, trains = self._parameter_names[i] or ["–"], "no" if i < self.frozen else "yes"
+            of_trained = [parameter.numel() for parameter in self.parameters(i) if parameter.requires_grad]
+            names = self._parameter_names[i] or ["–"]
+            trains = "no" if not of_trained else "yes" if len(of_trained) == len(sizes) else "partly"
             rows.append((name, trains, f"{len(sizes):,}", f"{sum(sizes):,}", names[0], names[-1]))
-            total, trained = total + sum(sizes), trained + (i >= self.frozen) * sum(sizes)
+            total, trained = total + sum(sizes), trained + sum(of_trained)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         shape = "  ".join(f"{{:{'>' if i in (2, 3) else '<'}{width}}}" for i, width in enumerate(widths))
         lines = [shape.format(*row).rstrip() for row in rows]
@@ -258,7 +263,8 @@ class LayerGroups:
             if isinstance(module, _NORM_CLASSES) or "norm" in type(module).__name__.lower()
             for parameter, _ in module.named_parameters(recurse=False)
         }
-        return norms | {name for name, _ in self.model.named_parameters() if name.endswith("bias")}
+        # as in transformers' Trainer, tables of relative positions among them
+        return norms | {name for name, _ in self.model.named_parameters() if "bias" in name.lower()}
 
     def _hold_batch_norms_still(self) -> None:
         # Found on the modules, not kept here: others may have put them there, as may a deep copy's original.

@@ -16,12 +16,15 @@ import torch
 from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 from transformers import Trainer
+from transformers.utils import logging
 
 from hf_sgdr._utils._compat import num_items_in_batch
 from hf_sgdr._utils.plots import plot_range_test, plot_rates
 from hf_sgdr.optim.restore import torch_optimizer, trainer_restored
 from hf_sgdr.optim.schedule import checked_steps, require_whole
 from hf_sgdr.optim.suggestions import FALLEN, SLACK, SUGGESTIONS, edge, falling, smooth, smoothed_losses
+
+logger = logging.get_logger(__name__)
 
 SuggestionMethod = Literal["lesson", "valley", "steep", "minimum"]
 
@@ -167,13 +170,21 @@ class LRRangeTest:
 
         Args:
             trainer (`Trainer`): whose model and data.
-            max_steps (`int`, *optional*): end after this many steps, whatever the rate is then.
+            max_steps (`int`, *optional*): end after this many steps, whatever the rate is then; -1 is None.
 
         Raises:
-            ValueError: if an epoch has no batch.
+            ValueError: if an epoch has no batch, or `max_steps` is 0 or below -1.
         """
+        most = None if max_steps in (None, -1) else require_whole("max_steps", max_steps, at_least=1)
+        assert trainer.model is not None
+        for callback in trainer.callback_handler.callbacks:
+            if hasattr(callback, "freeze_to") and all(value.requires_grad for value in trainer.model.parameters()):
+                logger.warning(
+                    f"The range test moves all parameters, which {type(callback).__name__} does not at first: for the "
+                    "rate of its first epochs call freeze_to of a LayerGroups before the test, and unfreeze after it."
+                )
         with trainer_restored(trainer), closing(_endless_batches(trainer)) as batches:
-            return self._run(trainer, batches, self.learning_rates()[:max_steps])
+            return self._run(trainer, batches, self.learning_rates()[:most])
 
     def _run(self, trainer: Trainer, batches: Iterator[list[Any]], tested: list[float]) -> LRRangeResult:
         assert trainer.model is not None

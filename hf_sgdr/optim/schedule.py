@@ -126,8 +126,19 @@ class SGDRScheduler(LRScheduler):
         return {**super().state_dict(), "schedule": asdict(self.schedule)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with the schedule it was taken under."""
+        """Go on where `state_dict` was taken, with the schedule it was taken under.
+
+        Raises:
+            ValueError: if it is of another kind of scheduler.
+        """
+        if "schedule" not in state_dict:
+            raise ValueError(
+                f"The checkpoint's scheduler has {', '.join(state_dict)} and no cycles, so it is none of "
+                "get_sgdr_schedule: resume with the kind of scheduler that the run began with, or begin it anew."
+            )
         schedule = SGDRSchedule(**state_dict["schedule"])
+        if replace(schedule, num_cycles=self.schedule.num_cycles) != self.schedule:
+            logger.warning(f"The run goes on with the cycles of its checkpoint, {schedule}, not with {self.schedule}.")
         # how many cycles a run has does not change its rates: a run that is prolonged has the more of the two
         schedule = replace(schedule, num_cycles=max(schedule.num_cycles, self.schedule.num_cycles))
         super().load_state_dict({**state_dict, "schedule": schedule})
@@ -153,7 +164,8 @@ def get_sgdr_schedule(
     The first cycle is as long as `cycle_steps` says, or `cycle_epochs` with `steps_per_epoch`.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): each parameter group's `lr` is that group's highest rate.
+        optimizer (`torch.optim.Optimizer`): each parameter group's `lr` is that group's highest rate; or its
+            `initial_lr`, which torch writes there for the first scheduler of an optimizer and every later one takes.
         cycle_steps, cycle_mult, num_cycles, min_lr_ratio, warmup_steps: see [`SGDRSchedule`].
         cycle_epochs (`int`, *optional*): epochs of the first cycle, fast.ai's `cycle_len`.
         steps_per_epoch (`int`, *optional*): optimizer steps of an epoch: the batches of all processes together, divided

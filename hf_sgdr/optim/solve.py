@@ -121,6 +121,10 @@ def solve_head(
     path = _checked_strengths(strengths)
     if isinstance(features, np.ndarray):
         features = torch.from_numpy(features)
+    if len(features.shape) != 2:
+        raise ValueError(
+            f"features of shape {tuple(features.shape)}: must be (rows, width), as features.flatten(1) is."
+        )
     targets = _Targets.of(labels, len(features), num_classes)
     weights = _checked_weights(sample_weight, targets.given.shape)
     design = _Design(features, weights if weights.ndim == 1 else torch.ones(len(features)))
