@@ -149,7 +149,16 @@ def test_a_found_rate_is_at_most_that_of_the_stage_before(trainer, monkeypatch, 
     stages += (Stage("high", lr=above), Stage("found", lr="auto"))
     rates = [stage["learning_rates"][-1] for stage in run_stages(trainer, stages).stages]
     assert rates == [below, below, above, result.suggestion()]
-    assert logs.text.count("more than the stage before had") == 1
+    assert logs.text.count("more than what the stage before had") == 1
+
+
+def test_where_layers_below_the_head_train_a_found_rate_is_at_most_a_third_of_the_heads(trainer, monkeypatch, logs):
+    result = range_test([1 / (1 + (lr / 1e-2) ** 0.8) for lr in LRS])
+    monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
+    head = result.suggestion() * 2
+    stages = (Stage("head", lr=head), Stage("whole", lr="auto", freeze_to=0))
+    assert run_stages(trainer, stages).stages[1]["learning_rates"][-1] == pytest.approx(head / 3)
+    assert "more than a third of what the stage before had" in logs.text
 
 
 @pytest.mark.parametrize(

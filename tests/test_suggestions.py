@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_sgdr.optim.suggestions import SUGGESTIONS, edge, lesson, minimum, smoothed_losses, steep, valley
-from hf_sgdr.training.stages import BELOW_EDGE
+from hf_sgdr.training.stages import BELOW_EDGE, BELOW_HEAD
 
 LRS = [float(lr) for lr in np.geomspace(1e-7, 10, 100)]
 REAL = json.loads((Path(__file__).parent / "data" / "range_tests.json").read_text())
@@ -122,12 +122,14 @@ def test_on_real_curves_of_a_trained_network_there_is_an_edge_to_keep_away_from(
     assert rate is None or rate < rate_at_edge
 
 
-def test_before_an_unfrozen_stage_a_third_of_the_edge_costs_little():
-    recorded = json.loads((Path(__file__).parent / "data" / "unfrozen_rates.json").read_text())["trash"]
+@pytest.mark.parametrize(("name", "gain"), [("trash", 0.015), ("dogscats", 0.002)])
+def test_before_an_unfrozen_stage_a_third_of_the_edge_and_of_the_heads_rate_costs_little(name, gain):
+    recorded = json.loads((Path(__file__).parent / "data" / "unfrozen_rates.json").read_text())[name]
     curve = recorded["range test"]
     assert lesson(curve["lr"], curve["loss"])[0] is None  # from a solved head the loss has nowhere to fall
-    rate = edge(curve["lr"], curve["loss"]) / BELOW_EDGE
-    kept = np.min([np.full(8, recorded["solved"]), *recorded["losses"].values()], axis=0)
+    rate_at_edge = edge(curve["lr"], curve["loss"])  # None where it never takes off
+    rate = min(rate_at_edge / BELOW_EDGE if rate_at_edge else np.inf, recorded["head's rate"] / BELOW_HEAD)
+    kept = np.min([np.full(len(recorded["rates"]), recorded["solved"]), *recorded["losses"].values()], axis=0)
     regret = np.interp(np.log(rate), np.log(recorded["rates"]), kept) - kept.min()
-    assert regret < 0.005
-    assert recorded["solved"] - kept.min() > 0.015  # what the best of the eight gains
+    assert regret < 0.2 * gain
+    assert recorded["solved"] - kept.min() > gain  # what the best of the rates gains

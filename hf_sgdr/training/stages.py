@@ -37,6 +37,8 @@ logger = logging.get_logger(__name__)
 FALLBACK_LR = 1e-2
 # Where there is only an edge: so far below it.
 BELOW_EDGE = 3
+# What trains below the head wants a lower rate than a fresh head did: so far below that one, at least.
+BELOW_HEAD = 3
 
 
 def run_stages(trainer: SGDRTrainer, stages: Sequence[Stage] = LESSON, *, resume: bool = False) -> RunResults:
@@ -331,17 +333,23 @@ def _rates(trainer: SGDRTrainer, stage: Stage, before: float | None) -> list[flo
 
 
 def _suggested(found: LRRangeResult, stage: Stage, before: float | None) -> float:
-    """The lesson's suggestion; else a third of where the loss takes off. At most the rate of the stage before."""
+    """The lesson's suggestion; else a third of where the loss takes off.
+
+    At most the rate of the stage before, and a third of it where layers below the head train, too.
+    """
+    most, share = before, ""
+    if before is not None and stage.freeze_to != -1:
+        most, share = before / BELOW_HEAD, "a third of "
     rate = found.suggestion()
-    if rate is not None and (before is None or rate <= before):
+    if rate is not None and (most is None or rate <= most):
         return rate
     if rate is not None:
-        reason = f"suggests {rate:.1e}, more than the stage before had"
+        reason = f"suggests {rate:.1e}, more than {share}what the stage before had"
     else:
         reason = f"suggests no rate ({found.reason})"
         edge = found.edge()
-        rate = edge / BELOW_EDGE if edge is not None else before or FALLBACK_LR
-    rate = min(rate, before or FALLBACK_LR)
+        rate = edge / BELOW_EDGE if edge is not None else most or FALLBACK_LR
+    rate = min(rate, most or FALLBACK_LR)
     logger.warning(f"{stage.name}: the range test {reason}; going on with {rate:.1e}.")
     return rate
 
