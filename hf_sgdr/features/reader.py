@@ -22,6 +22,7 @@ from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import FeatureDataset, HeadClassifier, Rows
 from hf_sgdr.features.store import FeatureStore, module_hash, stacked
 from hf_sgdr.models.boundary import Boundary
+from hf_sgdr.optim.folds import folds_of_views
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.solve import HeadSolution, solve_head
 
@@ -150,7 +151,8 @@ class PrecomputedFeatures:
 
         Args:
             rows (`datasets.Dataset`): images and labels.
-            **options: see there; `sample_weight` may be a function of the labels.
+            **options: see there; `sample_weight` may be a function of the labels, and `folds` rows or masks of the
+                images, whose views follow them.
 
         Raises:
             ValueError: see there; or the model cannot be cut at a linear head.
@@ -163,6 +165,8 @@ class PrecomputedFeatures:
         groups = torch.arange(count).repeat(views)
         if callable(options.get("sample_weight")):
             options["sample_weight"] = options["sample_weight"](labels)
+        if isinstance(folds := options.get("folds"), Sequence):
+            options["folds"] = folds_of_views(folds, count, views)
         options |= {"groups": groups.numpy(), "num_classes": linear.out_features}
         return solve_head(stacked(dataset.views), labels, **options)
 
