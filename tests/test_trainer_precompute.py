@@ -75,6 +75,12 @@ def test_views_without_augmentation_are_refused(make_trainer):
         trainer.precompute = True
 
 
+def test_features_need_no_processes_whatever_starts_them(make_trainer):
+    trainer = make_trainer(precompute=True, dataloader_num_workers=1, dataloader_multiprocessing_context="spawn")
+    trainer.fit(1e-2, 1)
+    assert trainer.args.dataloader_multiprocessing_context == "spawn"
+
+
 def test_of_several_rates_the_head_takes_the_last(make_trainer):
     trainer = make_trainer(precompute=True)
     trainer.fit([1e-4, 1e-3, 1e-2], 1)
