@@ -91,7 +91,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         row = self.rows[index]
         seed = (self.seed, int(self._epoch), index)
         item: dict[str, Any] = {}
-        if self.renders_on_device:
+        if self.renders_on_device and self.transform.is_random:
             image = row[self.image_column] if self.cache is None else self.cache[index]
             item["pixel_values"], view = self.transform.unrendered(image, seed)
             if view is not None:
