@@ -207,6 +207,19 @@ def test_too_many_features_are_refused_with_their_size(make_trainer, tmp_path, m
         trainer.fit(1e-3, 1)
 
 
+def test_a_store_that_is_nearly_whole_needs_room_for_the_rest_alone(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 8)
+    trainer = make_trainer(precompute=True)
+    rows = trainer.features.training(trainer.train_dataset).views[0]
+    next((tmp_path / "cache").rglob("shard-000001.safetensors")).unlink()
+    monkeypatch.setattr(
+        "hf_sgdr._utils.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": rows.nbytes // 2})
+    )
+    again = make_trainer(precompute=True, folder="again")
+    assert torch.equal(again.features.training(again.train_dataset).views[0], rows)
+
+
 def test_features_that_do_not_fit_into_memory_train_the_same_from_disk(make_trainer, logs):
     results = []
     for budget in (None, 0.0):
@@ -219,10 +232,11 @@ def test_features_that_do_not_fit_into_memory_train_the_same_from_disk(make_trai
 
 
 def test_memory_holds_no_more_features_than_its_budget(make_trainer):
-    trainer = make_trainer(precompute=True, precompute_views=3)
+    trainer = make_trainer(precompute=True, precompute_views=3, feature_dtype="float32")
     size = 26 * 4 * trainer.model.timm_model.fc.in_features / 1e9
     trainer.args.feature_memory_gb = 2.5 * size
     trainer.fit(1e-2, 1)
+    assert not any(isinstance(rows, torch.Tensor) for rows in trainer.features.training(trainer.train_dataset).views)
     held = sum(rows.nbytes for rows in trainer.features._read.values() if isinstance(rows, torch.Tensor))
     assert 0 < held <= 2.5 * size * 1e9
 
@@ -233,10 +247,10 @@ def test_memory_holds_no_more_features_than_its_budget(make_trainer):
 def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch):
     trainer = make_trainer(precompute=True, precompute_views=2)
     extracted, taken = [], []
-    original = PrecomputedFeatures._rows
+    original = PrecomputedFeatures._filled
     monkeypatch.setattr(
         PrecomputedFeatures,
-        "_rows",
+        "_filled",
         lambda self, images, name, *args: (extracted.append(name), original(self, images, name, *args))[1],
     )
     training_step = trainer.training_step
