@@ -154,6 +154,15 @@ def test_a_depth_that_cannot_be_cut_is_refused_before_anything_is_frozen(make_tr
     trainer.fit(1e-2, 1)
 
 
+def test_activations_are_not_shared_by_the_gpus_of_one_process(make_trainer, monkeypatch):
+    trainer = make_trainer(precompute=True)
+    monkeypatch.setattr(type(trainer.args), "n_gpu", 2)
+    trainer.freeze_to(-1)
+    with pytest.raises(ValueError, match=r"The 2 GPUs of one process .* \(accelerate launch --multi_gpu\)"):
+        trainer.freeze_to(1)
+    assert trainer.layer_groups.frozen == 2
+
+
 def test_after_a_change_of_image_size_the_boundary_is_of_the_new_size(make_trainer):
     torch.manual_seed(0)
     swin = SwinForImageClassification(SwinConfig(

@@ -44,6 +44,10 @@ class ExtractionArguments(CacheArguments, Protocol):
     def eval_batch_size(self) -> int:
         """Images of an evaluation step."""
 
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -97,13 +101,19 @@ class PrecomputedFeatures:
         """Where the frozen groups end, or would end with so many frozen.
 
         Raises:
-            ValueError: if nothing is frozen, or the model cannot be cut there.
+            ValueError: if nothing is frozen, the model cannot be cut there, or several GPUs would train what follows.
         """
         frozen, size = self.groups.frozen if frozen is None else frozen, self.images.eval_transform.spec.size
         key = (self.groups, frozen, size)
         if key not in self._boundaries:
             self._boundaries[key] = Boundary.at_boundary(self.groups, size, frozen)
-        return self._boundaries[key]
+        boundary = self._boundaries[key]
+        if boundary.skipped is not None and self.args.n_gpu > 1:  # nn.DataParallel's threads would share its features
+            raise ValueError(
+                f"The {self.args.n_gpu} GPUs of one process cannot train on stored activations: start a process for "
+                "each (accelerate launch --multi_gpu), set CUDA_VISIBLE_DEVICES=0, or train with precompute=False."
+            )
+        return boundary
 
     def check(self) -> None:
         """Raise a ValueError, before anything changes, if there can be no features with what is frozen now."""
