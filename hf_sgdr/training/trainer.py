@@ -330,7 +330,7 @@ class SGDRTrainer(Trainer):
 
         Args:
             strengths, folds, seed, sample_weight: see [`~hf_sgdr.optim.solve.solve_head`]; `args.class_weights` weigh
-                by default.
+                by default, and folds are of images, whose views follow them.
 
         Returns:
             [`HeadSolution`]: how good it is in cross-validation, too.
