@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from hf_sgdr import image_transforms, load_image_folder
-from hf_sgdr.data.cache import fill_cache
+from hf_sgdr.data.cache import fill_cache, together
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.hashes import image_hash
 from hf_sgdr.features.__main__ import main
@@ -112,6 +114,14 @@ def test_too_much_is_refused_before_it_starts(images, transforms, tmp_path):
     with pytest.raises(ValueError, match=r"12 decoded images would take 0\.00 GB .* than cache_disk_gb=1e-06 allows"):
         fill_cache(ImageDataset(images["train"], transforms[0]), max_gb=1e-6)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_an_error_in_one_process_is_raised_in_all(monkeypatch):
+    monkeypatch.setattr("hf_sgdr.data.cache.gather_object", lambda own: [*own, (ValueError, "no room")])
+    with pytest.raises(ValueError, match="Process 1: no room"), together(SimpleNamespace(num_processes=2)):
+        pass
+    with pytest.raises(KeyError, match="its own"), together(SimpleNamespace(num_processes=2)):
+        raise KeyError("its own")
 
 
 def test_later_epochs_decode_nothing_and_evaluation_is_the_same(make_trainer, images, monkeypatch):

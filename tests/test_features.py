@@ -13,7 +13,7 @@ from hf_sgdr import FeatureStore
 from hf_sgdr._utils import store as shards
 from hf_sgdr._utils.files import cache_folder, file_identity
 from hf_sgdr.features.__main__ import main, stores
-from hf_sgdr.features.store import module_hash
+from hf_sgdr.features.store import module_hash, stacked
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +141,14 @@ def test_rows_on_disk_are_indexed_as_a_tensor_is(tmp_path, shape):
         assert torch.equal(on_disk[index], rows[index])
     with pytest.raises(IndexError, match="row 10 of 10"):
         on_disk[10]
+
+
+def test_stores_after_one_another_are_indexed_as_one(tmp_path, rows):
+    parts = [filled(tmp_path, rows[:5], part=0).open(), filled(tmp_path, rows[5:], part=1).open()]
+    stack = stacked(parts)
+    assert (len(stack), stack.shape, stack.dtype) == (len(rows), rows.shape, rows.dtype)
+    for index in (3, torch.tensor(6), torch.tensor([9, 0, 4]), torch.tensor([[5, 1], [4, 4]])):
+        assert torch.equal(stack[index], rows[index])
 
 
 def test_many_threads_may_read_a_file_that_is_not_mapped_yet(tmp_path):

@@ -33,6 +33,18 @@ def test_evaluation_and_the_plain_view_draw_nothing(inputs, images):
     assert torch.equal(pixels(inputs.view(rows, 0)), pixels(inputs.view(rows, 0)))
 
 
+def test_rows_that_draw_are_found_though_the_first_one_comes_out_the_same(inputs, images):
+    class Drawing(list):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            return row if index == 0 else {**row, "image": np.random.default_rng().permutation(row["image"])}
+
+    rows = [{**row, "image": np.asarray(row["image"])} for row in images["train"]]
+    inputs.view(rows, 0)
+    with pytest.raises(ValueError, match="the rows' own transform draws at random"):
+        inputs.view(Drawing(rows), 0)
+
+
 def test_eight_bit_pixels_are_normalised_and_anything_else_stays(inputs, images, transforms):
     batch = {"pixel_values": pixels(inputs.evaluation(images["train"])), "labels": torch.arange(4)}
     normalised = inputs.normalize(batch)

@@ -54,6 +54,12 @@ def test_training_is_the_same(make_trainer, cache_images):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_pixels_that_are_given_are_resized_without_augmentation_too(make_trainer):
+    rows = [{"image": torch.full((3, 48, 57), i, dtype=torch.uint8), "label": i % 2} for i in range(8)]
+    trainer = make_trainer(train_dataset=rows, augment=None, max_zoom=1.0, augment_on_device=True)
+    assert next(iter(trainer.get_train_dataloader()))["pixel_values"].shape == (8, 3, 32, 32)
+
+
 def test_stored_views_are_the_same(make_trainer, tmp_path, monkeypatch):
     features = []
     for on_device in (False, True):

@@ -148,6 +148,30 @@ def test_a_rank_that_dies_ends_the_run_and_it_can_be_gone_on_with(folder, tmp_pa
     assert results[0]["best"] == pytest.approx(results[1]["best"])
 
 
+APART = """
+import os, sys
+os.environ["HF_SGDR_CACHE"] += os.environ["RANK"]
+from hf_sgdr import SGDRTrainer, SGDRTrainingArguments, create_image_classifier, load_image_folder
+images = load_image_folder(sys.argv[1])
+model = create_image_classifier("test_resnet", labels=["cats", "dogs"], pretrained=False)
+args = SGDRTrainingArguments(sys.argv[2], use_cpu=True, report_to="none", precompute=True)
+trainer = SGDRTrainer(model, args, train_dataset=images["train"], eval_dataset=images["validation"])
+try:
+    trainer.fit(1e-2, 1)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_machines_that_share_no_cache_all_say_so(folder, tmp_path):
+    (tmp_path / "apart.py").write_text(APART)
+    run = launched(2, tmp_path / "apart.py", folder, tmp_path / "out",
+                   env={**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache")})  # fmt: skip
+    output, _ = run.communicate(timeout=100)
+    assert run.returncode == 0, output[-3000:]
+    assert output.count("set HF_SGDR_CACHE to a folder that all machines share") == 2
+
+
 LONGER = [word.replace('"cycles": 3', '"cycles": 5') for word in WORDS]
 
 

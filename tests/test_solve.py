@@ -212,6 +212,10 @@ def test_features_that_are_all_alike_give_the_classes_shares():
         ({"features": torch.randn(20, 3) * 1e25}, "The features vary by .* in all: scale them nearer to 1"),
         ({"num_classes": 1}, "num_classes=1, but the labels are of 2 classes"),
         ({"folds": [([0], [])]}, r"folds\[0\] trains on 1 rows and holds 0 out"),
+        (
+            {"folds": [(np.arange(19) < 9, np.arange(19) >= 9)]},
+            r"folds has a mask of shape \(19,\) for 20 rows: must be one value a row",
+        ),
         ({"groups": np.arange(3)}, r"groups of shape \(3,\) for 20 rows"),
         (
             {"sample_weight": -np.ones(20)},

@@ -1,5 +1,6 @@
 """The solved head in a trainer and in a recipe, and stages that go on from it."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel
@@ -45,6 +46,17 @@ def test_stored_views_are_solved_on_too_and_only_plain_images_are_scored(make_tr
     views = make_trainer(precompute_views=2).solve_head(strengths=[0.1])
     assert plain.out_of_fold.shape == views.out_of_fold.shape == (26, 2)
     assert not torch.equal(plain.weight, views.weight)
+
+
+def test_folds_by_images_hold_out_all_their_views(make_trainer):
+    mask = np.arange(26) % 2 == 0
+    every, rows = np.tile(mask, 3), [np.flatnonzero(mask), np.flatnonzero(~mask)]
+    trainer = make_trainer(precompute_views=2)
+    losses = {
+        trainer.solve_head(strengths=[0.1], folds=[(train, held_out), (held_out, train)]).cv_loss
+        for train, held_out in ((every, ~every), (mask, ~mask), rows)
+    }
+    assert len(losses) == 1
 
 
 def test_a_stage_that_solves_trains_nothing_and_the_next_goes_on_from_it(make_trainer):

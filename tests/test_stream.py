@@ -92,6 +92,16 @@ def test_a_second_run_begins_the_stream_anew_and_computes_nothing(make_trainer, 
     assert same(weights(first.model), weights(second.model))
 
 
+def test_features_of_a_stream_may_stay_on_disk(make_trainer, images):
+    ends = []
+    for budget in (None, 0.0):
+        trainer = make_trainer(images=streamed(images), precompute=True, precompute_views=1, feature_memory_gb=budget)
+        trainer.solve_head(strengths=[0.1])
+        trainer.fit(0.05, 2)
+        ends.append(weights(trainer.model))
+    assert same(*ends)
+
+
 def breaking(images, after):
     """A stream of the training images that breaks off, as a connection does, until `after[0]` is None."""
     rows = undecoded(images["train"])

@@ -57,3 +57,30 @@ with termination.deferred():
     print("goes on", flush=True)
 """
     assert end_of(code, **launcher) == (143, expected)
+
+
+WORKERS = """
+import numpy as np
+from torch.utils.data import DataLoader
+from hf_sgdr import ImageDataset, create_image_classifier, image_transforms
+from hf_sgdr._utils import termination
+if {is_command}:
+    termination.catch_sigterm()
+images = [{{"image": np.zeros((32, 32, 3), np.uint8)}}] * 8
+transform = image_transforms(create_image_classifier("test_resnet", labels=["a", "b"], pretrained=False))[1]
+loader = DataLoader(ImageDataset(images, transform), num_workers=1, persistent_workers={persistent})
+batches = iter(loader)
+next(batches)
+if not {persistent}:
+    raise ValueError("somebody's own")
+"""
+
+
+@pytest.mark.parametrize("is_command", [False, True])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_process_ends_whose_workers_are_still_there(is_command, persistent):
+    code = WORKERS.format(is_command=is_command, persistent=persistent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == (0 if persistent else 1), done.stderr
+    assert "killed by signal" not in done.stderr
+    assert done.stderr.endswith("" if persistent else "ValueError: somebody's own\n")

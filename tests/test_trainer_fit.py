@@ -343,6 +343,13 @@ def test_each_training_draws_augmentations_of_its_own_and_a_resumed_one_goes_on_
     assert resumed.num_fits == 2
 
 
+def test_a_fit_that_does_not_begin_is_not_counted(make_trainer):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="checkpoint"):
+        trainer.fit(1e-2, 1, resume_from_checkpoint=True)
+    assert trainer.num_fits == 0
+
+
 def test_objects_that_the_caller_froze_for_the_garbage_collector_stay_frozen(make_trainer):
     trainer = make_trainer(precompute=True)
     gc.freeze()

@@ -75,6 +75,12 @@ def test_views_without_augmentation_are_refused(make_trainer):
         trainer.precompute = True
 
 
+def test_features_need_no_processes_whatever_starts_them(make_trainer):
+    trainer = make_trainer(precompute=True, dataloader_num_workers=1, dataloader_multiprocessing_context="spawn")
+    trainer.fit(1e-2, 1)
+    assert trainer.args.dataloader_multiprocessing_context == "spawn"
+
+
 def test_of_several_rates_the_head_takes_the_last(make_trainer):
     trainer = make_trainer(precompute=True)
     trainer.fit([1e-4, 1e-3, 1e-2], 1)
@@ -148,6 +154,15 @@ def test_a_depth_that_cannot_be_cut_is_refused_before_anything_is_frozen(make_tr
     trainer.fit(1e-2, 1)
 
 
+def test_activations_are_not_shared_by_the_gpus_of_one_process(make_trainer, monkeypatch):
+    trainer = make_trainer(precompute=True)
+    monkeypatch.setattr(type(trainer.args), "n_gpu", 2)
+    trainer.freeze_to(-1)
+    with pytest.raises(ValueError, match=r"The 2 GPUs of one process .* \(accelerate launch --multi_gpu\)"):
+        trainer.freeze_to(1)
+    assert trainer.layer_groups.frozen == 2
+
+
 def test_after_a_change_of_image_size_the_boundary_is_of_the_new_size(make_trainer):
     torch.manual_seed(0)
     swin = SwinForImageClassification(SwinConfig(
@@ -201,6 +216,19 @@ def test_too_many_features_are_refused_with_their_size(make_trainer, tmp_path, m
         trainer.fit(1e-3, 1)
 
 
+def test_a_store_that_is_nearly_whole_needs_room_for_the_rest_alone(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_SGDR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hf_sgdr._utils.store.ROWS_PER_SHARD", 8)
+    trainer = make_trainer(precompute=True)
+    rows = trainer.features.training(trainer.train_dataset).views[0]
+    next((tmp_path / "cache").rglob("shard-000001.safetensors")).unlink()
+    monkeypatch.setattr(
+        "hf_sgdr._utils.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": rows.nbytes // 2})
+    )
+    again = make_trainer(precompute=True, folder="again")
+    assert torch.equal(again.features.training(again.train_dataset).views[0], rows)
+
+
 def test_features_that_do_not_fit_into_memory_train_the_same_from_disk(make_trainer, logs):
     results = []
     for budget in (None, 0.0):
@@ -213,10 +241,11 @@ def test_features_that_do_not_fit_into_memory_train_the_same_from_disk(make_trai
 
 
 def test_memory_holds_no_more_features_than_its_budget(make_trainer):
-    trainer = make_trainer(precompute=True, precompute_views=3)
+    trainer = make_trainer(precompute=True, precompute_views=3, feature_dtype="float32")
     size = 26 * 4 * trainer.model.timm_model.fc.in_features / 1e9
     trainer.args.feature_memory_gb = 2.5 * size
     trainer.fit(1e-2, 1)
+    assert not any(isinstance(rows, torch.Tensor) for rows in trainer.features.training(trainer.train_dataset).views)
     held = sum(rows.nbytes for rows in trainer.features._read.values() if isinstance(rows, torch.Tensor))
     assert 0 < held <= 2.5 * size * 1e9
 
@@ -227,10 +256,10 @@ def test_memory_holds_no_more_features_than_its_budget(make_trainer):
 def test_stored_views_bring_augmentation_to_precompute(make_trainer, monkeypatch):
     trainer = make_trainer(precompute=True, precompute_views=2)
     extracted, taken = [], []
-    original = PrecomputedFeatures._rows
+    original = PrecomputedFeatures._filled
     monkeypatch.setattr(
         PrecomputedFeatures,
-        "_rows",
+        "_filled",
         lambda self, images, name, *args: (extracted.append(name), original(self, images, name, *args))[1],
     )
     training_step = trainer.training_step

@@ -34,6 +34,24 @@ def test_the_logged_loss_is_the_mean_over_images_also_with_a_short_last_batch(ma
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_no_image_is_dropped_from_evaluation(make_trainer):
+    trainer = make_trainer(per_device_eval_batch_size=4, dataloader_drop_last=True)
+    assert trainer.log_predictions().shape == (11, 2)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(make_trainer().evaluate()["eval_loss"], abs=1e-6)
+
+
+def test_with_workers_that_stay_evaluation_sees_what_is_given_and_set(make_trainer, images):
+    trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    sizes = []
+    normalize = trainer.images.normalize
+    trainer.images.normalize = lambda batch: (sizes.append(batch["pixel_values"].shape), normalize(batch))[1]
+    trainer.evaluate()
+    trainer.evaluate(images["validation"].select(range(3)))
+    trainer.set_transforms(*image_transforms(trainer.model, image_size=48))
+    trainer.evaluate()
+    assert sizes == [(11, 3, 32, 32), (3, 3, 32, 32), (11, 3, 48, 48)]
+
+
 def test_tta_averages_logits_or_with_beta_probabilities(make_trainer):
     trainer = make_trainer()
     log_plain = trainer.log_predictions()

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,18 +76,27 @@ class ShardStore:
         """The shards that are not there or are damaged; a damaged one is named in a warning."""
         return [shard for shard in range(self.num_shards) if not self._is_intact(shard)]
 
-    def check_space(self, size: int, what: str, limit_gb: float, argument: str) -> None:
+    def check_shared(self) -> None:
+        """Raise an OSError if shards are missing that another process of this run wrote."""
+        if self.missing():
+            raise OSError(
+                f"{self.folder} lacks what other processes of this run wrote: set HF_SGDR_CACHE to a folder that all "
+                "machines share."
+            )
+
+    def check_space(self, size: int, missing: Collection[int], what: str, limit_gb: float, argument: str) -> None:
         """Refuse before it starts what would not fit.
 
         Args:
             size (`int`): bytes that the whole will take.
+            missing (collection of `int`): the shards that are still to be written.
             what (`str`): what they are, for the message.
             limit_gb (`float`): budget in GB (1e9 bytes).
             argument (`str`): the argument that holds it.
 
         Raises:
             ValueError: if the size exceeds the budget.
-            OSError: if the disk has not that much room.
+            OSError: if the disk has not as much room as what is missing takes.
         """
         if size > limit_gb * 1e9:
             raise ValueError(
@@ -96,10 +105,12 @@ class ShardStore:
             )
         folder = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
         free = shutil.disk_usage(folder).free
-        if size > free:
+        needed = size * sum(len(self.shard_rows(shard)) for shard in missing) // self.rows
+        if needed > free:
+            more = " more" if needed < size else ""
             raise OSError(
-                f"{what} would take {size / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free: make room, or set "
-                "HF_SGDR_CACHE to a folder on another disk."
+                f"{what} would take {needed / 1e9:.2f} GB{more}, but {folder} has {free / 1e9:.2f} GB free: make room, "
+                "or set HF_SGDR_CACHE to a folder on another disk."
             )
 
     def write_tensors(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:

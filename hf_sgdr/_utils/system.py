@@ -132,8 +132,8 @@ def followed(items: Iterable[T], desc: str, total: int, **kwargs: Any) -> Iterat
 
 
 def available_memory() -> int:
-    """Bytes that processes of this machine may still take without swapping."""
-    return int(psutil.virtual_memory().available)
+    """Bytes that this process may still take without swapping, if all processes of this run take as many."""
+    return int(psutil.virtual_memory().available) // _local_world_size()
 
 
 def keep_freed_memory() -> bool:

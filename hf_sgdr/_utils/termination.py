@@ -4,7 +4,9 @@ What trains notes the signal, saves a checkpoint and ends; everything else ends 
 written there is whole or not at all. A second signal ends the process wherever it is.
 """
 
+import atexit
 import functools
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -33,6 +35,22 @@ def catch_sigterm() -> None:
     """From now on the first SIGTERM raises [`Terminated`], in what is [`deferred`] later; a second one ends at once."""
     if threading.current_thread() is threading.main_thread():  # no other may
         signal.signal(signal.SIGTERM, _on_sigterm)
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)
+
+
+def is_caught() -> bool:
+    """Whether this process called [`catch_sigterm`]."""
+    return signal.getsignal(signal.SIGTERM) is _on_sigterm
+
+
+def _kill_workers() -> None:
+    """End what ignores the SIGTERM by which multiprocessing, whose function at exit comes next, would end it."""
+    if workers := [process for process in multiprocessing.active_children() if process.daemon]:
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's data loader would call it an error
+        for worker in workers:
+            worker.kill()
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -4,10 +4,13 @@ Under a random transform an image is kept whole, its shorter side as long as the
 its view from that. Under another one the view itself is kept, so nothing is left to do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from hf_sgdr._utils.files import FileIdentity
@@ -18,6 +21,8 @@ from hf_sgdr.data.images import pixel_versions, readers
 
 logger = logging.get_logger(__name__)
 
+# What an error may be in another process, where its own type may not be known.
+_KINDS = (ValueError, TypeError, OSError, MemoryError, ArithmeticError)
 # So many images tell, before it starts, how much room all will take.
 _SAMPLE = 32
 
@@ -85,7 +90,8 @@ def fill_cache(
         OSError: if the cache cannot be written, or the disk has not enough room.
     """
     cache = ImageCache(images)
-    todo = [shard for shard in cache.missing() if shard % world_size == rank]
+    missing = cache.missing()
+    todo = [shard for shard in missing if shard % world_size == rank]
     if not todo:
         return cache
 
@@ -95,7 +101,7 @@ def fill_cache(
     sample = range(0, len(images), max(1, len(images) // _SAMPLE))
     size = sum(readers().map(lambda index: decode(index).numel(), sample)) * len(images) // len(sample)
     logger.warning(f"{len(images)} decoded images will take about {size / 1e6:,.0f} MB in {cache.folder}.")
-    cache.check_space(size, f"{len(images)} decoded images", max_gb, "cache_disk_gb")
+    cache.check_space(size, missing, f"{len(images)} decoded images", max_gb, "cache_disk_gb")
     with progress_bar(progress, sum(len(cache.shard_rows(shard)) for shard in todo), bars=bars) as bar:
         for shard in todo:
             flat, sizes = [], []
@@ -105,6 +111,23 @@ def fill_cache(
                 bar.update()
             cache.write_tensors(shard, {"pixels": torch.cat(flat), "sizes": torch.tensor(sizes, dtype=torch.int32)})
     return cache
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """After the body all processes wait for each other; an error in one of them is raised in all, instead of a wait."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if accelerator.num_processes > 1:
+        kind = next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)
+        for rank, told in enumerate(gather_object([None if error is None else (kind, str(error))])):
+            if told is not None and error is None:
+                error = told[0](f"Process {rank}: {told[1]}")
+    if error is not None:
+        raise error
 
 
 class CacheArguments(Protocol):
@@ -138,14 +161,17 @@ class ImageCaches:
         for rows, depends_on, cache in self._open:
             if rows is dataset and depends_on == kept:
                 return cache
-        cache = fill_cache(
-            images,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            progress=f"Decoding ({name})" if self.accelerator.is_local_main_process else None,
-            bars=not self.args.disable_tqdm,
-            max_gb=self.args.cache_disk_gb,
-        )
-        self.accelerator.wait_for_everyone()
-        self._open.append((dataset, kept, cache.open()))
+        with together(self.accelerator):
+            cache = fill_cache(
+                images,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                progress=f"Decoding ({name})" if self.accelerator.is_local_main_process else None,
+                bars=not self.args.disable_tqdm,
+                max_gb=self.args.cache_disk_gb,
+            )
+        with together(self.accelerator):
+            cache.check_shared()
+            cache.open()
+        self._open.append((dataset, kept, cache))
         return cache

@@ -13,7 +13,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from hf_sgdr._utils.termination import leave_sigterm_to_main_process
+from hf_sgdr._utils.termination import is_caught, leave_sigterm_to_main_process
 from hf_sgdr.data.hashes import image_hashes
 from hf_sgdr.data.images import has_own_transform, read_image, readers, undecoded
 from hf_sgdr.data.labels import LabelEncoder, column_values, label_names
@@ -76,6 +76,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.cache = cache
         self.renders_on_device = renders_on_device
+        self._leaves_sigterm = is_caught()  # otherwise workers end by it, as multiprocessing expects at exit
         # In shared memory, so that persistent workers see a new epoch too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -90,7 +91,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         row = self.rows[index]
         seed = (self.seed, int(self._epoch), index)
         item: dict[str, Any] = {}
-        if self.renders_on_device:
+        if self.renders_on_device and self.transform.is_random:
             image = row[self.image_column] if self.cache is None else self.cache[index]
             item["pixel_values"], view = self.transform.unrendered(image, seed)
             if view is not None:
@@ -109,7 +110,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         lock, no batch is copied between processes, and no fork makes the parent's memory copy-on-write.
         """
         if get_worker_info() is not None:
-            leave_sigterm_to_main_process()
+            if self._leaves_sigterm:
+                leave_sigterm_to_main_process()
         elif len(indices) > 1:
             return list(readers().map(self.__getitem__, indices))
         return [self[index] for index in indices]

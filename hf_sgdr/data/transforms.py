@@ -105,7 +105,7 @@ class ImageTransform:
         Reading, zooming and cutting out is done, which is all that pictures of different sizes need one by one.
 
         Args:
-            image: as for `pixels`, or what `to_keep` made of it.
+            image: as for `pixels`, or, where views are random, what `to_keep` made of it.
             seed (`tuple[int, ...]`): names the view.
 
         Returns:
@@ -113,7 +113,7 @@ class ImageTransform:
             (8,); None where they are the view itself.
         """
         if not self.is_random:
-            return (image if isinstance(image, torch.Tensor) else self.pixels(image, seed)), None
+            return self.pixels(image, seed), None
         picture, view = self._drawn(read_pixels(image, self._highest_zoom), seed)
         if view is None:
             return picture, None

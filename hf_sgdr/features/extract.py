@@ -87,7 +87,8 @@ def extract_features(
         )
     boundary = at if isinstance(at, Boundary) else Boundary.at_head(model, at)
     store = FeatureStore(_depends_on(model, boundary, images, transform, dtype), len(images))
-    todo = [shard for shard in store.missing() if shard % world_size == rank]
+    missing = store.missing()
+    todo = [shard for shard in missing if shard % world_size == rank]
     if not todo:
         logger.info(f"Features of {len(images)} images are read from {store.folder}.")
         return store
@@ -101,7 +102,8 @@ def extract_features(
         f"Features before {boundary.name}: {shape} of {str(row.dtype).removeprefix('torch.')}, "
         f"{size / 1e6:,.1f} MB in all."
     )
-    store.check_space(size, f"Features before {boundary.name} of {len(images)} images", max_gb, "cache_disk_gb")
+    what = f"Features before {boundary.name} of {len(images)} images"
+    store.check_space(size, missing, what, max_gb, "cache_disk_gb")
     batches = [
         list(store.shard_rows(shard)[start : start + batch_size])
         for shard in todo

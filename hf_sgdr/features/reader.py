@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_sgdr._utils import scoped
 from hf_sgdr._utils.system import available_memory, progress_bar
-from hf_sgdr.data.cache import CacheArguments
+from hf_sgdr.data.cache import CacheArguments, together
 from hf_sgdr.data.dataset import ImageDataset
 from hf_sgdr.data.inputs import ImageInputs
 from hf_sgdr.data.stream import is_stream, stream_chunks
@@ -22,6 +22,7 @@ from hf_sgdr.features.extract import extract_features, resolve_feature_dtype
 from hf_sgdr.features.head import FeatureDataset, HeadClassifier, Rows
 from hf_sgdr.features.store import FeatureStore, module_hash, stacked
 from hf_sgdr.models.boundary import Boundary
+from hf_sgdr.optim.folds import folds_of_views
 from hf_sgdr.optim.layer_groups import LayerGroups
 from hf_sgdr.optim.solve import HeadSolution, solve_head
 
@@ -42,6 +43,10 @@ class ExtractionArguments(CacheArguments, Protocol):
     @property
     def eval_batch_size(self) -> int:
         """Images of an evaluation step."""
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,19 @@ class PrecomputedFeatures:
         """Where the frozen groups end, or would end with so many frozen.
 
         Raises:
-            ValueError: if nothing is frozen, or the model cannot be cut there.
+            ValueError: if nothing is frozen, the model cannot be cut there, or several GPUs would train what follows.
         """
         frozen, size = self.groups.frozen if frozen is None else frozen, self.images.eval_transform.spec.size
         key = (self.groups, frozen, size)
         if key not in self._boundaries:
             self._boundaries[key] = Boundary.at_boundary(self.groups, size, frozen)
-        return self._boundaries[key]
+        boundary = self._boundaries[key]
+        if boundary.skipped is not None and self.args.n_gpu > 1:  # nn.DataParallel's threads would share its features
+            raise ValueError(
+                f"The {self.args.n_gpu} GPUs of one process cannot train on stored activations: start a process for "
+                "each (accelerate launch --multi_gpu), set CUDA_VISIBLE_DEVICES=0, or train with precompute=False."
+            )
+        return boundary
 
     def check(self) -> None:
         """Raise a ValueError, before anything changes, if there can be no features with what is frozen now."""
@@ -150,7 +161,8 @@ class PrecomputedFeatures:
 
         Args:
             rows (`datasets.Dataset`): images and labels.
-            **options: see there; `sample_weight` may be a function of the labels.
+            **options: see there; `sample_weight` may be a function of the labels, and `folds` rows or masks of the
+                images, whose views follow them.
 
         Raises:
             ValueError: see there; or the model cannot be cut at a linear head.
@@ -163,6 +175,8 @@ class PrecomputedFeatures:
         groups = torch.arange(count).repeat(views)
         if callable(options.get("sample_weight")):
             options["sample_weight"] = options["sample_weight"](labels)
+        if isinstance(folds := options.get("folds"), Sequence):
+            options["folds"] = folds_of_views(folds, count, views)
         options |= {"groups": groups.numpy(), "num_classes": linear.out_features}
         return solve_head(stacked(dataset.views), labels, **options)
 
@@ -190,7 +204,7 @@ class PrecomputedFeatures:
         columns = (self.images.image_column, self.images.label_column)
         own: list[tuple[list[Any], list[tuple[Any, int]]]] = []
         what = "Features (stream)" if self.accelerator.is_local_main_process else None
-        with progress_bar(what, bars=not self.args.disable_tqdm) as bar:
+        with together(self.accelerator), progress_bar(what, bars=not self.args.disable_tqdm) as bar:
             for chunk, rows in enumerate(stream_chunks(stream, *columns, rank=rank, world_size=world_size)):
                 numbers = [number and number + chunk * (count - 1) for number in range(count)]  # views of their own
                 views = [self.images.view(rows, number) for number in numbers]
@@ -199,10 +213,11 @@ class PrecomputedFeatures:
                 bar.update(len(rows))
         every = gather_object(own) if world_size > 1 else own
         parts = [[FeatureStore(*stores[view]) for _, stores in every] for view in range(count)]
-        size = sum(store.open().nbytes for view in parts for store in view)
-        budget = self.args.feature_memory_gb
-        is_small = size <= (available_memory() / 2 if budget is None else budget * 1e9)
-        views_of_all = [stacked([store.read() if is_small else store.open() for store in view]) for view in parts]
+        with together(self.accelerator):
+            for store in (store for view in parts for store in view):
+                store.check_shared()
+            is_small = sum(store.open().nbytes for view in parts for store in view) <= self._memory_limit(0)
+            views_of_all = [stacked([store.read() if is_small else store.open() for store in view]) for view in parts]
         labels = torch.as_tensor([label for labels, _ in every for label in labels])
         dataset = FeatureDataset(views_of_all, labels)
         self._streams = {key: (stream, dataset)}  # with the stream, so that its id stays its own
@@ -217,10 +232,12 @@ class PrecomputedFeatures:
     ) -> FeatureDataset:
         """The features of one or more views of the same images, the plain one first, with their labels."""
         count = len(views) - 1
-        features = [
-            self._rows(view, f"{name}, view {number} of {count}" if number else name, dtype, boundary)
+        stores = [
+            self._filled(view, f"{name}, view {number} of {count}" if number else name, dtype, boundary)
             for number, view in enumerate(views)
         ]
+        with together(self.accelerator):
+            features = self._within_budget(stores, name)
         if count:
             megabytes = sum(view.nbytes for view in features) / 1e6
             logger.warning(
@@ -244,39 +261,51 @@ class PrecomputedFeatures:
                 **options,
             )
 
-    def _rows(self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None) -> Rows:
-        store = self._stored(
-            images,
-            wanted_dtype,
-            boundary or self.boundary(),
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            progress=f"Features ({name})" if self.accelerator.is_local_main_process else None,
-            bars=not self.args.disable_tqdm,
-        )
-        self.accelerator.wait_for_everyone()
-        if store.key not in self._read:
-            self._read[store.key] = self._within_budget(store, name)
-        return self._read[store.key]
-
-    def _within_budget(self, store: FeatureStore, name: str) -> Rows:
-        """In memory if they fit, in place of those read longest ago if need be; else row by row from disk."""
-        on_disk = store.open()
-        in_memory = {key: rows.nbytes for key, rows in self._read.items() if isinstance(rows, torch.Tensor)}
-        budget = self.args.feature_memory_gb
-        # what is held already may be given up for it
-        limit = available_memory() / 2 + sum(in_memory.values()) if budget is None else budget * 1e9
-        if on_disk.nbytes > limit:
-            logger.warning(
-                f"Features ({name}) take {on_disk.nbytes / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB of "
-                "memory that they may (feature_memory_gb): they are read from disk, row by row."
+    def _filled(
+        self, images: ImageDataset, name: str, wanted_dtype: str, boundary: Boundary | None = None
+    ) -> FeatureStore:
+        """The store of images, once all processes have written their parts."""
+        with together(self.accelerator):
+            return self._stored(
+                images,
+                wanted_dtype,
+                boundary or self.boundary(),
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                progress=f"Features ({name})" if self.accelerator.is_local_main_process else None,
+                bars=not self.args.disable_tqdm,
             )
-            return on_disk
-        for key in list(in_memory):
-            if on_disk.nbytes + sum(in_memory.values()) <= limit:
-                break
-            del self._read[key], in_memory[key]
-        return store.read()
+
+    def _within_budget(self, stores: Sequence[FeatureStore], name: str) -> list[Rows]:
+        """In memory if all fit, in place of those read longest ago if need be; else row by row from disk."""
+        if not all(store.key in self._read for store in stores):
+            for store in stores:
+                store.check_shared()
+            on_disk = {store.key: store.open() for store in stores}
+            size = sum(rows.nbytes for rows in on_disk.values())
+            in_memory = {key: rows.nbytes for key, rows in self._read.items() if isinstance(rows, torch.Tensor)}
+            limit = self._memory_limit(sum(in_memory.values()))
+            if size > limit:
+                logger.warning(
+                    f"Features ({name}) take {size / 1e9:.2f} GB, more than the {limit / 1e9:.2f} GB of memory that "
+                    "they may (feature_memory_gb): they are read from disk, row by row."
+                )
+                self._read |= on_disk
+            else:
+                others = {key: bytes_held for key, bytes_held in in_memory.items() if key not in on_disk}
+                for key in list(others):
+                    if size + sum(others.values()) <= limit:
+                        break
+                    del self._read[key], others[key]
+                for store in stores:
+                    if store.key not in in_memory:
+                        self._read[store.key] = store.read()
+        return [self._read[store.key] for store in stores]
+
+    def _memory_limit(self, held: int) -> float:
+        """Bytes that features may take in memory; those that are held already may be given up for others."""
+        budget = self.args.feature_memory_gb
+        return available_memory() / 2 + held if budget is None else budget * 1e9
 
 
 @contextmanager

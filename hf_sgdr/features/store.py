@@ -114,18 +114,20 @@ class _Stack:
         self._parts = parts
         self._starts = np.cumsum([0, *map(len, parts)])
         self.shape = torch.Size([len(self), *parts[0].shape[1:]])
+        self.dtype = parts[0].dtype
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
-        wanted = torch.as_tensor(rows)
+        given = torch.as_tensor(rows)
+        wanted = given.reshape(-1)
         owners = np.searchsorted(self._starts, wanted.numpy(), side="right") - 1
-        result = torch.empty((len(wanted), *self.shape[1:]), dtype=self._parts[0].dtype)
+        result = torch.empty((len(wanted), *self.shape[1:]), dtype=self.dtype)
         for number in np.unique(owners):
             chosen = torch.from_numpy(owners == number)
             result[chosen] = self._parts[number][wanted[chosen] - int(self._starts[number])]
-        return result
+        return result.view([*given.shape, *self.shape[1:]])
 
 
 def stacked(parts: Sequence[torch.Tensor | RowsOnDisk]) -> Any:

@@ -58,7 +58,8 @@ def checked_folds(
     """[`stratified_folds`] for a number; given ones as they are, if they are rows of the data.
 
     Raises:
-        ValueError: if a fold has no rows to train on or none held out, or names a row that is not there.
+        ValueError: if a fold has no rows to train on or none held out, names a row that is not there, or is a mask of
+            another length.
     """
     if not isinstance(folds, Sequence):
         return stratified_folds(labels, folds, seed, groups)
@@ -76,4 +77,22 @@ def checked_folds(
 def _positions(rows: Any, count: int) -> NDArray[np.int64]:
     """Rows by their numbers, of a mask as well."""
     given = np.asarray(rows)
-    return np.flatnonzero(given) if given.dtype == bool and given.shape == (count,) else given.astype(np.int64)
+    if given.dtype != bool:
+        return given.astype(np.int64)
+    if given.shape != (count,):
+        raise ValueError(f"folds has a mask of shape {given.shape} for {count} rows: must be one value a row.")
+    return np.flatnonzero(given)
+
+
+def folds_of_views(folds: Sequence[tuple[Any, Any]], images: int, views: int) -> list[tuple[Any, ...]]:
+    """Folds by images as those of all their views, which lie one set after the other; folds by rows as they are."""
+
+    def all_views(part: NDArray[Any]) -> NDArray[Any]:
+        numbers = np.flatnonzero(part) if part.dtype == bool else part.astype(np.int64)
+        return (numbers + images * np.arange(views)[:, None]).reshape(-1)
+
+    given = [tuple(np.asarray(part) for part in fold) for fold in folds]
+    parts = [part for fold in given for part in fold]
+    if all(part.shape == (images,) if part.dtype == bool else (part < images).all() for part in parts):
+        return [tuple(map(all_views, fold)) for fold in given]
+    return list(given)

@@ -7,7 +7,7 @@ import copy
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,7 +330,7 @@ class SGDRTrainer(Trainer):
 
         Args:
             strengths, folds, seed, sample_weight: see [`~hf_sgdr.optim.solve.solve_head`]; `args.class_weights` weigh
-                by default.
+                by default, and folds are of images, whose views follow them.
 
         Returns:
             [`HeadSolution`]: how good it is in cross-validation, too.
@@ -589,13 +589,15 @@ class SGDRTrainer(Trainer):
             own = self._evaluation_images(own)
         else:
             eval_dataset = self._evaluation_images(eval_dataset)
-        with scoped.attributes(self, eval_dataset=own):
-            return self._not_empty(super().get_eval_dataloader(eval_dataset))
+        with scoped.attributes(self, eval_dataset=own), self._evaluation_loaders():
+            return super().get_eval_dataloader(eval_dataset)
 
     @override
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Images in batches, as evaluation sees them."""
-        return self._not_empty(super().get_test_dataloader(self._evaluation_images(test_dataset)))
+        images = self._evaluation_images(test_dataset)
+        with self._evaluation_loaders():
+            return super().get_test_dataloader(images)
 
     @override
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -874,19 +876,19 @@ class SGDRTrainer(Trainer):
             if isinstance(callback, SnapshotCallback):
                 callback.losses = judged_losses(self)
         start = time.perf_counter()
-        checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
-        self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
-        self._checkpoints.limit = self.args.save_total_limit
-        with self.on_features():
-            batches = len(self.get_train_dataloader())
-            self._steps_per_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
-            in_loop = scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step))
-            with termination.deferred(), clear_disk_errors(self.args.output_dir), in_loop:
-                try:
+        try:
+            checkpoint, self._checkpoints.resumed, step = checkpoint_to_resume(resume, Path(self.args.output_dir))
+            self.num_fits = self._checkpoints.resumed.get("num_fits", self.num_fits)  # its augmentations go on
+            self._checkpoints.limit = self.args.save_total_limit
+            with self.on_features():
+                batches = len(self.get_train_dataloader())
+                self._steps_per_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
+                in_loop = scoped.attributes(self, args=loop_arguments(self.args, self._steps_per_epoch, step))
+                with termination.deferred(), clear_disk_errors(self.args.output_dir), in_loop:
                     output = super().train(checkpoint, trial, ignore_keys)
-                except BaseException:
-                    self.num_fits = begun  # the same call goes on with `resume_from_checkpoint=True`
-                    raise
+        except BaseException:
+            self.num_fits = begun  # the same call goes on with `resume_from_checkpoint=True`
+            raise
         record = fit_record(
             self.state,
             self.schedule,
@@ -916,7 +918,7 @@ class SGDRTrainer(Trainer):
             self.classes = self.classes.counted(session.train_dataset.labels)
         args = copy.copy(self.args)
         args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
-        args.dataloader_prefetch_factor = None
+        args.dataloader_prefetch_factor = args.dataloader_multiprocessing_context = None
         replaced = {"model": session.model, "model_wrapped": session.model, "_groups_on_features": session.groups}
         replaced |= {"train_dataset": session.train_dataset, "eval_dataset": session.eval_dataset}
         try:
@@ -978,6 +980,10 @@ class SGDRTrainer(Trainer):
         images = self.images.evaluation(rows, name=own)
         images.require_equal_labelling()
         return images
+
+    def _evaluation_loaders(self) -> AbstractContextManager[None]:
+        """Inside, loaders give every image, and none is kept, which would show old images; for data of evaluation."""
+        return scoped.attributes(self.args, dataloader_drop_last=False, dataloader_persistent_workers=False)
 
     def _not_empty(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         if self.args.dataloader_drop_last and hasattr(loader, "__len__") and len(loader) == 0:
