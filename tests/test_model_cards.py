@@ -164,6 +164,12 @@ def test_a_reference_card_claims_nothing_false(run):
     assert data.license == ("apache-2.0" if run == "demo" else "unknown")
 
 
+def test_readmes_picture_is_that_of_a_reference_run():
+    root = Path(__file__).parents[1]
+    picture = (root / "docs" / "lesson.png").read_bytes()
+    assert picture == (root / "model_cards" / "dogscats" / "run.png").read_bytes()
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_folder_of_a_card_holds_its_pictures_and_no_weights(run):
     text = (CARDS / run / "README.md").read_text(encoding="utf-8")

@@ -73,7 +73,8 @@ def plot_range_test(
         ax.legend(frameon=False, loc="upper left", fontsize=8)
     if suggestion is None and why:
         text = "\n".join(textwrap.wrap(f"No suggestion: {why}.", 58))
-        ax.text(0.02, 0.03, text, transform=ax.transAxes, va="bottom", fontsize=8, color=MARK, bbox=BACKED)
+        # below the legend, where the curve leaves room until it takes off
+        ax.text(0.02, 0.84, text, transform=ax.transAxes, va="top", fontsize=8, color=MARK, bbox=BACKED)
     tidy(ax)
     return ax
 

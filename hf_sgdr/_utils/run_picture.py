@@ -74,6 +74,7 @@ def _plot_metrics(fits: Fits, ax: Axes, metrics: Sequence[str], best: Any, solve
     _mark_levels(ax, fits, f"eval_{metrics[0]}", best, solved)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.05 * (high - low), high + 0.2 * (high - low))  # the names of the fits have room above
+    ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 1])
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_title("validation")
     _finish(ax, fits)
