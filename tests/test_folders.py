@@ -335,3 +335,11 @@ def test_empty_cells_of_a_data_set_of_the_hub(tmp_path, make_image_folder):
 def test_classes_may_hold_the_same_folders(tmp_path, make_image_folder):
     make_image_folder(tmp_path, {"cats": {"in": 2, "out": 2}, "dogs": {"in": 2, "out": 2}})
     assert load_image_folder(tmp_path)["train"].features["label"].names == ["cats", "dogs"]
+
+
+@pytest.mark.parametrize("named", [{"label_column_name": "kind"}, {"label_delimiter": ";"}])
+@pytest.mark.parametrize("pattern", [None, r"^(\d)"])
+def test_columns_and_delimiters_are_refused_where_no_table_is_read(tmp_path, make_image_folder, named, pattern):
+    root = make_image_folder(tmp_path, {"": {"a": 2, "b": 2}})
+    with pytest.raises(ValueError, match=r"are of a table, and no metadata\.csv, .* is read here: leave them out"):
+        load_image_folder(root, label_pattern=pattern, **named)

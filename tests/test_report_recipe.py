@@ -424,7 +424,9 @@ def test_all_images_of_a_folder_that_is_not_that_of_training_are_evaluated(
     assert "None of these images" in done.out
 
 
-def test_all_images_of_a_table_that_is_not_that_of_training_are_evaluated(place, tmp_path, evaluate, make_image_folder):
+def test_all_images_of_a_table_that_is_not_that_of_training_are_evaluated(
+    place, tmp_path, evaluate, saved_run, make_image_folder
+):
     make_image_folder(tmp_path, {"foreign": {"birds": 4, "cats": 4}})
     files = sorted((tmp_path / "foreign").rglob("*.jpg"))
     rows = "".join(f"{file.relative_to(tmp_path)},{file.parent.name}\n" for file in files)

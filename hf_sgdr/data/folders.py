@@ -29,7 +29,7 @@ from hf_sgdr.data.splits import (
     split_off,
     stratified_split,
 )
-from hf_sgdr.data.tables import labelled_splits, rows_of_metadata
+from hf_sgdr.data.tables import METADATA, labelled_splits, rows_of_metadata
 
 logger = logging.get_logger(__name__)
 
@@ -82,7 +82,8 @@ def load_image_folder(
     Raises:
         FileNotFoundError: if `path` is not a folder.
         UnreadableImagesError: a `ValueError`, if images cannot be read; see `on_error`.
-        ValueError: if it holds no image, only one class, or a class that train lacks; or `validation_fraction` is off.
+        ValueError: if it holds no image, only one class, or a class that train lacks; `validation_fraction` is off; or
+            a column or a delimiter is named and there is no table.
     """
     check_on_error(on_error)
     root = Path(path)
@@ -112,6 +113,11 @@ def load_image_folder(
         parts = rows_of_metadata(folders, label_column_name, label_delimiter)
         if parts:
             return labelled_splits(parts, printable(root), validation_fraction, seed, on_error)
+    if label_delimiter is not None or label_column_name != "label":
+        raise ValueError(
+            f"{printable(root)}: label_column_name={label_column_name!r}, label_delimiter={label_delimiter!r} are of a "
+            f"table, and no {', '.join(METADATA)} is read here: leave them out."
+        )
     by_class = _by_pattern(label_pattern) if label_pattern is not None else _images_by_class
     by_split = {"train": by_class(train_root)}
     _check_train(by_split["train"], train_root)  # before all images are looked at
