@@ -1,9 +1,11 @@
 """The commands of README and docs, as they stand there, on made-up images, a tiny model and a Hub of the tests."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,21 @@ def test_all_other_commands_run_one_after_the_other(hub, tmp_path, make_image_fo
             ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_the_benchmark_of_the_start_finds_all_that_it_times(tmp_path, make_image_folder):
+    make_image_folder(tmp_path / "images", {"train": {"cats": 16, "dogs": 16}, "valid": {"cats": 4, "dogs": 4}})
+    words = ["--data_dir", "images", "--model", "test_resnet", "--pretrained", "false", "--image_size", "32"]
+    words += ["--stages", "precomputed", "--n_aug", "0", "--output_dir", "out", "--per_device_train_batch_size", "8"]
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "benchmarks" / "start.py"), "seconds.json", *words],
+        env={**os.environ, "HF_SGDR_CACHE": str(tmp_path / "cache"), "HF_SGDR_BENCHMARK_STARTED": str(time.time())},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    assert seconds.pop("images") == 40
+    assert [kind for kind, spent in seconds.items() if spent == 0] == []
