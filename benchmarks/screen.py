@@ -50,6 +50,7 @@ class Variant:
 VARIANTS = {
     "plain": Variant(),
     "twice the rate": Variant(rate=2.0),
+    **{f"{share} of the rate": Variant(rate=share) for share in (0.1, 0.2, 0.4, 0.8)},
     "batch norms move": Variant(batch_norm_still=False),
     "label smoothing .1": Variant(smoothing=0.1),
     "mixup .2": Variant(mixup=0.2),

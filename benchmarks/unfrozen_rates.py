@@ -4,7 +4,7 @@
     python benchmarks/unfrozen_rates.py --data_dir FOLDER [--sets trash dogscats] [--seed 42] [--output FILE]
 
 FOLDER is that of quality.py. Each stage begins at the head that is solved on stored views and trains two epochs in one
-cosine, each layer group at a third of the rate above it. FILE is JSON: for each set the loss of the solved head, the
+cosine, in the lesson's batches, each layer group at a third of the rate above it. FILE is JSON: for each set the loss of the solved head, the
 curve of the stage's range test, the head's rates, and for each the losses of the end and of the averages of start and
 end at a quarter, a half and three quarters. It is written after each rate.
 """
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from hf_sgdr import LESSON, average_with_start
 
-RATES = [float(f"{rate:.3g}") for rate in np.geomspace(2.5e-4, 0.128, 8)]
+RATES = [float(f"{rate:.3g}") for rate in np.geomspace(1.25e-4, 1.6e-2, 8)]
 EPOCHS = 2
 
 
@@ -41,7 +41,11 @@ def main() -> None:
     recorded: dict[str, Any] = {}
     for name in options.sets:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = solved_trainer(name, options.seed, "tf_efficientnet_lite0", options.data_dir, folder)
+            batch = ("--per_device_train_batch_size", str(LESSON[-1].max_batch_size))
+            views = 1 if name == "digits" else 4  # as demo.yaml and lesson.yaml have them
+            trainer = solved_trainer(
+                name, options.seed, "tf_efficientnet_lite0", options.data_dir, folder, views, *batch
+            )
             for curves in record(trainer, Path(folder, "start.safetensors")):
                 recorded[name] = curves
                 options.output.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")

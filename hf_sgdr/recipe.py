@@ -59,6 +59,8 @@ class Stage:
         views (`int`, *optional*, defaults to 0): with `precompute` or `solve`: augmented views of each training image
             that are stored beside the plain one, where the training transform augments; 0 is as the trainer's
             `precompute_views` say.
+        max_batch_size (`int`, *optional*): images of a training step on each process, where
+            `per_device_train_batch_size` is larger: from small data sets more steps, each farther from divergence.
         range_test_start, range_test_end (`float`, *optional*, default to 1e-7 and 10): the head's rates between which
             `lr="auto"` looks.
         range_test_steps (`int`, *optional*, defaults to 100): in so many steps.
@@ -83,6 +85,7 @@ class Stage:
     average: bool = False
     solve: bool = False
     views: int = 0
+    max_batch_size: int | None = None
     range_test_start: float = 1e-7
     range_test_end: float = 10.0
     range_test_steps: int = 100
@@ -124,9 +127,9 @@ class Stage:
             raise ValueError(f"{self.name}: lr={self.lr!r}: give a number, one a layer group, 'auto', or leave it out.")
         if isinstance(self.freeze_to, bool) or not isinstance(self.freeze_to, int):
             raise ValueError(f"{self.name}: freeze_to={self.freeze_to!r}: must be an integer: -1 the head only, 0 all.")
-        for name in ("cycles", "cycle_mult", "max_cycles", "cycle_len"):
+        for name in ("cycles", "cycle_mult", "max_cycles", "cycle_len", "max_batch_size"):
             value = getattr(self, name)
-            if name == "cycle_len" and value is None:
+            if name in ("cycle_len", "max_batch_size") and value is None:
                 continue
             value = require_whole(f"{self.name}: {name}", value, at_least=1)
             object.__setattr__(self, name, value)  # a plain int, for JSON
@@ -161,6 +164,10 @@ class Stage:
     def num_cycles(self) -> int:
         """How many cycles the stage has at most."""
         return self.max_cycles if self.until_overfitting else self.cycles
+
+    def batch_size(self, given: int) -> int:
+        """Images of a training step on each process, where the arguments say `given`."""
+        return given if self.max_batch_size is None else min(given, self.max_batch_size)
 
 
 def _plain(value: Any) -> Any:
@@ -206,11 +213,12 @@ LESSON: tuple[Stage, ...] = (
         max_cycles=2,
         from_best=True,
         average=True,
-        # A step through the whole network costs a thousand times one through the head: look where the answer is, which
-        # is a third of where the loss takes off, and at most the rate of the head.
-        range_test_start=1e-3,
-        range_test_end=0.1,
-        range_test_steps=16,
+        max_batch_size=16,
+        # From a solved head the loss has nowhere to fall. The test sees whether it takes off below the rate at which
+        # four data sets gained; a step through the whole network costs a thousand times one through the head.
+        range_test_start=1e-4,
+        range_test_end=1.5e-3,
+        range_test_steps=12,
     ),
 )
 

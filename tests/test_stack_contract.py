@@ -19,6 +19,7 @@ from hf_sgdr._utils._compat import (
     num_items_in_batch,
     restore_loss_counters,
     skip_gradient_norm,
+    training_batch_size,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +100,18 @@ def test_a_gradient_norm_that_nobody_asked_for_is_not_computed(trainer, monkeypa
     skip_gradient_norm(trainer)
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *args, **kwargs: pytest.fail("computed"))
     trainer.train()
+
+
+def test_steps_have_the_batch_size_inside_and_that_of_before_afterwards(trainer):
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [8]
+    with pytest.raises(KeyboardInterrupt), training_batch_size(trainer, 3):
+        assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [3, 3, 2]
+        trainer.train()
+        assert trainer.state.max_steps == 3
+        raise KeyboardInterrupt
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [8]
+    trainer.train()
+    assert trainer.state.max_steps == 1
 
 
 def test_prepared_models_are_forgotten():

@@ -20,7 +20,7 @@ from hf_sgdr import (
 )
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.training.progress import run_lock
-from hf_sgdr.training.stages import FALLBACK_LR, save_results
+from hf_sgdr.training.stages import BELOW_EDGE, BELOW_HEAD, FALLBACK_LR, save_results
 
 SPLITS = {"train": {"cats": 8, "dogs": 8}, "valid": {"cats": 4, "dogs": 4}}
 
@@ -100,6 +100,30 @@ def test_the_best_weights_of_all_stages_are_kept(trainer):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(results.best["eval_loss"], abs=1e-5)
 
 
+def test_a_stage_takes_at_most_so_many_images_a_step_also_in_its_range_test(make_trainer):
+    trainer, sizes = make_trainer(per_device_train_batch_size=8), []
+    stages = (
+        Stage("head", lr=1e-3),
+        Stage("small", lr="auto", range_test_steps=8, max_batch_size=3),
+        Stage("large", max_batch_size=100),
+    )
+    compute_loss = trainer.compute_loss
+
+    def noted(model, inputs, *args, **kwargs):
+        if model.training:
+            sizes.append(len(inputs["labels"]))
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = noted
+    run_stages(trainer, stages)
+    assert len(trainer.train_dataset) == 20
+    steps = [[8, 8, 4], [3] * 6 + [2], [8, 8, 4]]
+    assert sizes[:3] == steps[0]
+    assert max(sizes[3:11]) == 3  # of the range test
+    assert sizes[11:] == [*steps[1], *steps[2]]
+    assert trainer.args.per_device_train_batch_size == 8
+
+
 LRS = [10 ** (-6 + i / 10) for i in range(70)]
 
 
@@ -138,7 +162,7 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
     rate = run_stages(trainer, (Stage("head", lr="auto", precompute=True),)).stages[0]["learning_rates"][-1]
     assert "the range test suggests no rate" in logs.text
-    assert rate == (expected if expected is not None else pytest.approx(result.edge() / 3))
+    assert rate == (expected if expected is not None else pytest.approx(result.edge() / BELOW_EDGE))
 
 
 def test_a_found_rate_is_at_most_that_of_the_stage_before(trainer, monkeypatch, logs):
@@ -152,13 +176,22 @@ def test_a_found_rate_is_at_most_that_of_the_stage_before(trainer, monkeypatch, 
     assert logs.text.count("more than what the stage before had") == 1
 
 
-def test_where_layers_below_the_head_train_a_found_rate_is_at_most_a_third_of_the_heads(trainer, monkeypatch, logs):
-    result = range_test([1 / (1 + (lr / 1e-2) ** 0.8) for lr in LRS])
+@pytest.mark.parametrize(
+    ("losses", "head", "expected"),
+    [
+        ([0.01] * 70, 1e-2, 1e-2 / BELOW_HEAD),
+        ([0.01] * 70, 1e2, LRS[-1]),
+        ([0.01] * 20 + [5.0] * 50, 1e2, LRS[20] / BELOW_EDGE),
+        ([0.01] * 20 + [5.0] * 50, LRS[20] * BELOW_HEAD / 10, LRS[20] / 10),
+        ([1 / (1 + (lr / 1e-2) ** 0.8) for lr in LRS], 1e2, LRS[-1]),  # a head that was trained badly
+    ],
+    ids=["never takes off", "nor up to the end", "takes off", "takes off above the head's", "falls"],
+)
+def test_what_lies_below_a_trained_head_gets_how_far_a_rate_can_go(trainer, monkeypatch, losses, head, expected):
+    result = range_test(losses)
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
-    head = result.suggestion() * 2
-    stages = (Stage("head", lr=head), Stage("whole", lr="auto", freeze_to=0))
-    assert run_stages(trainer, stages).stages[1]["learning_rates"][-1] == pytest.approx(head / 3)
-    assert "more than a third of what the stage before had" in logs.text
+    stages = (Stage("head", lr=head, precompute=True), Stage("whole", lr="auto", freeze_to=0))
+    assert run_stages(trainer, stages).stages[1]["learning_rates"][-1] == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +315,8 @@ def test_evaluations_without_a_loss_end_the_stage(trainer, monkeypatch):
         ({"range_test_end": "high"}, "a: range_test_end='high': must be a number."),
         ({"freeze_to": "head"}, "a: freeze_to='head': must be an integer: -1 the head only, 0 all."),
         ({"freeze_to": False}, "a: freeze_to=False: must be an integer"),
+        ({"max_batch_size": 0}, "a: max_batch_size=0: must be an integer >= 1"),
+        ({"max_batch_size": "16"}, "a: max_batch_size='16': must be an integer >= 1"),
         ({"cycles": 99999999999}, "a: 99999999999 cycles with cycle_len=None, cycle_mult=1 are more than 100000"),
         ({"cycles": 90000, "cycle_len": 1, "cycle_mult": 2}, "a: 90000 cycles with cycle_len=1, cycle_mult=2 are more"),
         ({"cycles": 17, "cycle_len": 1, "cycle_mult": 2}, "a: 17 cycles with cycle_len=1, cycle_mult=2 are more than"),

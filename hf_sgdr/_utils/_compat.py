@@ -3,6 +3,8 @@
 `tests/test_stack_contract.py` fails with the name of what a release has moved.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +57,20 @@ def mean_training_loss(trainer: Trainer) -> float:
 def skip_gradient_norm(trainer: Trainer) -> None:
     """Compute no gradient norm where nothing is clipped, for the log alone (transformers 5.24, `_get_grad_norm`)."""
     setattr(trainer, "_get_grad_norm", lambda model, grad_norm=None: grad_norm)  # noqa: B010  # mypy: a method
+
+
+@contextmanager
+def training_batch_size(trainer: Trainer, size: int) -> Iterator[None]:
+    """Inside, a training step takes so many images on each process.
+
+    transformers 5.24: loaders have `Trainer._train_batch_size`, which its own search for a batch size sets, too.
+    """
+    before = trainer._train_batch_size, trainer.args.per_device_train_batch_size
+    try:
+        trainer._train_batch_size = trainer.args.per_device_train_batch_size = size
+        yield
+    finally:
+        trainer._train_batch_size, trainer.args.per_device_train_batch_size = before
 
 
 def forget_prepared_models(accelerator: Accelerator) -> None:

@@ -107,13 +107,15 @@ def falling(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float
 def edge(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """The lowest rate from which on the loss is half as high again as at first, and by a tenth; None if it never is.
 
-    A network that is trained already has no fall to read a rate from, but it has this edge.
+    A network that is trained already has no fall to read a rate from, but it has this edge. What is no more than the
+    noise of single batches is none.
     """
     raw = np.asarray(losses, dtype=np.float64)
     if len(raw) < MIN_STEPS:
         return None
     first = np.median(raw[: len(raw) // 4 + 1])
-    low = _gaussian(raw, max(MIN_WINDOW, WINDOW * len(raw))) <= max(DIVERGING * first, first + SLACK)
+    width = max(MIN_WINDOW, WINDOW * len(raw))
+    low = _gaussian(raw, width) <= max(DIVERGING * first, first + max(SLACK, NOISE_FACTOR * _chance(raw, width)))
     last_low = int(np.flatnonzero(low)[-1]) if low.any() else -1
     return float(lrs[last_low + 1]) if last_low + 1 < len(raw) else None
 
@@ -127,11 +129,8 @@ def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple[Curve, Curve,
     width = max(MIN_WINDOW, WINDOW * len(raw))
     curve = _smooth(raw)
     lowest = int(curve.argmin())
-    # Steps that diverge are no noise, so the scatter is measured by differences of neighbours, and by their median.
-    scatter = float(np.median(np.abs(np.diff(raw)))) / 0.954 if len(raw) > 1 else 0.0
-    chance = scatter / np.sqrt(2 * np.sqrt(np.pi) * width)
     fall = float(curve[: lowest + 1].max() - curve[lowest])
-    noise = NOISE_FACTOR * chance
+    noise = NOISE_FACTOR * _chance(raw, width)
     if fall <= max(noise, MIN_FALL * abs(float(curve[0]))):
         why = f"no more than its noise, {noise:.3g}" if fall <= noise else f"less than {MIN_FALL:.0%}"
         said = f"its smoothed curve falls by {fall:.3g} from {curve[0]:.3g}, {why}"
@@ -153,3 +152,12 @@ def _gaussian(values: Curve, width: float) -> Curve:
     steps = np.arange(len(values))
     weights = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / width) ** 2)
     return (weights @ values) / weights.sum(axis=1)
+
+
+def _chance(raw: Curve, width: float) -> float:
+    """How far chance alone moves the smoothed curve; at least two steps.
+
+    Steps that diverge are no noise, so the scatter is measured by differences of neighbours, and by their median.
+    """
+    scatter = float(np.median(np.abs(np.diff(raw)))) / 0.954
+    return float(scatter / np.sqrt(2 * np.sqrt(np.pi) * width))

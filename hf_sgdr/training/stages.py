@@ -12,6 +12,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_sgdr._utils import scoped
+from hf_sgdr._utils._compat import training_batch_size
 from hf_sgdr._utils.files import RUN_PICTURE, RUNS_FOLDER, clear_disk_errors
 from hf_sgdr._utils.store import replace_file
 from hf_sgdr.callbacks.best_weights import KeepBestWeights, judged_losses
@@ -35,8 +36,8 @@ logger = logging.get_logger(__name__)
 
 # Where nothing else says a rate: the lesson's own, which suits a fresh head.
 FALLBACK_LR = 1e-2
-# Where there is only an edge: so far below it.
-BELOW_EDGE = 3
+# Below where the range test sees the loss take off.
+BELOW_EDGE = 2
 # What trains below the head wants a lower rate than a fresh head did: so far below that one, at least.
 BELOW_HEAD = 3
 
@@ -86,7 +87,10 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
         for number, stage in enumerate(stages):
             if number < len(progress.stages):
                 continue
-            with scoped.attributes(trainer.args, precompute_views=_views(trainer, stage)):
+            with (
+                scoped.attributes(trainer.args, precompute_views=_views(trainer, stage)),
+                training_batch_size(trainer, stage.batch_size(trainer.args.per_device_train_batch_size)),
+            ):
                 if stage.precompute and not stage.solve and not any(before.precompute for before in stages[:number]):
                     _solve_beside(trainer, progress, best)
                 start = time.perf_counter()
@@ -333,23 +337,22 @@ def _rates(trainer: SGDRTrainer, stage: Stage, before: float | None) -> list[flo
 
 
 def _suggested(found: LRRangeResult, stage: Stage, before: float | None) -> float:
-    """The lesson's suggestion; else a third of where the loss takes off.
+    """The lesson's suggestion, at most the rate of the stage before; or how far a rate can go, where that is the question.
 
-    At most the rate of the stage before, and a third of it where layers below the head train, too.
+    From a head that is trained already the loss has nowhere to fall: what lies below it gets half of the rate at which
+    the loss takes off, or the last one that was tested, if it never does, and at most a third of the head's.
     """
-    most, share = before, ""
+    edge = found.edge()
+    bound = found.history["lr"][-1] if edge is None else edge / BELOW_EDGE
     if before is not None and stage.freeze_to != -1:
-        most, share = before / BELOW_HEAD, "a third of "
+        return min(bound, before / BELOW_HEAD)
     rate = found.suggestion()
-    if rate is not None and (most is None or rate <= most):
+    if rate is None:
+        reason, rate = f"suggests no rate ({found.reason})", min(bound, before or FALLBACK_LR)
+    elif before is None or rate <= before:
         return rate
-    if rate is not None:
-        reason = f"suggests {rate:.1e}, more than {share}what the stage before had"
     else:
-        reason = f"suggests no rate ({found.reason})"
-        edge = found.edge()
-        rate = edge / BELOW_EDGE if edge is not None else most or FALLBACK_LR
-    rate = min(rate, most or FALLBACK_LR)
+        reason, rate = f"suggests {rate:.1e}, more than what the stage before had", before
     logger.warning(f"{stage.name}: the range test {reason}; going on with {rate:.1e}.")
     return rate
 
