@@ -4,9 +4,9 @@
     python benchmarks/unfrozen_rates.py --data_dir FOLDER [--sets trash dogscats] [--seed 42] [--output FILE]
 
 FOLDER is that of quality.py. Each stage begins at the head that is solved on stored views and trains two epochs in one
-cosine, in the lesson's batches, each layer group at a third of the rate above it. FILE is JSON: for each set the loss of the solved head, the
-curve of the stage's range test, the head's rates, and for each the losses of the end and of the averages of start and
-end at a quarter, a half and three quarters. It is written after each rate.
+cosine, in the lesson's batches, each layer group at a third of the rate above it. FILE is JSON: for each set the loss
+of the solved head, the curve of the stage's range test, and for each rate the losses of the end and of the averages of
+start and end at a quarter, a half and three quarters. It is written after each rate.
 """
 
 import argparse

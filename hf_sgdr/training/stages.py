@@ -337,10 +337,11 @@ def _rates(trainer: SGDRTrainer, stage: Stage, before: float | None) -> list[flo
 
 
 def _suggested(found: LRRangeResult, stage: Stage, before: float | None) -> float:
-    """The lesson's suggestion, at most the rate of the stage before; or how far a rate can go, where that is the question.
+    """The lesson's suggestion, at most the rate of the stage before.
 
-    From a head that is trained already the loss has nowhere to fall: what lies below it gets half of the rate at which
-    the loss takes off, or the last one that was tested, if it never does, and at most a third of the head's.
+    With a head that is trained already the loss has nowhere to fall, and the question is how far a rate can go: what
+    lies below it gets half of the one at which the loss takes off, or the last one that was tested, if it never does,
+    at most a third of the head's.
     """
     edge = found.edge()
     bound = found.history["lr"][-1] if edge is None else edge / BELOW_EDGE
