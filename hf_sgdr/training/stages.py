@@ -89,7 +89,7 @@ def _run_stages(trainer: SGDRTrainer, stages: Sequence[Stage], resume: bool) -> 
                 continue
             with (
                 scoped.attributes(trainer.args, precompute_views=_views(trainer, stage)),
-                training_batch_size(trainer, stage.batch_size(trainer.args.per_device_train_batch_size)),
+                training_batch_size(trainer, stage.batch_size(trainer.args.train_batch_size)),
             ):
                 if stage.precompute and not stage.solve and not any(before.precompute for before in stages[:number]):
                     _solve_beside(trainer, progress, best)
