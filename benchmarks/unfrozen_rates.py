@@ -3,8 +3,8 @@
     pip install -e ".[bench,demo]"
     python benchmarks/unfrozen_rates.py --data_dir FOLDER [--sets trash dogscats] [--seed 42] [--output FILE]
 
-FOLDER is that of quality.py. Each stage begins at the head that is solved on stored views and trains two epochs in one
-cosine, in the lesson's batches, each layer group at a third of the rate above it. FILE is JSON: for each set the loss
+FOLDER is that of quality.py. Each stage begins at the head that is solved on stored views and trains as the lesson's last
+does, each layer group at a third of the rate above it. FILE is JSON: for each set the loss
 of the solved head, the curve of the stage's range test, and for each rate the losses of the end and of the averages of
 start and end at a quarter, a half and three quarters. It is written after each rate.
 """
@@ -26,8 +26,7 @@ from safetensors.torch import save_file
 
 from hf_sgdr import LESSON, average_with_start
 
-RATES = [float(f"{rate:.3g}") for rate in np.geomspace(1.25e-4, 1.6e-2, 8)]
-EPOCHS = 2
+RATES = [float(f"{rate:.3g}") for rate in np.geomspace(1.25e-4, 4e-3, 8)]
 
 
 def main() -> None:
@@ -78,7 +77,12 @@ def record(trainer: Any, start: Path) -> Iterator[dict[str, Any]]:
         begin = time.perf_counter()
         trainer.model.load_state_dict(weights)
         torch.manual_seed(0)
-        trainer.fit([rate * share for share in spread], 1, cycle_len=EPOCHS)
+        trainer.fit(
+            [rate * share for share in spread],
+            stage.num_cycles,
+            cycle_len=stage.cycle_len,
+            cycle_mult=stage.cycle_mult,
+        )
         for share, loss in average_with_start(trainer, start).items():
             curves["losses"][str(share)].append(round(loss, 5))
         curves["rates"].append(rate)
