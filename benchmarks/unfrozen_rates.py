@@ -3,10 +3,10 @@
     pip install -e ".[bench,demo]"
     python benchmarks/unfrozen_rates.py --data_dir FOLDER [--sets trash dogscats] [--seed 42] [--output FILE]
 
-FOLDER is that of quality.py. Each stage begins at the head that is solved on stored views and trains as the lesson's last
-does, each layer group at a third of the rate above it. FILE is JSON: for each set the loss
-of the solved head, the curve of the stage's range test, and for each rate the losses of the end and of the averages of
-start and end at a quarter, a half and three quarters. It is written after each rate.
+FOLDER is that of quality.py. Each stage begins at the head that is solved on stored views and trains as the last one of
+the lesson, each layer group at a third of the rate above it. FILE is JSON: for each set the loss of the solved head,
+the curve of the stage's range test, and for each rate the losses of the end and of the averages of start and end at a
+quarter, a half and three quarters. It is written after each rate.
 """
 
 import argparse
