@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_sgdr import LayerGroups, StagedUnfreezing
 from hf_sgdr.optim.range_test import LRRangeResult, LRRangeTest
-from hf_sgdr.optim.suggestions import smooth, smoothed_losses
+from hf_sgdr.optim.suggestions import edge, smooth, smoothed_losses
 
 
 class TwoLayers(nn.Module):
@@ -258,6 +258,19 @@ def test_the_edge_is_where_the_loss_takes_off():
     assert result.suggestion() is None
     assert 5e-3 < result.edge() < 2e-2
     assert falling_curve().edge() > 1
+
+
+def test_one_step_above_is_an_edge_only_where_it_ended_the_test():
+    lrs = list(np.geomspace(1e-4, 1.5e-3, 12))
+    noisy, high = [0.3, 0.2] * 5 + [0.2, 5.0], [0.3, 0.2] * 5 + [5.0, 5.0]
+    history = {"lr": lrs, "loss": noisy, "smoothed_loss": noisy, "learning_rates": []}
+    result = LRRangeResult(history, "finished")
+    assert edge(lrs, noisy) == lrs[-1]
+    assert result.edge() is None
+    assert dataclasses.replace(result, stop_reason="the loss was nan").edge() == lrs[-1]
+    assert dataclasses.replace(result, history={**history, "loss": high}).edge() == lrs[-2]
+    flat = {**history, "loss": [0.3] * 12}
+    assert dataclasses.replace(result, history=flat, stop_reason="the loss was nan").edge() == lrs[-1]
 
 
 def test_its_repr_is_one_short_line(stock_trainer):

@@ -72,8 +72,15 @@ class LRRangeResult:
         return rate
 
     def edge(self) -> float | None:
-        """The head's rate from which on the loss is half as high again as at first; None if it never is."""
-        return edge(self.history["lr"], self.history["loss"])
+        """The head's rate from which on the loss is half as high again as at first; None if it never is.
+
+        A test that ended early has it where it ended, at the latest; the last step of one that did not may be chance.
+        """
+        lrs = self.history["lr"]
+        rate, last = edge(lrs, self.history["loss"]), lrs[-1] if lrs else None
+        if self.stop_reason != "finished":
+            return last if rate is None else rate
+        return None if rate == last else rate
 
     def plot(
         self, ax: Axes | None = None, *, skip_start: int = 0, skip_end: int = 0, chosen: float | None = None
