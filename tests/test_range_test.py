@@ -262,7 +262,7 @@ def test_the_edge_is_where_the_loss_takes_off():
 
 def test_one_step_above_is_an_edge_only_where_it_ended_the_test():
     lrs = list(np.geomspace(1e-4, 1.5e-3, 12))
-    noisy, high = [0.3, 0.2] * 5 + [0.2, 5.0], [0.3, 0.2] * 5 + [5.0, 5.0]
+    noisy, high = [0.3, 0.2] * 5 + [0.2, 1.2], [0.3, 0.2] * 5 + [1.2, 1.2]
     history = {"lr": lrs, "loss": noisy, "smoothed_loss": noisy, "learning_rates": []}
     result = LRRangeResult(history, "finished")
     assert edge(lrs, noisy) == lrs[-1]
