@@ -35,7 +35,8 @@ class Stage:
     Args:
         name (`str`): names the stage's folder, log lines and plots.
         lr (`float`, `list[float]`, `"auto"` or None, *optional*, defaults to None): the highest rate, for the head or
-            one a layer group; "auto" finds it by the range test; None goes on with the rate of the stage before.
+            one a layer group; "auto" finds it by the range test, for layers below a head that a stage before has
+            trained as far as a rate can go, up to `range_test_end`; None goes on with the rate of the stage before.
         lr_spread (`float`, *optional*, defaults to 1.0): where one rate is given or found: each layer group's is this
             many times lower than that of the group above it. (Lesson step 6: 3 to 10.)
         cycles (`int`, *optional*, defaults to 1): how many cycles, or epochs without `cycle_len`.
