@@ -164,6 +164,16 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     assert rate == (expected if expected is not None else pytest.approx(result.edge() / BELOW_EDGE))
 
 
+def test_where_the_loss_falls_to_the_end_of_a_short_test_the_end_is_taken(trainer, monkeypatch):
+    lrs = [float(lr) for lr in np.geomspace(1e-4, 1.5e-3, 12)]
+    losses = [0.7 - 100 * lr for lr in lrs]
+    history = {"lr": lrs, "loss": losses, "smoothed_loss": losses, "learning_rates": [[lr] for lr in lrs]}
+    result = LRRangeResult(history, "finished", ["head"])
+    assert result.suggestion() == lrs[-1] / 10
+    monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
+    assert run_stages(trainer, (Stage("whole", lr="auto", freeze_to=0),)).stages[0]["learning_rates"][-1] == lrs[-1]
+
+
 def test_a_found_rate_is_at_most_that_of_the_stage_before(trainer, monkeypatch, logs):
     result = range_test([1 / (1 + (lr / 1e-2) ** 0.8) for lr in LRS])
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)

@@ -343,15 +343,16 @@ def _suggested(found: LRRangeResult, stage: Stage, before: float | None) -> floa
     lies below it gets half of the one at which the loss takes off, or the last one that was tested, if it never does,
     at most a third of the head's.
     """
-    edge = found.edge()
-    bound = found.history["lr"][-1] if edge is None else edge / BELOW_EDGE
+    edge, last = found.edge(), found.history["lr"][-1]
+    bound = last if edge is None else edge / BELOW_EDGE
     if before is not None and stage.freeze_to != -1:
         return min(bound, before / BELOW_HEAD)
     rate = found.suggestion()
     if rate is None:
         reason, rate = f"suggests no rate ({found.reason})", min(bound, before or FALLBACK_LR)
     elif before is None or rate <= before:
-        return rate
+        # Where the loss still falls at the end, the suggestion keeps a decade away: a test that ends low need not.
+        return max(rate, min(bound, before or FALLBACK_LR)) if rate == last / 10 else rate
     else:
         reason, rate = f"suggests {rate:.1e}, more than what the stage before had", before
     logger.warning(f"{stage.name}: the range test {reason}; going on with {rate:.1e}.")
