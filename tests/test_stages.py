@@ -164,6 +164,15 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
     assert rate == (expected if expected is not None else pytest.approx(result.edge() / BELOW_EDGE))
 
 
+def test_a_range_test_that_ended_at_once_leaves_its_lowest_rate(trainer, monkeypatch, logs):
+    result = LRRangeResult(dict.fromkeys(("lr", "loss", "smoothed_loss", "learning_rates"), []), "the loss was nan")
+    monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
+    stages = (Stage("head", lr="auto", range_test_start=1e-6), Stage("whole", lr="auto", freeze_to=0))
+    rates = [stage["learning_rates"][-1] for stage in run_stages(trainer, stages).stages]
+    assert rates == [1e-6, pytest.approx(1e-7)]
+    assert "the test has 0 steps" in logs.text
+
+
 def test_where_the_loss_falls_to_the_end_of_a_short_test_the_end_is_taken(trainer, monkeypatch):
     lrs = [float(lr) for lr in np.geomspace(1e-4, 1.5e-3, 12)]
     losses = [0.7 - 100 * lr for lr in lrs]

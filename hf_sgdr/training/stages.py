@@ -343,7 +343,7 @@ def _suggested(found: LRRangeResult, stage: Stage, before: float | None) -> floa
     lies below it gets half of the one at which the loss takes off, or the last one that was tested, if it never does,
     at most a third of the head's.
     """
-    edge, last = found.edge(), found.history["lr"][-1]
+    edge, last = found.edge(), (found.history["lr"] or [stage.range_test_start])[-1]
     bound = last if edge is None else edge / BELOW_EDGE
     if before is not None and stage.freeze_to != -1:
         return min(bound, before / BELOW_HEAD)
