@@ -165,7 +165,7 @@ def test_without_an_answer_a_stated_fallback_is_used_and_logged(trainer, monkeyp
 
 
 def test_a_range_test_that_ended_at_once_leaves_its_lowest_rate(trainer, monkeypatch, logs):
-    result = LRRangeResult(dict.fromkeys(("lr", "loss", "smoothed_loss", "learning_rates"), []), "the loss was nan")
+    result = LRRangeResult({key: [] for key in ("lr", "loss", "smoothed_loss", "learning_rates")}, "the loss was nan")
     monkeypatch.setattr(trainer, "lr_find", lambda *args, **kwargs: result)
     stages = (Stage("head", lr="auto", range_test_start=1e-6), Stage("whole", lr="auto", freeze_to=0))
     rates = [stage["learning_rates"][-1] for stage in run_stages(trainer, stages).stages]
