@@ -309,6 +309,23 @@ def test_where_there_is_no_suggestion_the_picture_has_the_reason_and_the_edge():
     assert " ".join(reason.split()).startswith("No suggestion: the loss does not clearly fall: its smoothed curve")
 
 
+def test_a_rate_above_the_suggestion_was_chosen_by_how_far_it_can_go():
+    result = falling_curve()
+    suggested, edge = result.suggestion(), result.edge()
+    below = words(result.plot(chosen=suggested / 2))
+    assert below == [*words(result.plot()), f"chosen: {suggested / 2:.1e}"]
+    assert words(result.plot(chosen=suggested * 2)) == [
+        f"below {edge:.1e}, where the loss takes off",
+        f"chosen: {suggested * 2:.1e}",
+    ]
+    lrs = result.history["lr"][:60]  # before it takes off
+    history = {"lr": lrs, "loss": result.history["loss"][:60], "smoothed_loss": [], "learning_rates": []}
+    assert words(LRRangeResult(history, "finished").plot(chosen=lrs[-1])) == [
+        "the loss does not take off",
+        f"chosen: {lrs[-1]:.1e}",
+    ]
+
+
 def test_ends_can_be_left_out_of_the_picture_and_still_count():
     result = falling_curve()
     ax = result.plot(skip_start=10, skip_end=5)

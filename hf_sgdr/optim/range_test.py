@@ -88,7 +88,8 @@ class LRRangeResult:
         """Loss against the head's rate, log axis, and what the lesson's suggestion follows from.
 
         Faintly the loss of each step, over it the smoothed curve that the rule reads. Shaded is where the loss falls,
-        or, where it does not, the rates below the one at which it takes off; then the reason is written inside.
+        or, where it does not, the rates below the one at which it takes off; then the reason is written inside. A rate
+        that was chosen above the suggestion was chosen by how far it can go, so the suggestion is left out.
 
         Args:
             ax (`Axes`, *optional*): where to draw; by default a new figure.
@@ -113,10 +114,14 @@ class LRRangeResult:
             why = (
                 "a tenth of the last, where it still falls" if is_unseen else f"where {FALLEN:.0%} of the fall is done"
             )
-        if (fall := falling(lrs, losses)) is not None:
+        if chosen is not None and rate is not None and chosen > rate:
+            rate = why = None
+        if rate is not None and (fall := falling(lrs, losses)) is not None:
             usable = (*fall, "the loss falls")
         elif (edge := self.edge()) is not None:
             usable = (lrs[0], edge, f"below {edge:.1e}, where the loss takes off")
+        elif chosen is not None and lrs:
+            usable = (lrs[0], lrs[-1], "the loss does not take off")
         drawn = slice(skip_start, stop)
         ax = plot_range_test(
             lrs[drawn],
