@@ -62,6 +62,7 @@ def plot_range_test(
     ax.set_ylabel("training loss: each step, and smoothed")
     if curve:
         lowest, highest = min(curve), max(curve[: max(1, len(curve) // 2)])
+        highest = max(curve) if max(curve) < 2 * highest else highest  # else it takes off
         room = max(highest - lowest, 1e-3 * abs(highest), 0.1)  # of losses near zero only the rise counts
         ax.set_ylim(lowest - 0.08 * room, highest + 0.5 * room)
     if suggestion is not None:
