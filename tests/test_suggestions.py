@@ -9,6 +9,7 @@ import pytest
 from hf_sgdr import LESSON
 from hf_sgdr.optim.range_test import LRRangeResult
 from hf_sgdr.optim.suggestions import SUGGESTIONS, edge, lesson, minimum, smoothed_losses, steep, valley
+from hf_sgdr.training.stages import BELOW_EDGE, BELOW_HEAD
 
 LRS = [float(lr) for lr in np.geomspace(1e-7, 10, 100)]
 REAL = json.loads((Path(__file__).parent / "data" / "range_tests.json").read_text())
@@ -130,6 +131,16 @@ def test_before_an_unfrozen_stage_the_rate_is_the_end_of_the_test_below_which_no
     assert lesson(lrs, losses)[0] is None  # from a solved head the loss has nowhere to fall
     assert LRRangeResult({"lr": lrs, "loss": losses}, "finished").edge() is None
     assert lrs[-1] == LESSON[-1].range_test_end
+
+
+@pytest.mark.parametrize("name", ["trash, batches of 64", "dogscats, batches of 64"])
+def test_half_of_the_edge_and_a_third_of_the_heads_rate_cost_little_where_they_bind(name):
+    recorded = UNFROZEN[name]
+    rate_at_edge = edge(recorded["range test"]["lr"], recorded["range test"]["loss"])  # None where it never takes off
+    rate = min(rate_at_edge / BELOW_EDGE if rate_at_edge else np.inf, recorded["head's rate"] / BELOW_HEAD)
+    kept = np.min([np.full(len(recorded["rates"]), recorded["solved"]), *recorded["losses"].values()], axis=0)
+    regret = np.interp(np.log(rate), np.log(recorded["rates"]), kept) - kept.min()
+    assert regret < 0.3 * (recorded["solved"] - kept.min())  # of what the best of the rates gains
 
 
 def test_on_trash_that_rate_has_a_third_of_what_the_best_of_eight_gains():
