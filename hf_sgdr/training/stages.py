@@ -331,7 +331,7 @@ def _rates(trainer: SGDRTrainer, stage: Stage, before: float | None) -> list[flo
         group_learning_rates=_spread(trainer, stage, 1.0),
     )
     rate = _suggested(found, stage, before)
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and found.history["lr"]:
         save_plot(found.plot(chosen=rate), Path(trainer.args.output_dir, f"{stage.name}-range-test.png"))
     return _spread(trainer, stage, rate)
 
